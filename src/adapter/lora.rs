@@ -87,8 +87,8 @@ impl LoraConfig {
         let (a, b) = device.memory_persistent_allocations((), |()| {
             let options = (device, FloatDType::F32.into());
             (
-                Tensor::random([d_in, rank], distribution, options).cast(self.dtype),
-                Tensor::zeros([rank, d_out], (device, self.dtype.into())),
+                Tensor::<2>::random([d_in, rank], distribution, options).cast(self.dtype),
+                Tensor::<2>::zeros([rank, d_out], (device, self.dtype.into())),
             )
         });
         self.with_factors(a, b)

@@ -5,6 +5,7 @@
 
 mod lora;
 
+pub(crate) use lora::cast;
 pub use lora::{Lora, LoraConfig, LoraInit};
 
 use burn::module::Module;

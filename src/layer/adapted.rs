@@ -2,7 +2,7 @@
 
 use burn::module::{Module, Param};
 use burn::nn::Linear;
-use burn::tensor::{ElementConversion, FloatDType, Tensor, assert_shape};
+use burn::tensor::{FloatDType, Tensor, assert_shape};
 
 use super::base::{FrozenLinear, rows};
 use super::nf4_linear::Nf4Linear;
@@ -94,7 +94,7 @@ impl<B: FrozenLinear, D: Delta> Adapted<B, D> {
     pub fn forward<const N: usize>(&self, x: Tensor<N>) -> Tensor<N> {
         let [d_in, d_out] = self.base.dims();
         assert_shape!(x, [.., d_in]);
-        rows(x, d_out, |x| self.delta.forward(x, &self.base.map()))
+        rows(x, d_out, |x| self.delta.forward(x, &self.base.frozen_map()))
     }
 
     /// One dense layer that computes the same: for an NF4 base, over its dequantised weight.

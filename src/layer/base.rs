@@ -10,7 +10,7 @@ use crate::nf4::Nf4Weight;
 /// A linear layer that can be the frozen base of an adapted one.
 pub trait FrozenLinear: Module {
     /// The base as a map on rows.
-    fn map(&self) -> impl FrozenMap;
+    fn frozen_map(&self) -> impl FrozenMap;
 
     /// `[d_in, d_out]`.
     fn dims(&self) -> [usize; 2];
@@ -57,7 +57,7 @@ impl FrozenMap for Nf4Map<'_> {
 }
 
 impl FrozenLinear for Linear {
-    fn map(&self) -> impl FrozenMap {
+    fn frozen_map(&self) -> impl FrozenMap {
         DenseMap { weight: self.weight.val(), bias: FrozenLinear::bias(self) }
     }
 

@@ -75,7 +75,7 @@ impl Nf4Linear {
     pub fn forward<const D: usize>(&self, x: Tensor<D>) -> Tensor<D> {
         let [d_in, d_out] = FrozenLinear::dims(self);
         assert_shape!(x, [.., d_in]);
-        rows(x, d_out, |x| FrozenLinear::map(self).apply(x))
+        rows(x, d_out, |x| self.frozen_map().apply(x))
     }
 
     /// A dense layer with the dequantised weight, rounded once to `dtype`, as frozen as this one.
@@ -89,7 +89,7 @@ impl Nf4Linear {
 }
 
 impl FrozenLinear for Nf4Linear {
-    fn map(&self) -> impl FrozenMap {
+    fn frozen_map(&self) -> impl FrozenMap {
         Nf4Map { weight: &self.weight, bias: FrozenLinear::bias(self) }
     }
 

@@ -221,12 +221,12 @@ fn words(words: Vec<i32>, device: &Device) -> Param<Tensor<1, Int>> {
 
 fn host(words: &Param<Tensor<1, Int>>) -> Vec<i32> {
     let data = words.val().into_data().convert_dtype(DType::I32);
-    data.into_vec().expect("the data was just converted to i32")
+    data.try_into_vec().expect("the data was just converted to i32")
 }
 
 fn f32_values(tensor: Tensor<2>) -> Vec<f32> {
     let data = tensor.into_data().convert_dtype(DType::F32);
-    data.into_vec().expect("the data was just converted to f32")
+    data.try_into_vec().expect("the data was just converted to f32")
 }
 
 fn shift_index(error: PeftError, by: usize) -> PeftError {
