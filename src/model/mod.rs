@@ -1,1 +1,3 @@
 //! TODO
+mod target;
+pub use target::*;
