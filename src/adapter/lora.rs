@@ -114,8 +114,9 @@ impl LoraConfig {
             }
         }
         Ok(Lora {
-            a: Param::from_tensor(a),
-            b: Param::from_tensor(b),
+            // Detached: a parameter is a leaf, whatever its first value came from.
+            a: Param::from_tensor(a.detach()),
+            b: Param::from_tensor(b.detach()),
             dropout: DropoutConfig::new(self.dropout).init(),
             alpha: self.alpha,
             rslora: self.rslora,
