@@ -107,17 +107,14 @@ pub(super) fn quantize_blocks_into<T: Copy + Into<f32>>(
             let within = scaled.iter().position(|x| !x.is_finite()).unwrap_or(0);
             return Err(index * size + within);
         }
+        // A quotient may round to a little beyond ±1; `nearest` has the codes of ±1 there.
         if block.len() == size {
             *absmax = largest;
             let reciprocal = 1.0 / largest.max(SMALLEST_SCALE);
-            scaled
-                .iter_mut()
-                .for_each(|s| *s = (*s * reciprocal).clamp(-1.0, 1.0));
+            scaled.iter_mut().for_each(|s| *s *= reciprocal);
         } else {
             *absmax = largest.max(SMALLEST_SCALE);
-            scaled
-                .iter_mut()
-                .for_each(|s| *s = (*s / *absmax).clamp(-1.0, 1.0));
+            scaled.iter_mut().for_each(|s| *s /= *absmax);
         }
         let (pairs, last) = scaled.as_chunks();
         for (byte, &[high, low]) in packed.iter_mut().zip(pairs) {

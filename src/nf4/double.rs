@@ -160,7 +160,7 @@ mod tests {
     #[test]
     fn the_map_has_the_ends_and_the_middle_of_bitsandbytes() {
         // The rest is compared with bitsandbytes in tests/nf4.
-        let around_zero = [-5.5e-7, 0.0, 5.5e-7];
+        let around_zero = [-5.5000004e-7, 0.0, 5.5000004e-7];
         assert_eq!(DYNAMIC_MAP[126..129], around_zero);
         assert_eq!(
             [DYNAMIC_MAP[0], DYNAMIC_MAP[254], DYNAMIC_MAP[255]],

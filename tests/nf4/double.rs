@@ -78,31 +78,28 @@ fn our_own_states_have_the_same_codes_of_weights_and_scales_as_near() {
     }
 }
 
-/// `codes` are the nearest of the map, by trying all 256; ties to the lower.
+/// The codes are the nearest of the map, by trying all 256; ties to the lower.
 fn assert_nearest(scales: &[f32], double: &DoubleAbsmax) {
-    for (group, (scales, codes)) in scales
+    let groups = scales
         .chunks(NESTED_BLOCK_SIZE)
-        .zip(double.codes().chunks(NESTED_BLOCK_SIZE))
-        .enumerate()
-    {
-        let deviation = |scale: f32| scale - double.offset();
-        let absmax = double.absmax()[group];
-        assert_eq!(
-            absmax,
-            scales
-                .iter()
-                .map(|&a| deviation(a).abs())
-                .fold(0.0, f32::max)
-        );
-        for (&scale, &code) in scales.iter().zip(codes) {
-            // Products of two f32 are exact in f64.
-            let error = |q: u8| {
-                (f64::from(DYNAMIC_MAP[usize::from(q)]) * f64::from(absmax)
-                    - f64::from(deviation(scale)))
-                .abs()
+        .zip(double.codes().chunks(NESTED_BLOCK_SIZE));
+    for ((scales, codes), &absmax) in groups.zip(double.absmax()) {
+        let deviations = || scales.iter().map(|scale| scale - double.offset());
+        assert_eq!(absmax, deviations().map(f32::abs).fold(0.0, f32::max));
+        for (deviation, &code) in deviations().zip(codes) {
+            // Products of two f32 are exact in f64. Where all scales are equal any code would do; ours is that of zero.
+            let error = |q: u8| match absmax {
+                0.0 => f64::from(DYNAMIC_MAP[usize::from(q)]).abs(),
+                _ => (f64::from(DYNAMIC_MAP[usize::from(q)]) * f64::from(absmax)
+                    - f64::from(deviation))
+                .abs(),
             };
             let nearest = (0..=255).min_by(|&a, &b| error(a).total_cmp(&error(b)));
-            assert_eq!(Some(code), nearest, "scale {scale}");
+            assert_eq!(
+                Some(code),
+                nearest,
+                "deviation {deviation} of at most {absmax}"
+            );
         }
     }
 }
@@ -142,7 +139,7 @@ fn our_own_codes_are_the_nearest_and_next_to_those_of_bitsandbytes() {
     assert!(error(&ours) <= error(&theirs));
 }
 
-/// The scales of real states, which are few and far apart, and one group more of hand-made ones.
+/// Among them scales far apart, all equal, all zero, and one alone.
 #[test]
 fn our_own_codes_are_the_nearest_for_any_scales() {
     let golden = golden();

@@ -134,6 +134,10 @@ def tensors_of_edges():
         for block_size in BLOCK_SIZES:
             quantize(tensors, f"edges_{name}", x, block_size, DTYPES if block_size in (32, 64) else ())
             quantize(tensors, f"cut_{name}", cut, block_size, ["f32"] if block_size == 128 else ())
+        # Partial last blocks of zeros and of the least subnormal, whose stored scale is the floor.
+        for value in (0.0, x[x > 0].min()):
+            x_floor = torch.full((1, 97), value, dtype=dtype)
+            quantize(tensors, f"floor_{'least' if value else 'zero'}_{name}", x_floor, 64, ["f32"])
     # Each threshold and its neighbours, each codebook value, zeros and ends; 31 of them after the largest of a block.
     values = torch.cat([THRESHOLDS, THRESHOLDS.nextafter(torch.tensor(2.0)), THRESHOLDS.nextafter(torch.tensor(-2.0)),
                         CODEBOOK, torch.tensor([0.0, -0.0, 1.0, -1.0, 2.0**-149, -(2.0**-149)])])
