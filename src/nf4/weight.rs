@@ -117,6 +117,16 @@ impl Nf4Weight {
         Ok(Self::from_data(&data, &device))
     }
 
+    /// Checks that every value of a weight `[d_in, d_out]` is finite, as [`quantize`](Self::quantize) demands.
+    pub(crate) fn check_finite(name: &str, weight: Tensor<2>) -> Result<()> {
+        let finite = weight.clone().is_finite().all().into_scalar::<bool>();
+        match finite {
+            true => Ok(()),
+            // Quantising finds the value and names it.
+            false => Self::quantize(name, weight, &Nf4Config::new()).map(drop),
+        }
+    }
+
     /// Reads the packed weight back to the host.
     pub fn to_data(&self) -> Nf4Data {
         let n = self.num_weights();
