@@ -58,7 +58,10 @@ impl FrozenMap for Nf4Map<'_> {
 
 impl FrozenLinear for Linear {
     fn frozen_map(&self) -> impl FrozenMap {
-        DenseMap { weight: self.weight.val(), bias: FrozenLinear::bias(self) }
+        DenseMap {
+            weight: self.weight.val(),
+            bias: FrozenLinear::bias(self),
+        }
     }
 
     fn dims(&self) -> [usize; 2] {
