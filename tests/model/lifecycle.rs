@@ -140,8 +140,10 @@ fn only_factors_require_a_gradient_through_every_walk() {
     let x = input(&device);
     assert_eq!(values(&loaded.forward_peft(x.clone())), values(&model.forward_peft(x)));
 
+    let mut dense = PeftModel::new(Net::new(&device));
+    adapted(&mut dense, "default", TargetConfig::list(["up"]));
     let plain = Net::new(&device);
-    let error = plain.try_load_record(record).unwrap_err().to_string();
+    let error = plain.try_load_record(dense.into_record()).unwrap_err().to_string();
     assert!(error.contains("weight.peft.default.a"), "a model without adapters refuses it: {error}");
 }
 
