@@ -1,6 +1,10 @@
 //! The one error type of this crate.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+
+use crate::format::LoadReport;
+
+use crate::model::UnmatchedPattern;
 
 /// The result of a fallible operation of this crate.
 pub type Result<T, E = PeftError> = std::result::Result<T, E>;
@@ -66,4 +70,192 @@ pub enum PeftError {
         /// The operating system's reason.
         source: std::io::Error,
     },
+    /// An adapter's name is not allowed or taken.
+    #[error("adapter `{name}`: {reason}")]
+    AdapterName {
+        /// The name.
+        name: String,
+        /// Why it is refused.
+        reason: String,
+    },
+    /// The model has no adapter of this name.
+    #[error("no adapter `{name}`; the model has {adapters:?}")]
+    UnknownAdapter {
+        /// The name asked for.
+        name: String,
+        /// The names of the model's adapters.
+        adapters: Vec<String>,
+    },
+    /// The model has no linear module at this path.
+    #[error("the model has no linear module `{path}`")]
+    UnknownModule {
+        /// The path asked for.
+        path: String,
+    },
+    /// A weight carries a reparameterization that is not this crate's, which it can neither replace nor keep apart.
+    #[error("`{path}` carries the reparameterization `{name}`, which is not of this crate")]
+    ForeignReparameterization {
+        /// Path of the parameter.
+        path: String,
+        /// Name of the reparameterization.
+        name: String,
+    },
+    /// A weight to be quantised is packed already.
+    #[error("`{path}` is quantised already")]
+    AlreadyQuantized {
+        /// Path of the parameter.
+        path: String,
+    },
+    /// A regular expression of a configuration does not compile, or would take too much memory.
+    #[error("{option} `{pattern}`: {reason}")]
+    Pattern {
+        /// The option it stands in, for instance `target_modules`.
+        option: &'static str,
+        /// The pattern as it was written.
+        pattern: String,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// A regular expression with look-around took more than the allowed number of steps.
+    #[error("{option} `{pattern}` on module `{path}`: {reason}")]
+    PatternMatch {
+        /// The option it stands in.
+        option: &'static str,
+        /// The pattern as it was written.
+        pattern: String,
+        /// The module path it was applied to.
+        path: String,
+        /// What happened.
+        reason: String,
+    },
+    /// Patterns of a target configuration match no module of the model.
+    #[error("{}", patterns.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "))]
+    UnmatchedPatterns {
+        /// Every such pattern, with the nearest names.
+        patterns: Vec<UnmatchedPattern>,
+    },
+    /// A target configuration leaves no module to adapt.
+    #[error("none of {candidates} candidate modules is a target ({excluded} are excluded)")]
+    NoTargets {
+        /// How many modules could have been targets.
+        candidates: usize,
+        /// How many of them `exclude_modules` names.
+        excluded: usize,
+    },
+    /// A line of a JSON lines file is not a record of the expected form.
+    #[error("{path}:{line}: {reason}", path = path.display())]
+    JsonLine {
+        /// The file.
+        path: PathBuf,
+        /// The line, counted from 1.
+        line: usize,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// A tokenizer failed on a text.
+    #[error("tokenizer failed on {text:?}: {source}")]
+    Tokenizer {
+        /// The beginning of the text.
+        text: String,
+        /// The tokenizer's reason.
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+    /// An example is longer than the limit, and truncation was not asked for.
+    #[error("example of {tokens} tokens: at most {limit} are allowed")]
+    TooLong {
+        /// The length of the example in tokens.
+        tokens: usize,
+        /// The most that is allowed.
+        limit: usize,
+    },
+    /// No token of an example or batch is supervised, so there is nothing to learn from it.
+    #[error("none of {tokens} predicted tokens is supervised")]
+    NoSupervisedTokens {
+        /// How many tokens are predicted in all.
+        tokens: usize,
+    },
+    /// A target token lies outside the vocabulary.
+    #[error("target token {token} at [{row}, {column}]: the vocabulary has {vocabulary} tokens")]
+    TokenRange {
+        /// The token found.
+        token: i64,
+        /// Its row in the batch.
+        row: usize,
+        /// Its column in the batch.
+        column: usize,
+        /// The size of the vocabulary.
+        vocabulary: usize,
+    },
+    /// A tensor could not be read back from its device.
+    #[error("tensor `{tensor}` could not be read from its device: {reason}")]
+    DeviceRead {
+        /// Name of the tensor.
+        tensor: String,
+        /// The backend's reason.
+        reason: String,
+    },
+    /// An error about something in a file.
+    #[error("{path}: {source}", path = path.display())]
+    InFile {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong in it.
+        source: Box<PeftError>,
+    },
+    /// A file is not what its place demands, or larger than what is read.
+    #[error("{path}: {reason}", path = path.display())]
+    Malformed {
+        /// The file.
+        path: PathBuf,
+        /// What was expected and what was found.
+        reason: String,
+    },
+    /// A text is not the JSON expected.
+    #[error("not the JSON expected: {source}")]
+    Json {
+        /// The parser's reason, with line and column.
+        source: serde_json::Error,
+    },
+    /// A key of an adapter's configuration asks for what this crate does not compute.
+    #[error("`{key}` = {value} is not supported: {reason}")]
+    UnsupportedKey {
+        /// The key.
+        key: String,
+        /// Its value as JSON, shortened.
+        value: String,
+        /// What the value would do.
+        reason: String,
+    },
+    /// Tensors of an adapter are missing, have no place, or have another shape than their place; or there are none.
+    #[error("the adapter does not fit: {report}")]
+    Incomplete {
+        /// The fate of every tensor.
+        report: Box<LoadReport>,
+    },
+    /// A file is there already, and overwriting it was not asked for.
+    #[error("{path}: already there, and overwriting was not asked for", path = path.display())]
+    Exists {
+        /// The file.
+        path: PathBuf,
+    },
+}
+
+impl PeftError {
+    /// For `map_err`: an error of the operating system at `path`.
+    pub(crate) fn io(path: &Path) -> impl FnOnce(std::io::Error) -> Self {
+        let path = path.to_owned();
+        move |source| Self::Io { path, source }
+    }
+
+    pub(crate) fn json(source: serde_json::Error) -> Self {
+        Self::Json { source }
+    }
+
+    /// Names the file that this error is about, unless it names one already.
+    pub(crate) fn in_file(self, path: &Path) -> Self {
+        match self {
+            Self::InFile { .. } | Self::Malformed { .. } | Self::Io { .. } => self,
+            other => Self::InFile { path: path.to_owned(), source: Box::new(other) },
+        }
+    }
 }
