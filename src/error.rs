@@ -3,7 +3,6 @@
 use std::path::{Path, PathBuf};
 
 use crate::format::LoadReport;
-
 use crate::model::UnmatchedPattern;
 
 /// The result of a fallible operation of this crate.

@@ -7,10 +7,8 @@ use burn::tensor::TensorData;
 use super::config::AdapterConfig;
 use super::read::{self, ReadOptions};
 use super::write::{self, WriteOptions};
+use crate::model::DEFAULT_ADAPTER;
 use crate::{PeftError, Result};
-
-/// The adapter that lies in the directory itself rather than in a folder of its name.
-pub const DEFAULT_ADAPTER: &str = "default";
 
 /// The two factors of one module, in PyTorch's layout: `ΔW = s·B·A` has the shape `[d_out, d_in]`.
 #[derive(Clone, Debug, PartialEq)]
@@ -90,15 +88,14 @@ impl AdapterFile {
 ///
 /// # Errors
 ///
-/// [`PeftError::Config`] for a name that is empty, has a dot, a separator, a colon or a control character, or contains
-/// `lora_`: it would lead elsewhere, or PEFT could not use it.
+/// [`PeftError::AdapterName`] for a name that is empty, has a dot, a separator, a colon or a control character, or
+/// contains `lora_`: it would lead elsewhere, or break PEFT's keys.
 pub fn adapter_dir(dir: &Path, name: &str) -> Result<PathBuf> {
     let forbidden = |c: char| c.is_control() || matches!(c, '.' | '/' | '\\' | ':');
     if name.is_empty() || name.contains(forbidden) || name.contains("lora_") {
-        return Err(PeftError::Config {
-            name: "adapter name".to_owned(),
-            value: format!("{name:?}"),
-            expected: "a name without dots, separators, colons, control characters and `lora_`".to_owned(),
+        return Err(PeftError::AdapterName {
+            name: name.escape_debug().to_string(),
+            reason: "it must not be empty, nor have dots, separators, colons, control characters or `lora_`".into(),
         });
     }
     Ok(match name {
@@ -124,7 +121,7 @@ mod tests {
             ["", ".", "..", "../x", "/etc", "a/b", "a\\b", "C:x", "a\0b", "a\nb", "v1.0", "lora_A"]
         {
             let error = adapter_dir(Path::new("out"), name).unwrap_err();
-            assert!(matches!(error, PeftError::Config { .. }), "{name:?}: {error}");
+            assert!(matches!(error, PeftError::AdapterName { .. }), "{name:?}: {error}");
         }
     }
 }
