@@ -11,7 +11,7 @@ use crate::{PeftError, Result};
 
 /// The value that PEFT gives a key when nothing is said.
 #[derive(Clone, Copy, Debug)]
-pub(super) enum Default {
+pub(super) enum DefaultValue {
     Null,
     False,
     Integer(u64),
@@ -19,7 +19,7 @@ pub(super) enum Default {
     Object,
 }
 
-impl Default {
+impl DefaultValue {
     pub(super) fn value(self) -> Value {
         match self {
             Self::Null => Value::Null,
@@ -46,12 +46,12 @@ pub(super) enum Rule {
     /// A field of [`AdapterConfig`], and how it is written.
     Honoured(for<'a> fn(&'a AdapterConfig) -> Result<Field<'a>>),
     /// Without meaning here: kept and written as it was read.
-    Inert(Default),
+    Inert(DefaultValue),
     /// Changes the mathematics, or the set of tensors, in a way that is not supported; only its default is read.
-    Refused(Default, &'static str),
+    Refused(DefaultValue, &'static str),
 }
 
-use Default::{False, Integer, Null, Object, Text};
+use DefaultValue::{False, Integer, Null, Object, Text};
 use Rule::{Honoured, Inert, Refused};
 
 /// All keys that PEFT 0.21 writes for LoRA, in the order of the file.
