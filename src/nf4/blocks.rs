@@ -239,7 +239,7 @@ mod tests {
             quantize_blocks::<f32>("w", &[], BlockSize(64)).unwrap(),
             (vec![], vec![])
         );
-        assert_eq!(dequantize_blocks(&[], &[], 0, BlockSize(64)), []);
+        assert!(dequantize_blocks(&[], &[], 0, BlockSize(64)).is_empty());
     }
 
     #[test]

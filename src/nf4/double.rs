@@ -205,7 +205,7 @@ mod tests {
             }
         );
         assert_eq!(double.dequantize(), [0.1; 300]);
-        assert_eq!(DoubleAbsmax::quantize(&[]).dequantize(), []);
+        assert!(DoubleAbsmax::quantize(&[]).dequantize().is_empty());
     }
 
     #[test]
