@@ -286,7 +286,8 @@ mod tests {
                 let text = show(&example);
                 prop_assert_eq!(text.len(), limit.min(whole.len()));
                 let tail = text.strip_prefix('^').unwrap_or(&text);
-                prop_assert!(if keep_end { whole.ends_with(tail) } else { whole.starts_with(&text) });
+                let kept = if keep_end { whole.ends_with(tail) } else { whole.starts_with(&text) };
+                prop_assert!(kept, "{} of {}", text, whole);
                 prop_assert_eq!(text.starts_with('^'), bos);
             }
         }
