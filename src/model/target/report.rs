@@ -381,7 +381,7 @@ mod tests {
         let error = resolve(TargetConfig::list(["q_prj"])).unwrap_err();
         assert_eq!(
             error.to_string(),
-            "target_modules `q_prj` matches nothing (nearest: `q_proj`, `up_proj`, `v_proj`)"
+            "target_modules `q_prj` matches nothing (nearest: `q_proj`, `v_proj`, `up_proj`)"
         );
     }
 
