@@ -5,7 +5,10 @@
 //! `(mantissa + hidden bit) · 2^-23 · 2^(exponent - 127)`, every step exact (a subnormal scale may be flushed to zero
 //! by a GPU).
 
-use burn::backend::{Backend, TensorMetadata, tensor::{FloatTensor, IntTensor}};
+use burn::backend::{
+    Backend, TensorMetadata,
+    tensor::{FloatTensor, IntTensor},
+};
 use burn::tensor::{FloatDType, Shape, Slice, TensorData};
 
 use super::codebook::CODEBOOK;
@@ -88,8 +91,12 @@ fn float_from_bits<B: Backend>(bits: IntTensor<B>) -> FloatTensor<B> {
     );
     let mantissa = B::bitwise_and_scalar(bits, 0x7f_ffff.into());
     let mantissa = B::int_into_float(mantissa, FloatDType::F32);
-    let hidden: Vec<f32> = (0..256).map(|e| if e == 0 { 0.0 } else { 8_388_608.0 }).collect();
-    let power: Vec<f32> = (0..256u32).map(|e| f32::from_bits(e.max(1).min(254) << 23)).collect();
+    let hidden: Vec<f32> = (0..256)
+        .map(|e| if e == 0 { 0.0 } else { 8_388_608.0 })
+        .collect();
+    let power: Vec<f32> = (0..256u32)
+        .map(|e| f32::from_bits(e.max(1).min(254) << 23))
+        .collect();
     let significand = B::float_add(mantissa, lookup::<B>(&hidden, exponent.clone()));
     let significand = B::float_mul_scalar(significand, (1.0f32 / 8_388_608.0).into());
     B::float_mul(significand, lookup::<B>(&power, exponent))
