@@ -190,13 +190,10 @@ impl AdapterConfig {
             ..defaults
         };
         if !config.init_lora_weights.keeps_base() {
-            return Err(PeftError::UnsupportedKey {
-                key: "init_lora_weights".to_owned(),
-                value: object["init_lora_weights"].to_string(),
-                reason: "it moves the base weights; save it as plain LoRA from PEFT, with \
-                         `path_initial_model_for_weight_conversion`"
-                    .to_owned(),
-            });
+            let value = &object["init_lora_weights"];
+            let reason = "it moves the base weights; PEFT saves it as plain LoRA when it is given \
+                          `path_initial_model_for_weight_conversion`";
+            return Err(unsupported("init_lora_weights", value, reason));
         }
         for (key, value) in &object {
             match fields::rule(key) {
@@ -245,12 +242,12 @@ impl AdapterConfig {
         }
         for (key, &r) in self.targets.rank_pattern.iter() {
             if !rank_is_valid(r) {
-                return Err(config_error("rank_pattern", format!("{key}: {r}"), ranks));
+                return Err(config_error("rank_pattern", format!("{key:?}: {r}"), ranks));
             }
         }
         for (key, &alpha) in self.targets.alpha_pattern.iter() {
             if !alpha_is_valid(alpha) {
-                return Err(config_error("alpha_pattern", format!("{key}: {alpha}"), alphas));
+                return Err(config_error("alpha_pattern", format!("{key:?}: {alpha}"), alphas));
             }
         }
         self.targets.compile(None)
@@ -302,7 +299,7 @@ impl Fields<'_> {
 
 fn unsupported(key: &str, value: &Value, reason: &str) -> PeftError {
     PeftError::UnsupportedKey {
-        key: key.to_owned(),
+        key: key.escape_debug().to_string(),
         value: fields::shorten(value),
         reason: reason.to_owned(),
     }

@@ -178,7 +178,7 @@ mod tests {
 
     #[test]
     fn alphas_are_written_as_integers_where_they_are() {
-        for (alpha, text) in [(16.0, "16"), (0.5, "0.5"), (-3.0, "-3"), (1e300, "1e300")] {
+        for (alpha, text) in [(16.0, "16"), (0.5, "0.5"), (-3.0, "-3"), (0.05, "0.05")] {
             assert_eq!(number("a", alpha).unwrap().to_string(), text);
         }
         assert!(number("a", f64::NAN).is_err());

@@ -45,9 +45,10 @@ pub fn parse_key(key: &str) -> Option<(&str, Factor)> {
     is_path(path).then_some((path, factor))
 }
 
-/// Whether `path` is one or more dotted names, none of them empty.
+/// Whether `path` is one or more dotted names, none of them empty or with control characters, which a terminal that
+/// shows an error would obey.
 fn is_path(path: &str) -> bool {
-    !path.split('.').any(str::is_empty)
+    !path.split('.').any(str::is_empty) && !path.contains(char::is_control)
 }
 
 /// How module paths in a file map to a model's own paths, and back.
@@ -224,6 +225,7 @@ mod tests {
             "base_model.model.lora_A.weight",
             "base_model.model..lora_A.weight",
             "base_model.model.a..b.lora_A.weight",
+            "base_model.model.a\x1bb.lora_A.weight",
             "model.q_proj.lora_A.weight",
             "base_model.model.q_proj.lora_A.default.weight",
             "base_model.model.q_proj.lora_A",

@@ -18,7 +18,7 @@ pub struct Mismatch {
     pub found: Vec<usize>,
 }
 
-/// The fate of every tensor. Names are keys of the file, sorted.
+/// The fate of every tensor. Names are keys of the file, sorted; when printed, control characters in them are escaped.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct LoadReport {
     /// Tensors that were read and put in their place.
@@ -56,10 +56,10 @@ impl LoadReport {
 impl fmt::Display for LoadReport {
     fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
         write!(f, "{} tensors loaded", self.loaded.len())?;
-        list(f, "missing", &self.missing, |f, name| write!(f, "`{name}`"))?;
-        list(f, "unexpected", &self.unexpected, |f, name| write!(f, "`{name}`"))?;
+        list(f, "missing", &self.missing, |f, name| write!(f, "`{}`", name.escape_debug()))?;
+        list(f, "unexpected", &self.unexpected, |f, name| write!(f, "`{}`", name.escape_debug()))?;
         list(f, "mismatched", &self.mismatched, |f, Mismatch { tensor, expected, found }| {
-            write!(f, "`{tensor}` (expected shape {expected:?}, found {found:?})")
+            write!(f, "`{}` (expected shape {expected:?}, found {found:?})", tensor.escape_debug())
         })
     }
 }
