@@ -66,4 +66,40 @@ pub enum PeftError {
         /// The operating system's reason.
         source: std::io::Error,
     },
+    /// An adapter's name is not allowed or taken.
+    #[error("adapter `{name}`: {reason}")]
+    AdapterName {
+        /// The name.
+        name: String,
+        /// Why it is refused.
+        reason: String,
+    },
+    /// The model has no adapter of this name.
+    #[error("no adapter `{name}`; the model has {adapters:?}")]
+    UnknownAdapter {
+        /// The name asked for.
+        name: String,
+        /// The names of the model's adapters.
+        adapters: Vec<String>,
+    },
+    /// The model has no linear module at this path.
+    #[error("the model has no linear module `{path}`")]
+    UnknownModule {
+        /// The path asked for.
+        path: String,
+    },
+    /// A weight carries a reparameterization that is not this crate's, which it can neither replace nor keep apart.
+    #[error("`{path}` carries the reparameterization `{name}`, which is not of this crate")]
+    ForeignReparameterization {
+        /// Path of the parameter.
+        path: String,
+        /// Name of the reparameterization.
+        name: String,
+    },
+    /// A weight to be quantised is packed already.
+    #[error("`{path}` is quantised already")]
+    AlreadyQuantized {
+        /// Path of the parameter.
+        path: String,
+    },
 }

@@ -1,1 +1,13 @@
-//! TODO
+//! Layers: a frozen base plus a delta.
+//!
+//! `y = x·W + b + Δ(x)`. The base is a dense [`Linear`](burn::nn::Linear) or a packed [`Nf4Linear`], the delta any
+//! [`Delta`](crate::adapter::Delta); [`Adapted`] composes the two, so every base works with every delta.
+
+mod adapted;
+mod base;
+mod nf4_linear;
+
+pub use adapted::{Adapted, LoraLinear, MergeReport, Nf4MergeReport, QLoraLinear};
+pub use base::FrozenLinear;
+pub(crate) use base::{DenseMap, Nf4Map, rows};
+pub use nf4_linear::{Nf4Linear, Nf4LinearConfig};

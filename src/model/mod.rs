@@ -1,1 +1,23 @@
-//! TODO
+//! Adapters on whole models.
+//!
+//! [`PeftModel`] wraps any Burn module. What it attaches to a linear weight `W` is a reparameterization of Burn, so that
+//! an unchanged model computes `x·(W + s·A·B) + b` at once; [`PeftForward`] at its call sites makes that
+//! `x·W + s·((x·A)·B) + b`, with `W` packed if it was [quantised](PeftModel::quantize_nf4).
+
+mod config;
+mod forward;
+mod merge;
+mod peft_model;
+mod quantize;
+mod report;
+mod target;
+mod traverse;
+mod weight;
+
+pub use config::PeftConfig;
+pub use forward::PeftForward;
+pub use peft_model::{DEFAULT_ADAPTER, PeftModel};
+pub use quantize::QuantizeReport;
+pub use report::{AttachReport, Base, ModelReport, WeightReport};
+pub use target::*;
+pub use weight::{PeftWeight, Way};

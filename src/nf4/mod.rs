@@ -1,1 +1,27 @@
-//! TODO
+//! Four-bit NormalFloat (NF4) weights, bit for bit those of bitsandbytes.
+//!
+//! `W ≈ CODEBOOK[q] · a`: each weight of `W` is a 4-bit code `q` into sixteen fixed values, times the scale `a` of its
+//! block of (by default) 64 consecutive weights of the row-major `[d_out, d_in]` matrix; the scales are f32, or
+//! themselves quantised to eight bits (double quantisation).
+//!
+//! [`Nf4Data`] is a quantised matrix on the host, [`Nf4Weight`] one on a device; [`Nf4Ops`] are the products with it.
+//!
+//! Sources: T. Dettmers et al., "QLoRA: Efficient Finetuning of Quantized LLMs", <https://arxiv.org/abs/2305.14314>;
+//! every byte follows bitsandbytes 0.50.2.
+
+pub mod blocks;
+pub mod codebook;
+#[cfg(feature = "flex")]
+mod cpu;
+mod data;
+pub mod double;
+mod ops;
+mod portable;
+mod weight;
+mod words;
+
+pub use blocks::{BLOCK_SIZES, BlockSize};
+pub use data::{Nf4Config, Nf4Data, Nf4Scales};
+pub use double::DoubleAbsmax;
+pub use ops::{Nf4Ops, Nf4ScaleTensors, Nf4Tensors};
+pub use weight::Nf4Weight;

@@ -1,0 +1,200 @@
+//! LoRA, low-rank adaptation: `Δ(x) = s·((drop(x)·A)·B)`.
+//!
+//! `x [rows, d_in]` the input of the frozen map, `A [d_in, r]` and `B [r, d_out]` the trainable factors of rank `r`,
+//! `drop` dropout on the adapter's input only, `s = α/r`, or `α/√r` for rsLoRA. The product `A·B` is formed by a merge
+//! only.
+//!
+//! Sources: LoRA, arXiv:2106.09685; rsLoRA, arXiv:2312.03732; the initialisations are those of Hugging Face PEFT 0.21.
+
+use burn::config::Config;
+use burn::module::{Module, Param};
+use burn::nn::{Dropout, DropoutConfig};
+use burn::tensor::{Device, Distribution, FloatDType, Tensor};
+
+use super::{Delta, FrozenMap};
+use crate::{PeftError, Result};
+
+/// How the factors of a fresh adapter are filled. `B` is zero in both, so a fresh adapter changes nothing.
+#[derive(Config, Debug, Copy, PartialEq, Eq)]
+pub enum LoraInit {
+    /// `A ~ U(-1/√d_in, 1/√d_in)`: kaiming-uniform with `a = √5`, PEFT's default.
+    Kaiming,
+    /// `A ~ N(0, 1/r)`, of standard deviation `1/r`: PEFT's `"gaussian"`.
+    Gaussian,
+}
+
+/// Configuration of [`Lora`].
+#[derive(Config, Debug, PartialEq)]
+pub struct LoraConfig {
+    /// Rank `r` of the change, at least 1. May exceed `min(d_in, d_out)`, which wastes parameters.
+    pub rank: usize,
+    /// Numerator `α` of the scale. Default: 8.
+    #[config(default = 8.0)]
+    pub alpha: f64,
+    /// Probability of dropout on the adapter's input, in `[0, 1)`. Default: 0.
+    #[config(default = 0.0)]
+    pub dropout: f64,
+    /// Scale by `α/√r` (rank-stabilised LoRA) in place of `α/r`. Default: false.
+    #[config(default = false)]
+    pub rslora: bool,
+    /// Initialisation of the factors. Default: kaiming-uniform.
+    #[config(default = "LoraInit::Kaiming")]
+    pub init: LoraInit,
+    /// Dtype of the factors, whatever the dtype of the base. Default: f32.
+    #[config(default = "FloatDType::F32")]
+    pub dtype: FloatDType,
+}
+
+impl LoraConfig {
+    /// Checks every value against its range.
+    ///
+    /// # Errors
+    ///
+    /// [`PeftError::Config`] with the name, the value and what is allowed.
+    pub fn validate(&self) -> Result<()> {
+        let error = |name: &str, value: String, expected: &str| {
+            Err(PeftError::Config { name: name.into(), value, expected: expected.into() })
+        };
+        if self.rank == 0 {
+            return error("rank", self.rank.to_string(), "at least 1");
+        }
+        if !self.alpha.is_finite() {
+            return error("alpha", self.alpha.to_string(), "a finite number");
+        }
+        if !(0.0..1.0).contains(&self.dropout) {
+            return error("dropout", self.dropout.to_string(), "a probability in [0, 1)");
+        }
+        Ok(())
+    }
+
+    /// A fresh adapter for a map from `d_in` to `d_out` features.
+    ///
+    /// # Errors
+    ///
+    /// As [`validate`](Self::validate).
+    pub fn init(&self, d_in: usize, d_out: usize, device: &Device) -> Result<Lora> {
+        self.validate()?;
+        let rank = self.rank;
+        let distribution = match self.init {
+            LoraInit::Kaiming => {
+                let bound = 1.0 / (d_in.max(1) as f64).sqrt();
+                Distribution::Uniform(-bound, bound)
+            }
+            LoraInit::Gaussian => Distribution::Normal(0.0, 1.0 / rank as f64),
+        };
+        // Drawn in f32 and cast, so that a seed gives the same adapter in every dtype. Factors live as long as their
+        // model: keep them out of the pools of transient tensors.
+        let (a, b) = device.memory_persistent_allocations((), |()| {
+            let options = (device, FloatDType::F32.into());
+            (
+                Tensor::<2>::random([d_in, rank], distribution, options).cast(self.dtype),
+                Tensor::<2>::zeros([rank, d_out], (device, self.dtype.into())),
+            )
+        });
+        self.with_factors(a, b)
+    }
+
+    /// An adapter of given factors, `a [d_in, r]` and `b [r, d_out]`, kept in the dtype they have.
+    ///
+    /// # Errors
+    ///
+    /// As [`validate`](Self::validate), and [`PeftError::Shape`] if a factor has another rank than the configuration.
+    pub fn with_factors(&self, a: Tensor<2>, b: Tensor<2>) -> Result<Lora> {
+        self.validate()?;
+        for (name, dims, rank, expected) in [
+            ("A", a.dims(), a.dims()[1], [a.dims()[0], self.rank]),
+            ("B", b.dims(), b.dims()[0], [self.rank, b.dims()[1]]),
+        ] {
+            if rank != self.rank {
+                return Err(PeftError::Shape {
+                    tensor: name.into(),
+                    expected: expected.into(),
+                    found: dims.into(),
+                });
+            }
+        }
+        Ok(Lora {
+            a: Param::from_tensor(a),
+            b: Param::from_tensor(b),
+            dropout: DropoutConfig::new(self.dropout).init(),
+            alpha: self.alpha,
+            rslora: self.rslora,
+        })
+    }
+}
+
+/// The trainable factors of a low-rank change; see the [module](self).
+///
+/// # Memory
+///
+/// `r·(d_in + d_out)` values. A forward under autodiff keeps its input (unless `A` is frozen) and `[rows, r]` values.
+#[derive(Module, Debug)]
+pub struct Lora {
+    /// `A`, of shape `[d_in, r]`.
+    pub a: Param<Tensor<2>>,
+    /// `B`, of shape `[r, d_out]`.
+    pub b: Param<Tensor<2>>,
+    /// Dropout on the adapter's input; off in `valid()` and when frozen.
+    pub dropout: Dropout,
+    alpha: f64,
+    rslora: bool,
+}
+
+impl Lora {
+    /// Rank `r`.
+    pub fn rank(&self) -> usize {
+        self.a.lazy_shape()[1]
+    }
+
+    /// `[d_in, d_out]` of the map.
+    pub fn dims(&self) -> [usize; 2] {
+        [self.a.lazy_shape()[0], self.b.lazy_shape()[1]]
+    }
+
+    /// The scale `s`: `α/r`, or `α/√r` for rsLoRA.
+    pub fn scale(&self) -> f64 {
+        let rank = self.rank() as f64;
+        self.alpha / if self.rslora { rank.sqrt() } else { rank }
+    }
+
+    /// The configuration of this adapter; the initialisation, which leaves no trace, is the default one.
+    pub fn config(&self) -> LoraConfig {
+        LoraConfig::new(self.rank())
+            .with_alpha(self.alpha)
+            .with_dropout(self.dropout.prob)
+            .with_rslora(self.rslora)
+            .with_dtype(self.a.val().dtype().into())
+    }
+
+    /// `Δ(x)`: `[rows, d_in] -> [rows, d_out]`, in the dtype of the factors.
+    pub fn delta(&self, x: Tensor<2>) -> Tensor<2> {
+        let (a, b) = (self.a.val(), self.b.val());
+        let x = cast(self.dropout.forward(x), a.dtype().into());
+        // The scale goes to the [rows, r] product, the smallest of the three.
+        x.matmul(a).mul_scalar(self.scale()).matmul(b)
+    }
+
+    /// The dense change `s·A·B`, `[d_in, d_out]`, in f32.
+    pub fn delta_weight(&self) -> Tensor<2> {
+        let a = cast(self.a.val(), FloatDType::F32);
+        let b = cast(self.b.val(), FloatDType::F32);
+        a.matmul(b).mul_scalar(self.scale())
+    }
+}
+
+impl Delta for Lora {
+    fn forward(&self, x: Tensor<2>, base: &impl FrozenMap) -> Tensor<2> {
+        let y = base.apply(x.clone());
+        let dtype = y.dtype().into();
+        y + cast(self.delta(x), dtype)
+    }
+
+    fn merge(&self, weight: Tensor<2>) -> Tensor<2> {
+        weight + self.delta_weight()
+    }
+}
+
+/// A cast that costs nothing, and leaves no node in the graph, where there is nothing to do.
+pub(crate) fn cast<const D: usize>(x: Tensor<D>, dtype: FloatDType) -> Tensor<D> {
+    if FloatDType::from(x.dtype()) == dtype { x } else { x.cast(dtype) }
+}

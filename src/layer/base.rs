@@ -1,0 +1,95 @@
+//! The frozen side of an adapted layer: `x -> x·W + b` with `W` dense or packed.
+
+use burn::module::Module;
+use burn::nn::Linear;
+use burn::tensor::{DType, FloatDType, Tensor, module::linear};
+
+use crate::adapter::{FrozenMap, cast};
+use crate::nf4::Nf4Weight;
+
+/// A linear layer that can be the frozen base of an adapted one.
+pub trait FrozenLinear: Module {
+    /// The base as a map on rows.
+    fn frozen_map(&self) -> impl FrozenMap;
+
+    /// `[d_in, d_out]`.
+    fn dims(&self) -> [usize; 2];
+
+    /// The dense weight `[d_in, d_out]` in f32, without its gradient.
+    fn dense_weight(&self) -> Tensor<2>;
+
+    /// The bias `[d_out]`.
+    fn bias(&self) -> Option<Tensor<1>>;
+
+    /// Dtype that a dense copy of this layer has by default.
+    fn dense_dtype(&self) -> FloatDType;
+}
+
+/// `x·W + b` with a dense `W [d_in, d_out]`.
+pub(crate) struct DenseMap {
+    pub weight: Tensor<2>,
+    pub bias: Option<Tensor<1>>,
+}
+
+impl FrozenMap for DenseMap {
+    fn apply(&self, x: Tensor<2>) -> Tensor<2> {
+        linear(x, self.weight.clone(), self.bias.clone())
+    }
+}
+
+/// `x·Wᵀ + b` with a packed `W [d_out, d_in]`.
+pub(crate) struct Nf4Map<'a> {
+    pub weight: &'a Nf4Weight,
+    pub bias: Option<Tensor<1>>,
+}
+
+impl FrozenMap for Nf4Map<'_> {
+    fn apply(&self, x: Tensor<2>) -> Tensor<2> {
+        let y = self.weight.matmul(x);
+        match &self.bias {
+            Some(bias) => {
+                let dtype = y.dtype().into();
+                y + cast(bias.clone(), dtype).unsqueeze()
+            }
+            None => y,
+        }
+    }
+}
+
+impl FrozenLinear for Linear {
+    fn frozen_map(&self) -> impl FrozenMap {
+        DenseMap { weight: self.weight.val(), bias: FrozenLinear::bias(self) }
+    }
+
+    fn dims(&self) -> [usize; 2] {
+        self.weight.lazy_shape().dims()
+    }
+
+    fn dense_weight(&self) -> Tensor<2> {
+        cast(self.weight.val().detach(), FloatDType::F32)
+    }
+
+    fn bias(&self) -> Option<Tensor<1>> {
+        self.bias.as_ref().map(|bias| bias.val())
+    }
+
+    fn dense_dtype(&self) -> FloatDType {
+        match self.weight.val().dtype() {
+            DType::QFloat(_) => FloatDType::F32,
+            dtype => dtype.into(),
+        }
+    }
+}
+
+/// Applies a map on rows `[rows, d_in]` to an input of any rank, `[..., d_in] -> [..., d_out]`.
+pub(crate) fn rows<const D: usize>(
+    x: Tensor<D>,
+    d_out: usize,
+    map: impl FnOnce(Tensor<2>) -> Tensor<2>,
+) -> Tensor<D> {
+    let mut dims = x.dims();
+    let d_in = dims[D - 1];
+    let rows = dims[..D - 1].iter().product();
+    dims[D - 1] = d_out;
+    map(x.reshape([rows, d_in])).reshape(dims)
+}

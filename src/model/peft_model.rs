@@ -1,0 +1,433 @@
+//! A model of any kind with adapters, as PEFT's `PeftModel` in Python.
+
+use std::collections::HashMap;
+use std::ops::Deref;
+
+use burn::module::{
+    Devices, Module, ModuleDisplay, ModuleDisplayDefault, Content, ModuleMapper, ModuleVisitor,
+};
+use burn::tensor::Device;
+
+use super::config::PeftConfig;
+use super::merge;
+use super::quantize::{self, QuantizeReport};
+use super::report::{AttachReport, ModelReport};
+use super::target::{TargetConfig, TargetReport};
+use super::traverse::{Site, collect, edit};
+use super::weight::{NF4, NamedAdapter, PeftWeight};
+use crate::adapter::Lora;
+use crate::layer::MergeReport;
+use crate::nf4::Nf4Config;
+use crate::{PeftError, Result};
+
+/// Name of the adapter that PEFT writes without a folder of its own.
+pub const DEFAULT_ADAPTER: &str = "default";
+
+/// Longest name of an adapter, in bytes.
+const MAX_NAME: usize = 128;
+
+/// Any Burn module with adapters on its linear weights.
+///
+/// It derefs to the module and is transparent as a [`Module`]: parameter paths and ids are those of the module inside,
+/// with what is attached under `<weight>.peft.<adapter>.a` and `.b` (and `<weight>.peft.nf4` for a packed base). Only the
+/// factors of the active adapter require a gradient; everything that was in the model when it was wrapped is frozen.
+///
+/// Every operation that can fail plans first and leaves the model as it was on an error. Clones are cheap (tensors are
+/// shared) and independent: activating an adapter in one does not show in another.
+///
+/// # The two ways
+///
+/// * An unchanged model is right at once: Burn's `Linear::forward` composes the dense effective weight. In training that
+///   costs a dense weight and a dense gradient a layer.
+/// * With [`forward_peft`](super::PeftForward::forward_peft) at the call sites it runs factored and packed.
+///
+/// [`report`](Self::report) names the weights that a forward pass has composed.
+#[derive(Clone, Debug)]
+pub struct PeftModel<M> {
+    /// Empty only inside an operation that takes the module by value.
+    module: Option<M>,
+    adapters: Vec<(String, PeftConfig)>,
+    active: Option<String>,
+    enabled: bool,
+    head: String,
+}
+
+impl<M: Module> PeftModel<M> {
+    /// Wraps a module and freezes its every parameter; its dropout and other training behaviour stay on.
+    pub fn new(module: M) -> Self {
+        Self {
+            module: Some(module.no_grad()),
+            adapters: Vec::new(),
+            active: None,
+            enabled: true,
+            head: "lm_head".into(),
+        }
+    }
+
+    /// Names the output head, which `"all-linear"` leaves out as PEFT does: a module path, or its end. Default:
+    /// `lm_head`.
+    pub fn with_head(mut self, head: impl Into<String>) -> Self {
+        self.head = head.into();
+        self
+    }
+
+    /// The module with its adapters attached.
+    pub fn module(&self) -> &M {
+        self.module.as_ref().expect("only empty inside an operation")
+    }
+
+    /// Takes the module with everything attached to it.
+    pub fn into_module(self) -> M {
+        self.module.expect("only empty inside an operation")
+    }
+
+    /// Packs the weights that `targets` chooses in NF4, one at a time: no second dense copy of a weight is ever held, and
+    /// a weight that was not yet initialised is only while it is being packed.
+    ///
+    /// # Errors
+    ///
+    /// [`PeftError::NotFinite`] with the path of the weight; [`PeftError::AlreadyQuantized`] for one that is packed
+    /// already; [`PeftError::ForeignReparameterization`]; and those of the targets. Nothing has changed then (only the
+    /// initialiser of a weight not yet initialised can still fail later, by yielding what is not finite).
+    pub fn quantize_nf4(&mut self, targets: &TargetConfig, config: &Nf4Config) -> Result<QuantizeReport> {
+        let sites = self.linear_sites();
+        let chosen = self.resolve(targets, &sites)?;
+        let module = self.module.take().expect("only empty inside an operation");
+        let (module, report) = quantize::quantize(module, sites, &chosen, config);
+        self.module = Some(module);
+        report
+    }
+
+    /// Adds a fresh adapter and makes it the active one.
+    ///
+    /// # Errors
+    ///
+    /// [`PeftError::AdapterName`] if the name is not one or is taken; those of [`LoraConfig::validate`] and of the
+    /// targets, for instance [`PeftError::UnmatchedPatterns`] with the nearest names;
+    /// [`PeftError::ForeignReparameterization`].
+    ///
+    /// [`LoraConfig::validate`]: crate::adapter::LoraConfig::validate
+    pub fn add_adapter(&mut self, name: &str, config: &PeftConfig) -> Result<AttachReport> {
+        let sites = self.linear_sites();
+        let matcher = config.targets.compile(self.head_of(&sites))?;
+        let targets = matcher.resolve(&modules(&sites))?;
+        let mut factors = Vec::with_capacity(targets.matched.len());
+        for target in &targets.matched {
+            let site = find(&sites, &target.path)?;
+            let mut lora = config.lora.clone();
+            lora.rank = matcher.rank_for(&target.path, lora.rank)?;
+            lora.alpha = matcher.alpha_for(&target.path, lora.alpha)?;
+            let [d_in, d_out] = site.dims();
+            factors.push((target.path.clone(), lora.init(d_in, d_out, &self.device_of(site))?));
+        }
+        self.insert_adapter(name, config, factors)?;
+        Ok(AttachReport { targets, model: self.report() })
+    }
+
+    /// Adds an adapter of given factors, by the path of their module, and makes it the active one.
+    ///
+    /// # Errors
+    ///
+    /// [`PeftError::AdapterName`]; [`PeftError::UnknownModule`] for a path that is no linear module of the model;
+    /// [`PeftError::Shape`] for factors that do not fit it; [`PeftError::ForeignReparameterization`].
+    pub fn insert_adapter(
+        &mut self,
+        name: &str,
+        config: &PeftConfig,
+        factors: Vec<(String, Lora)>,
+    ) -> Result<()> {
+        self.check_new_name(name)?;
+        let sites = self.linear_sites();
+        let mut states: HashMap<String, PeftWeight> = HashMap::new();
+        for (path, lora) in factors {
+            let site = find(&sites, &path)?;
+            refuse_foreign(site)?;
+            if lora.dims() != site.dims() {
+                return Err(PeftError::Shape {
+                    tensor: format!("{path} (adapter `{name}`)"),
+                    expected: site.dims().into(),
+                    found: lora.dims().into(),
+                });
+            }
+            let mut state = site.state.clone().unwrap_or_else(PeftWeight::new);
+            state.adapters.push(NamedAdapter { name: name.into(), lora });
+            if states.insert(site.path.clone(), state).is_some() {
+                return Err(PeftError::AdapterName {
+                    name: name.into(),
+                    reason: format!("its factors name module `{path}` twice"),
+                });
+            }
+        }
+        self.adapters.push((name.into(), config.clone()));
+        self.update(states);
+        self.use_adapter(Some(name));
+        Ok(())
+    }
+
+    /// Makes the adapter `name` the active one; all others are inactive and require no gradient.
+    ///
+    /// # Errors
+    ///
+    /// [`PeftError::UnknownAdapter`].
+    pub fn set_adapter(&mut self, name: &str) -> Result<()> {
+        self.config(name)?;
+        self.use_adapter(Some(name));
+        Ok(())
+    }
+
+    /// Removes an adapter. If it was the active one, none is.
+    ///
+    /// # Errors
+    ///
+    /// [`PeftError::UnknownAdapter`].
+    pub fn delete_adapter(&mut self, name: &str) -> Result<()> {
+        self.config(name)?;
+        self.change(|state| state.adapters.retain(|adapter| adapter.name != name));
+        self.adapters.retain(|(adapter, _)| adapter != name);
+        let active = self.active.take().filter(|active| active != name);
+        self.use_adapter(active.as_deref());
+        Ok(())
+    }
+
+    /// Turns all adapters off: outputs are those of the base, to the bit.
+    pub fn disable_adapters(&mut self) {
+        self.enabled = false;
+        self.change(|state| state.enabled = false);
+    }
+
+    /// Turns the active adapter on again.
+    pub fn enable_adapters(&mut self) {
+        self.enabled = true;
+        self.change(|state| state.enabled = true);
+    }
+
+    /// A clone with its adapters off, for instance as the reference policy of a fresh adapter. Tensors are shared.
+    pub fn disabled(&self) -> Self {
+        let mut clone = self.clone();
+        clone.disable_adapters();
+        clone
+    }
+
+    /// Names of all adapters, in the order they were added.
+    pub fn adapters(&self) -> impl Iterator<Item = &str> {
+        self.adapters.iter().map(|(name, _)| name.as_str())
+    }
+
+    /// Name of the active adapter, whether or not adapters are enabled.
+    pub fn active_adapter(&self) -> Option<&str> {
+        self.active.as_deref()
+    }
+
+    /// Whether adapters are enabled.
+    pub fn is_enabled(&self) -> bool {
+        self.enabled
+    }
+
+    /// The configuration of an adapter.
+    ///
+    /// # Errors
+    ///
+    /// [`PeftError::UnknownAdapter`].
+    pub fn config(&self, name: &str) -> Result<&PeftConfig> {
+        let found = self.adapters.iter().find(|(adapter, _)| adapter == name);
+        found.map(|(_, config)| config).ok_or_else(|| PeftError::UnknownAdapter {
+            name: name.into(),
+            adapters: self.adapters().map(str::to_owned).collect(),
+        })
+    }
+
+    /// The factors of an adapter with the paths of their modules, in the order of the model. Tensors are shared.
+    ///
+    /// # Errors
+    ///
+    /// [`PeftError::UnknownAdapter`].
+    pub fn factors(&self, name: &str) -> Result<Vec<(String, Lora)>> {
+        self.config(name)?;
+        let sites = collect(self.module());
+        let factors = sites.iter().filter_map(|site| {
+            let lora = site.state.as_ref()?.adapter(name)?;
+            Some((site.module().to_owned(), lora.clone()))
+        });
+        Ok(factors.collect())
+    }
+
+    /// Merges the active adapter into dense weights and takes the plain module.
+    ///
+    /// A weight is computed in f32 and cast once, to its own dtype (for a packed one, the dtype it had before it was
+    /// packed); the report gives the largest change made by a cast. An NF4 weight under an adapter becomes dense:
+    /// quantising the sum again would lose most of the change. One without stays packed.
+    ///
+    /// # Errors
+    ///
+    /// [`PeftError::ForeignReparameterization`], as Burn would fold that one in too; the model is lost, keep a clone.
+    pub fn merge_and_unload(self) -> Result<(M, MergeReport)> {
+        merge::merge(self.into_module())
+    }
+
+    /// Removes all adapters and takes the module as it was before, packed weights packed.
+    ///
+    /// # Errors
+    ///
+    /// [`PeftError::ForeignReparameterization`], as Burn would fold that one in; the model is lost, keep a clone.
+    pub fn unload(self) -> Result<M> {
+        merge::unload(self.into_module())
+    }
+
+    /// What is attached where, what trains, and what it weighs.
+    pub fn report(&self) -> ModelReport {
+        ModelReport::new(collect(self.module()), self.active.clone(), self.enabled)
+    }
+
+    fn linear_sites(&self) -> Vec<Site> {
+        let mut sites = collect(self.module());
+        sites.retain(|site| site.linear);
+        sites
+    }
+
+    fn resolve(&self, targets: &TargetConfig, sites: &[Site]) -> Result<TargetReport> {
+        targets.compile(self.head_of(sites))?.resolve(&modules(sites))
+    }
+
+    /// Path of the output head.
+    fn head_of<'a>(&self, sites: &'a [Site]) -> Option<&'a str> {
+        let suffix = format!(".{}", self.head);
+        let mut paths = sites.iter().map(Site::module);
+        paths.find(|path| *path == self.head || path.ends_with(&suffix))
+    }
+
+    fn device_of(&self, site: &Site) -> Device {
+        match site.state.as_ref().and_then(|state| state.nf4.as_ref()) {
+            Some(nf4) => nf4.device(),
+            None => site.device.clone(),
+        }
+    }
+
+    fn check_new_name(&self, name: &str) -> Result<()> {
+        let reason = if name.is_empty() || name.len() > MAX_NAME {
+            format!("it must have 1 to {MAX_NAME} bytes")
+        } else if name == NF4 {
+            "it is the name of the packed base".into()
+        } else if let Some(c) = name.chars().find(|c| !(c.is_alphanumeric() || "_-".contains(*c))) {
+            // A dot separates paths of parameters, a slash those of files.
+            format!("it holds {c:?}; only letters, digits, `_` and `-` are allowed")
+        } else if self.adapters().any(|adapter| adapter == name) {
+            "the model has an adapter of that name".into()
+        } else {
+            return Ok(());
+        };
+        Err(PeftError::AdapterName { name: name.into(), reason })
+    }
+
+    fn use_adapter(&mut self, name: Option<&str>) {
+        self.active = name.map(str::to_owned);
+        let enabled = self.enabled;
+        self.change(|state| {
+            state.activate(name);
+            state.enabled = enabled;
+        });
+    }
+
+    /// Changes the state of every weight that has one.
+    fn change(&mut self, mut f: impl FnMut(&mut PeftWeight)) {
+        let states = collect(self.module()).into_iter().filter_map(|site| {
+            let mut state = site.state?;
+            f(&mut state);
+            Some((site.path, state))
+        });
+        let states = states.collect();
+        self.update(states);
+    }
+
+    fn update(&mut self, states: HashMap<String, PeftWeight>) {
+        self.module = self.module.take().map(|module| edit(module, states));
+    }
+}
+
+fn modules(sites: &[Site]) -> Vec<String> {
+    sites.iter().map(|site| site.module().to_owned()).collect()
+}
+
+fn find<'a>(sites: &'a [Site], path: &str) -> Result<&'a Site> {
+    sites.iter().find(|site| site.module() == path).ok_or_else(|| PeftError::UnknownModule {
+        path: path.into(),
+    })
+}
+
+/// Burn puts an attached reparameterization back whatever is attached in its place.
+pub(super) fn refuse_foreign(site: &Site) -> Result<()> {
+    match &site.foreign {
+        Some(name) => Err(PeftError::ForeignReparameterization {
+            path: site.path.clone(),
+            name: name.clone(),
+        }),
+        None => Ok(()),
+    }
+}
+
+impl<M: Module> Deref for PeftModel<M> {
+    type Target = M;
+
+    fn deref(&self) -> &M {
+        self.module()
+    }
+}
+
+impl<M: Module> Module for PeftModel<M> {
+    fn visit<V: ModuleVisitor>(&self, visitor: &mut V) {
+        self.module().visit(visitor);
+    }
+
+    fn map<F: ModuleMapper>(mut self, mapper: &mut F) -> Self {
+        self.module = self.module.map(|module| module.map(mapper));
+        self
+    }
+
+    fn collect_devices(&self, devices: Devices) -> Devices {
+        self.module().collect_devices(devices)
+    }
+
+    fn to_device(mut self, device: &Device) -> Self {
+        self.module = self.module.map(|module| module.to_device(device));
+        self
+    }
+
+    fn fork(mut self, device: &Device) -> Self {
+        self.module = self.module.map(|module| module.fork(device));
+        self
+    }
+
+    fn valid(&self) -> Self {
+        Self {
+            module: Some(self.module().valid()),
+            adapters: self.adapters.clone(),
+            active: self.active.clone(),
+            enabled: self.enabled,
+            head: self.head.clone(),
+        }
+    }
+
+    fn train(mut self) -> Self {
+        self.module = self.module.map(Module::train);
+        self
+    }
+
+    fn materialize(mut self) -> Self {
+        // Burn folds what is attached into the weights, so that no adapter is left to name.
+        self.module = self.module.map(Module::materialize);
+        self.adapters.clear();
+        self.active = None;
+        self
+    }
+}
+
+impl<M: Module + ModuleDisplay> ModuleDisplayDefault for PeftModel<M> {
+    fn content(&self, content: Content) -> Option<Content> {
+        content
+            .add("adapters", &self.adapters().collect::<Vec<_>>().join(", "))
+            .add("active", &self.active.clone().unwrap_or_else(|| "none".into()))
+            .add("module", self.module())
+            .optional()
+    }
+}
+
+impl<M: Module + ModuleDisplay> ModuleDisplay for PeftModel<M> {}

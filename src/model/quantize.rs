@@ -1,0 +1,150 @@
+//! Packing the weights of a whole model, one at a time.
+
+use burn::module::{Module, Param, Reparameterizer};
+use burn::tensor::{Shape, Tensor, TensorData, DType};
+
+use super::peft_model::refuse_foreign;
+use super::target::TargetReport;
+use super::traverse::{Site, replace_next};
+use super::weight::{PeftWeight, Transfer};
+use crate::nf4::{Nf4Config, Nf4Weight};
+use crate::{PeftError, Result};
+
+/// What packing did to a model.
+#[derive(Clone, Debug)]
+pub struct QuantizeReport {
+    /// What was chosen and why.
+    pub targets: TargetReport,
+    /// Weights packed.
+    pub weights: usize,
+    /// Bytes of the dense weights.
+    pub dense_bytes: usize,
+    /// Bytes of the packed ones.
+    pub packed_bytes: usize,
+}
+
+/// Packs the chosen weights. On an error the module comes back as it was.
+pub(super) fn quantize<M: Module>(
+    module: M,
+    sites: Vec<Site>,
+    targets: &TargetReport,
+    config: &Nf4Config,
+) -> (M, Result<QuantizeReport>) {
+    let chosen: Vec<Site> = sites
+        .into_iter()
+        .filter(|site| targets.matched.iter().any(|target| target.path == site.module()))
+        .collect();
+    if let Err(error) = check(&module, &chosen) {
+        return (module, Err(error));
+    }
+    let mut packed = Ok((0, 0, 0));
+    let states = chosen.into_iter().map(|site| (site.path, site.state.unwrap_or_else(PeftWeight::new)));
+    let module = module.apply_reparameterization(Packer {
+        states: states.collect(),
+        config,
+        packed: &mut packed,
+    });
+    Transfer::Idle.swap();
+    let report = packed.map(|(weights, dense_bytes, packed_bytes)| QuantizeReport {
+        targets: targets.clone(),
+        weights,
+        dense_bytes,
+        packed_bytes,
+    });
+    (module, report)
+}
+
+/// Meets every error before anything changes: what is attached, and values that are not finite.
+fn check<M: Module>(module: &M, chosen: &[Site]) -> Result<()> {
+    for site in chosen {
+        refuse_foreign(site)?;
+        if site.state.as_ref().is_some_and(|state| state.nf4.is_some()) {
+            return Err(PeftError::AlreadyQuantized { path: site.path.clone() });
+        }
+        if let Some(dtype) = site.dtype
+            && !matches!(dtype, DType::F32 | DType::F16 | DType::BF16 | DType::F64 | DType::Flex32)
+        {
+            return Err(PeftError::DType {
+                tensor: site.path.clone(),
+                expected: "a float".into(),
+                found: format!("{dtype:?}"),
+            });
+        }
+    }
+    let mut finite = Finite { chosen, path: Vec::new(), result: Ok(()) };
+    module.visit(&mut finite);
+    finite.result
+}
+
+struct Finite<'a> {
+    chosen: &'a [Site],
+    path: Vec<String>,
+    result: Result<()>,
+}
+
+impl burn::module::ModuleVisitor for Finite<'_> {
+    fn enter_module(&mut self, name: &str, _container: &str) {
+        self.path.push(name.into());
+    }
+
+    fn exit_module(&mut self, _name: &str, _container: &str) {
+        self.path.pop();
+    }
+
+    fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
+        let path = self.path.join(".");
+        if self.result.is_ok() && param.is_initialized() && self.chosen.iter().any(|site| site.path == path) {
+            let base = param.base().without_autodiff();
+            let dims = base.dims();
+            let weight: Tensor<2> = base.reshape([dims[0], dims[D - 1]]);
+            self.result = Nf4Weight::check_finite(&path, weight);
+        }
+    }
+}
+
+struct Packer<'a> {
+    states: std::collections::HashMap<String, PeftWeight>,
+    config: &'a Nf4Config,
+    packed: &'a mut Result<(usize, usize, usize)>,
+}
+
+impl Reparameterizer for Packer<'_> {
+    type Reparam = PeftWeight;
+
+    fn reparameterize<const D: usize>(
+        &mut self,
+        path: &str,
+        param: Param<Tensor<D>>,
+    ) -> (Param<Tensor<D>>, Option<PeftWeight>) {
+        let Some(mut state) = self.states.remove(path).filter(|_| self.packed.is_ok()) else {
+            replace_next(&None);
+            return (param, None);
+        };
+        // Consuming the parameter initialises it if need be, and leaves this the only handle to its tensor.
+        let (id, dense, mapper) = param.consume();
+        let (device, dtype, dims) = (dense.device(), dense.dtype(), dense.dims());
+        let bytes = dense.shape().num_elements() * dtype.size();
+        let weight: Tensor<2> = dense.clone().reshape([dims[0], dims[D - 1]]);
+        match (Nf4Weight::quantize(path, weight, self.config), &mut *self.packed) {
+            (Ok(nf4), Ok((weights, dense_bytes, packed_bytes))) => {
+                *weights += 1;
+                *dense_bytes += bytes;
+                *packed_bytes += nf4.num_bytes();
+                state.dtype = dtype.into();
+                state.nf4 = Some(nf4);
+                drop(dense);
+                let empty = TensorData::new(Vec::<f32>::new(), Shape::from(vec![0; D]));
+                let empty = Tensor::<D>::from_data(empty, (&device, dtype));
+                let state = Some(state);
+                replace_next(&state);
+                (Param::from_mapped_value(id, empty, mapper), state)
+            }
+            (Err(error), packed) => {
+                *packed = Err(error);
+                replace_next(&None);
+                (Param::from_mapped_value(id, dense, mapper), None)
+            }
+            (Ok(_), Err(_)) => unreachable!("only entered before an error"),
+        }
+    }
+}

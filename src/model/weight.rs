@@ -1,0 +1,280 @@
+//! What is attached to one weight of a model: a packed base, and adapters by name.
+//!
+//! The effective weight is `W + Σ Δ_k` over the active adapters `k`, with `W [d_in, d_out]` dense or packed. It is a
+//! [`Reparameterization`] of Burn, so a model that knows nothing of it computes right: `param.val()` composes the dense
+//! effective weight. [`PeftForward`](super::PeftForward) computes the same without ever forming it.
+
+use std::cell::RefCell;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, Ordering};
+
+use burn::module::{Devices, Module, ModuleMapper, ModuleVisitor, Param, Reparameterization};
+use burn::tensor::{DType, Device, FloatDType, Tensor};
+
+use crate::adapter::{Delta, FrozenMap, Lora, cast};
+use crate::layer::{DenseMap, Nf4Map};
+use crate::nf4::Nf4Weight;
+
+/// Name under which Burn's traversals find the packed base: `weight.peft.nf4.codes`.
+pub(super) const NF4: &str = "nf4";
+
+/// Container that Burn names when it traverses a reparameterization.
+pub(super) const REPARAMETERIZATION: &str = "Reparameterization";
+
+/// How forward passes have read a weight with something attached to it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Way {
+    /// No forward pass has read it yet.
+    Unused,
+    /// Always factored and packed, by [`PeftForward`](super::PeftForward): no dense weight was formed.
+    Factored,
+    /// At least once by Burn's own layers, which compose a dense effective weight and, in training, its gradient.
+    Composed,
+}
+
+/// One adapter of one weight.
+#[derive(Clone, Debug)]
+pub(super) struct NamedAdapter {
+    pub name: String,
+    pub lora: Lora,
+}
+
+/// The reparameterization of one adapted or packed weight.
+#[derive(Clone, Debug)]
+pub struct PeftWeight {
+    /// The packed base; the parameter itself then holds an empty tensor.
+    pub(super) nf4: Option<Nf4Weight>,
+    /// Dtype of the dense weight that was packed: what `val()` composes.
+    pub(super) dtype: FloatDType,
+    pub(super) adapters: Vec<NamedAdapter>,
+    /// Name of the adapter in use.
+    pub(super) active: Option<String>,
+    pub(super) enabled: bool,
+    /// `materialize` drops this and leaves the base as it is, in place of merging into it.
+    pub(super) keep_base: bool,
+    /// How forward passes have read this weight, for the report only: clones of a model share it.
+    way: Arc<AtomicU8>,
+}
+
+impl PeftWeight {
+    pub(super) fn new() -> Self {
+        Self {
+            nf4: None,
+            dtype: FloatDType::F32,
+            adapters: Vec::new(),
+            active: None,
+            enabled: true,
+            keep_base: false,
+            way: Arc::default(),
+        }
+    }
+
+    pub(super) fn adapter(&self, name: &str) -> Option<&Lora> {
+        self.adapters.iter().find(|adapter| adapter.name == name).map(|adapter| &adapter.lora)
+    }
+
+    /// The deltas in use, in order of application.
+    pub(super) fn deltas(&self) -> Vec<&Lora> {
+        match (&self.active, self.enabled) {
+            (Some(active), true) => self.adapter(active).into_iter().collect(),
+            _ => Vec::new(),
+        }
+    }
+
+    /// Uses the adapter `name`, or none. Only the factors of the one in use require a gradient.
+    pub(super) fn activate(&mut self, name: Option<&str>) {
+        self.active = name.filter(|name| self.adapter(name).is_some()).map(str::to_owned);
+        for adapter in std::mem::take(&mut self.adapters) {
+            let train = self.active.as_deref() == Some(adapter.name.as_str());
+            self.adapters.push(NamedAdapter {
+                lora: adapter.lora.set_require_grad(train),
+                name: adapter.name,
+            });
+        }
+    }
+
+    pub(super) fn way(&self) -> Way {
+        match self.way.load(Ordering::Relaxed) {
+            0 => Way::Unused,
+            1 => Way::Factored,
+            _ => Way::Composed,
+        }
+    }
+
+    /// `[rows, d_in] -> [rows, d_out]`, factored and packed.
+    pub(super) fn forward(
+        &self,
+        x: Tensor<2>,
+        base: &Param<Tensor<2>>,
+        bias: Option<Tensor<1>>,
+    ) -> Tensor<2> {
+        self.way.fetch_max(1, Ordering::Relaxed);
+        let deltas = self.deltas();
+        match &self.nf4 {
+            Some(weight) => Chain { deltas: &deltas, map: &Nf4Map { weight, bias } }.apply(x),
+            None => Chain { deltas: &deltas, map: &DenseMap { weight: base.base(), bias } }.apply(x),
+        }
+    }
+
+    /// The effective weight `[d_in, d_out]` in f32, differentiable in the factors.
+    pub(super) fn effective(&self, base: Tensor<2>) -> Tensor<2> {
+        let base = match &self.nf4 {
+            Some(nf4) => nf4.dequantize(FloatDType::F32).transpose(),
+            None => match base.dtype() {
+                DType::QFloat(_) => cast(base.dequantize(), FloatDType::F32),
+                _ => cast(base, FloatDType::F32),
+            },
+        };
+        self.deltas().into_iter().fold(base, |weight, delta| delta.merge(weight))
+    }
+
+    /// Dtype of the effective weight.
+    pub(super) fn effective_dtype(&self, base: &Tensor<2>) -> FloatDType {
+        match (&self.nf4, base.dtype()) {
+            (Some(_), _) => self.dtype,
+            (None, DType::QFloat(_)) => FloatDType::F32,
+            (None, dtype) => dtype.into(),
+        }
+    }
+
+    fn each(self, mut nf4: impl FnMut(Nf4Weight) -> Nf4Weight, mut lora: impl FnMut(&str, Lora) -> Lora) -> Self {
+        Self {
+            nf4: self.nf4.map(&mut nf4),
+            adapters: self
+                .adapters
+                .into_iter()
+                .map(|NamedAdapter { name, lora: factors }| {
+                    let factors = lora(&name, factors);
+                    NamedAdapter { name, lora: factors }
+                })
+                .collect(),
+            ..self
+        }
+    }
+}
+
+/// A frozen map with deltas on top, each seeing the map below it.
+struct Chain<'a, M> {
+    deltas: &'a [&'a Lora],
+    map: &'a M,
+}
+
+impl<M: FrozenMap> FrozenMap for Chain<'_, M> {
+    fn apply(&self, x: Tensor<2>) -> Tensor<2> {
+        match self.deltas.split_last() {
+            None => self.map.apply(x),
+            Some((last, deltas)) => last.forward(x, &Chain { deltas, map: self.map }),
+        }
+    }
+}
+
+impl Reparameterization for PeftWeight {
+    const NAME: &'static str = "peft";
+
+    fn apply<const D: usize>(&self, base: Tensor<D>) -> Tensor<D> {
+        if self.keep_base || (self.nf4.is_none() && self.deltas().is_empty()) {
+            return base;
+        }
+        self.way.store(2, Ordering::Relaxed);
+        // Attached to matrices only, so that D is 2; a packed one is an empty matrix.
+        let dims = base.dims();
+        let base: Tensor<2> = base.reshape([dims[0], dims[D - 1]]);
+        let dtype = self.effective_dtype(&base);
+        let weight = cast(self.effective(base), dtype);
+        let [d_in, d_out] = weight.dims();
+        weight.reshape(burn::tensor::Shape::from([d_in, d_out]))
+    }
+}
+
+thread_local! {
+    /// Hands the state of the weight that is being traversed to and from a traversal of this crate. Burn erases the type
+    /// of a reparameterization before it reaches a visitor or mapper and puts it back after a mapper, so that nothing
+    /// else can read or change one in place; a traversal never leaves its thread.
+    static TRANSFER: RefCell<Transfer> = const { RefCell::new(Transfer::Idle) };
+}
+
+#[derive(Debug)]
+pub(super) enum Transfer {
+    Idle,
+    /// The next state visited leaves a copy (of handles, not of tensors).
+    Collect,
+    /// What a visited state left.
+    Collected(PeftWeight),
+    /// What takes the place of the next state mapped.
+    Replace(PeftWeight),
+}
+
+impl Transfer {
+    pub(super) fn swap(self) -> Self {
+        TRANSFER.replace(self)
+    }
+}
+
+impl Module for PeftWeight {
+    fn visit<V: ModuleVisitor>(&self, visitor: &mut V) {
+        TRANSFER.with_borrow_mut(|transfer| {
+            if let Transfer::Collect = transfer {
+                *transfer = Transfer::Collected(self.clone());
+            }
+        });
+        if let Some(nf4) = &self.nf4 {
+            visitor.enter_module(NF4, "PeftWeight");
+            nf4.visit(visitor);
+            visitor.exit_module(NF4, "PeftWeight");
+        }
+        for adapter in &self.adapters {
+            visitor.enter_module(&adapter.name, "PeftWeight");
+            adapter.lora.visit(visitor);
+            visitor.exit_module(&adapter.name, "PeftWeight");
+        }
+    }
+
+    fn map<M: ModuleMapper>(self, mapper: &mut M) -> Self {
+        match Transfer::Idle.swap() {
+            Transfer::Replace(state) => return state,
+            other => drop(other.swap()),
+        }
+        let mapper = RefCell::new(mapper);
+        self.each(
+            |nf4| {
+                let mapper = &mut *mapper.borrow_mut();
+                mapper.enter_module(NF4, "PeftWeight");
+                let nf4 = nf4.map(*mapper);
+                mapper.exit_module(NF4, "PeftWeight");
+                nf4
+            },
+            |name, lora| {
+                let mapper = &mut *mapper.borrow_mut();
+                mapper.enter_module(name, "PeftWeight");
+                let lora = lora.map(*mapper);
+                mapper.exit_module(name, "PeftWeight");
+                lora
+            },
+        )
+    }
+
+    fn collect_devices(&self, devices: Devices) -> Devices {
+        let devices = self.nf4.iter().fold(devices, |devices, nf4| nf4.collect_devices(devices));
+        self.adapters.iter().fold(devices, |devices, adapter| adapter.lora.collect_devices(devices))
+    }
+
+    fn to_device(self, device: &Device) -> Self {
+        self.each(|nf4| nf4.to_device(device), |_, lora| lora.to_device(device))
+    }
+
+    fn fork(self, device: &Device) -> Self {
+        self.each(|nf4| nf4.fork(device), |_, lora| lora.fork(device))
+    }
+
+    fn valid(&self) -> Self {
+        self.clone().each(|nf4| nf4.valid(), |_, lora| lora.valid())
+    }
+
+    fn train(self) -> Self {
+        self.each(Module::train, |_, lora| lora.train())
+    }
+
+    fn materialize(self) -> Self {
+        self
+    }
+}

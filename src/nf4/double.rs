@@ -1,0 +1,130 @@
+//! Double quantisation: the scales of the blocks, themselves quantised to eight bits.
+//!
+//! `a_j ≈ (m[q_j] · a2_k) + o`, where `a_j` is the scale of block `j`, `o` the mean of all scales, `q_j` an 8-bit code,
+//! `m` the dynamic map of 256 values in `[-1, 1]`, and `a2_k = max |a_j - o|` over the 256 scales of group `k = j / 256`.
+//! The product and the sum are rounded to f32 each. At block size 64 a scale then costs `8/64 + 32/(64·256)` bits a
+//! weight, 0.127, in place of 0.5.
+//!
+//! Sources: QLoRA, section 3, <https://arxiv.org/abs/2305.14314>; T. Dettmers et al., "8-bit Optimizers via Block-wise
+//! Quantization", <https://arxiv.org/abs/2110.02861>, for the map. Stored states of bitsandbytes 0.50.2 are restored to
+//! the bit. Quantising here takes the nearest value of the map, where bitsandbytes on a CPU takes a neighbour of it now
+//! and then.
+
+/// How many scales share one second-level scale.
+pub const NESTED_BLOCK_SIZE: usize = 256;
+
+/// The 256 values of the eight-bit codes, ascending, with an exact zero at 127 and an exact 1 at 255.
+///
+/// Decade `i` of 0 to 6 holds, for either sign, `2^i` values: the midpoints of `2^i + 1` points evenly spaced from 0.1
+/// to 1, times `10^(i - 6)`.
+pub const DYNAMIC_MAP: [f32; 256] = {
+    const POWERS: [f32; 7] = [1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0];
+    const ZERO: usize = 127;
+    let mut map = [0.0; 256];
+    let mut rank = 1; // distance of a value from the zero
+    let mut i = 0;
+    while i < POWERS.len() {
+        let intervals = 1 << i;
+        let mut j = 0;
+        while j < intervals {
+            let mean = (point(j, intervals) + point(j + 1, intervals)) / 2.0;
+            map[ZERO + rank] = POWERS[i] * mean;
+            map[ZERO - rank] = -map[ZERO + rank];
+            rank += 1;
+            j += 1;
+        }
+        i += 1;
+    }
+    map[255] = 1.0;
+    map
+};
+
+/// Point `k` of the `intervals + 1` evenly spaced from 0.1 to 1, as PyTorch's `linspace` has them: counted from the
+/// nearer end, with one rounding for product and sum.
+const fn point(k: usize, intervals: usize) -> f32 {
+    let step = (1.0 - 0.1_f32) / intervals as f32;
+    // f64 holds product and sum exactly here (they are multiples of 2^-34 below 2), so the cast is the one rounding.
+    if k < intervals.div_ceil(2) {
+        (step as f64 * k as f64 + 0.1_f32 as f64) as f32
+    } else {
+        (1.0 - step as f64 * (intervals - k) as f64) as f32
+    }
+}
+
+/// The thresholds between neighbouring values of the map, exact in f64.
+const MIDPOINTS: [f64; 255] = {
+    let mut midpoints = [0.0; 255];
+    let mut i = 0;
+    while i < midpoints.len() {
+        midpoints[i] = (DYNAMIC_MAP[i] as f64 + DYNAMIC_MAP[i + 1] as f64) / 2.0;
+        i += 1;
+    }
+    midpoints
+};
+
+/// Scales of NF4 blocks, quantised to eight bits.
+#[derive(Clone, Debug, PartialEq)]
+pub struct DoubleAbsmax {
+    pub(crate) codes: Vec<u8>,
+    pub(crate) absmax: Vec<f32>,
+    pub(crate) offset: f32,
+}
+
+impl DoubleAbsmax {
+    /// Quantises `scales`, which must be finite: the nearest value of the map, a tie to the lower code.
+    ///
+    /// The mean is summed in f64, in order, and rounded once. A group of equal scales gets second-level scale 0 and
+    /// is restored as the mean.
+    pub fn quantize(scales: &[f32]) -> Self {
+        let mean = scales.iter().map(|&a| f64::from(a)).sum::<f64>() / scales.len().max(1) as f64;
+        let offset = mean as f32;
+        let mut codes = Vec::with_capacity(scales.len());
+        let mut absmax = Vec::with_capacity(scales.len().div_ceil(NESTED_BLOCK_SIZE));
+        for group in scales.chunks(NESTED_BLOCK_SIZE) {
+            let largest = group.iter().map(|a| (a - offset).abs()).fold(0.0, f32::max);
+            absmax.push(largest);
+            codes.extend(group.iter().map(|a| match largest {
+                0.0 => nearest(0.0),
+                largest => nearest((a - offset) / largest),
+            }));
+        }
+        Self {
+            codes,
+            absmax,
+            offset,
+        }
+    }
+
+    /// Restores the scales: `DYNAMIC_MAP[code] * absmax + offset`, rounded after the product and after the sum.
+    pub fn dequantize(&self) -> Vec<f32> {
+        let groups = self.codes.chunks(NESTED_BLOCK_SIZE).zip(&self.absmax);
+        groups
+            .flat_map(|(codes, absmax)| {
+                codes
+                    .iter()
+                    .map(move |&q| DYNAMIC_MAP[usize::from(q)] * absmax + self.offset)
+            })
+            .collect()
+    }
+
+    /// The eight-bit codes, one per scale.
+    pub fn codes(&self) -> &[u8] {
+        &self.codes
+    }
+
+    /// The second-level scales, one per [`NESTED_BLOCK_SIZE`] codes, a partial last group included.
+    pub fn absmax(&self) -> &[f32] {
+        &self.absmax
+    }
+
+    /// The mean that was taken off the scales before they were quantised.
+    pub fn offset(&self) -> f32 {
+        self.offset
+    }
+}
+
+/// The code of the value of [`DYNAMIC_MAP`] nearest to `s`, a tie to the lower code.
+fn nearest(s: f32) -> u8 {
+    // At most 255, the number of midpoints.
+    MIDPOINTS.partition_point(|&midpoint| midpoint < f64::from(s)) as u8
+}

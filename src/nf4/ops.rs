@@ -1,0 +1,253 @@
+//! Products with a packed NF4 weight as operations of a Burn backend.
+//!
+//! With `W = dequantize(codes, scales)` of shape `[d_out, d_in]`:
+//!
+//! * dequantise: `W`
+//! * product: `y = x · Wᵀ`, `[rows, d_in] -> [rows, d_out]`, the forward of a linear layer;
+//! * transposed product: `dx = dy · W`, `[rows, d_out] -> [rows, d_in]`, its backward.
+//!
+//! Under autodiff the two products are each other's backward. What is kept between forward and backward is the packed
+//! weight alone (shared, not copied): neither `x` nor a dense weight, and no gradient of the weight is ever computed.
+//! This is the memory contract of QLoRA (arXiv:2305.14314, section 3) and of bitsandbytes' `MatMul4Bit`.
+
+// `backend_extension` checks the features of this crate and of Burn in what it generates.
+#![allow(unexpected_cfgs)]
+
+use burn::backend::{
+    AutodiffBackend,
+    Autodiff, Backend, Dispatch, DispatchTensorKind, ExtensionType,
+    autodiff::{
+        checkpoint::{base::Checkpointer, strategy::CheckpointStrategy},
+        grads::Gradients,
+        ops::{Backward, Ops, OpsKind, unary},
+    },
+    backend_extension,
+    tensor::{FloatTensor, IntTensor},
+};
+use burn::tensor::{FloatDType, Int, Tensor};
+
+use super::portable;
+
+/// The tensors of one packed weight on a backend; see [`Nf4Weight`](super::Nf4Weight) for what they hold.
+#[derive(Clone, Debug, ExtensionType)]
+pub struct Nf4Tensors<B: Backend> {
+    /// Packed codes as little-endian 32-bit words, `[ceil(ceil(n / 2) / 4)]`.
+    pub codes: IntTensor<B>,
+    /// The scales of the blocks.
+    #[extension_type]
+    pub scales: Nf4ScaleTensors<B>,
+    /// Shape `[d_out, d_in]` of the weight.
+    pub shape: [usize; 2],
+    /// Consecutive values, row-major, that share a scale.
+    pub block_size: usize,
+}
+
+/// The scales of a packed weight on a backend.
+#[derive(Clone, Debug, ExtensionType)]
+pub enum Nf4ScaleTensors<B: Backend> {
+    /// The bits of one f32 a block, `[blocks]`.
+    Plain(IntTensor<B>),
+    /// Doubly quantised: four 8-bit codes a word, `[ceil(blocks / 4)]`; then the bits of one f32 for each group of 256
+    /// blocks and of the f32 offset, `[ceil(blocks / 256) + 1]`.
+    Double(IntTensor<B>, IntTensor<B>),
+}
+
+/// Operations on packed NF4 weights, for every backend this crate was built with.
+///
+/// The default bodies are composed of the backend's own tensor operations and hold one dense weight while they run.
+#[backend_extension(
+    Flex: cfg(feature = "flex"),
+    NdArray: cfg(feature = "ndarray"),
+    Cube: cfg(any(feature = "cuda", feature = "rocm", feature = "wgpu")),
+    Autodiff
+)]
+pub trait Nf4Ops: Backend {
+    /// The dense weight `[d_out, d_in]`: one f32 product a value, then rounded once to `dtype`.
+    fn nf4_dequantize(
+        #[extension_type] weight: Nf4Tensors<Self>,
+        dtype: FloatDType,
+    ) -> FloatTensor<Self> {
+        portable::dequantize::<Self>(weight, dtype)
+    }
+
+    /// `x · Wᵀ`: `[rows, d_in] -> [rows, d_out]`, in the dtype of `x`.
+    fn nf4_matmul(
+        x: FloatTensor<Self>,
+        #[extension_type] weight: Nf4Tensors<Self>,
+    ) -> FloatTensor<Self> {
+        let weight = Self::nf4_dequantize(weight, portable::float_dtype::<Self>(&x));
+        Self::float_matmul(x, Self::float_transpose(weight))
+    }
+
+    /// `y · W`: `[rows, d_out] -> [rows, d_in]`, in the dtype of `y`.
+    fn nf4_matmul_transposed(
+        y: FloatTensor<Self>,
+        #[extension_type] weight: Nf4Tensors<Self>,
+    ) -> FloatTensor<Self> {
+        let weight = Self::nf4_dequantize(weight, portable::float_dtype::<Self>(&y));
+        Self::float_matmul(y, weight)
+    }
+}
+
+#[cfg(feature = "flex")]
+impl Nf4Ops for burn::backend::Flex {
+    fn nf4_dequantize(weight: Nf4Tensors<Self>, dtype: FloatDType) -> FloatTensor<Self> {
+        super::cpu::dequantize(weight, dtype)
+    }
+}
+
+#[cfg(feature = "ndarray")]
+#[allow(deprecated)]
+impl Nf4Ops for burn::backend::NdArray {}
+
+// The alias is the plain or the fusing backend, whichever Burn was built with, so that a user's own `fusion` feature
+// cannot leave it without an implementation.
+#[cfg(any(feature = "cuda", feature = "rocm", feature = "wgpu"))]
+impl Nf4Ops for burn::backend::Cube {}
+
+impl<B: Nf4Ops, C: CheckpointStrategy> Nf4Ops for Autodiff<B, C> {
+    fn nf4_dequantize(weight: Nf4Tensors<Self>, dtype: FloatDType) -> FloatTensor<Self> {
+        Autodiff::<B, C>::from_inner(B::nf4_dequantize(weight.into_inner(), dtype))
+    }
+
+    fn nf4_matmul(x: FloatTensor<Self>, weight: Nf4Tensors<Self>) -> FloatTensor<Self> {
+        #[derive(Debug)]
+        struct Nf4Matmul;
+
+        impl<B: Nf4Ops> Backward<B, 1> for Nf4Matmul {
+            type State = Nf4Tensors<B>;
+
+            fn backward(
+                self,
+                ops: Ops<Self::State, 1>,
+                grads: &mut Gradients,
+                _checkpointer: &mut Checkpointer,
+            ) {
+                unary::<B, _>(ops.parents, ops.node, grads, |grad| {
+                    B::nf4_matmul_transposed(grad, ops.state)
+                });
+            }
+        }
+
+        let weight = weight.into_inner();
+        match Nf4Matmul
+            .prepare::<C>([x.node()])
+            .compute_bound()
+            .stateful()
+        {
+            OpsKind::Tracked(prep) => {
+                let output = B::nf4_matmul(x.into_primitive(), weight.clone());
+                prep.finish(weight, output)
+            }
+            OpsKind::UnTracked(prep) => prep.finish(B::nf4_matmul(x.into_primitive(), weight)),
+        }
+    }
+
+    fn nf4_matmul_transposed(y: FloatTensor<Self>, weight: Nf4Tensors<Self>) -> FloatTensor<Self> {
+        #[derive(Debug)]
+        struct Nf4MatmulTransposed;
+
+        impl<B: Nf4Ops> Backward<B, 1> for Nf4MatmulTransposed {
+            type State = Nf4Tensors<B>;
+
+            fn backward(
+                self,
+                ops: Ops<Self::State, 1>,
+                grads: &mut Gradients,
+                _checkpointer: &mut Checkpointer,
+            ) {
+                unary::<B, _>(ops.parents, ops.node, grads, |grad| {
+                    B::nf4_matmul(grad, ops.state)
+                });
+            }
+        }
+
+        let weight = weight.into_inner();
+        match Nf4MatmulTransposed
+            .prepare::<C>([y.node()])
+            .compute_bound()
+            .stateful()
+        {
+            OpsKind::Tracked(prep) => {
+                let output = B::nf4_matmul_transposed(y.into_primitive(), weight.clone());
+                prep.finish(weight, output)
+            }
+            OpsKind::UnTracked(prep) => {
+                prep.finish(B::nf4_matmul_transposed(y.into_primitive(), weight))
+            }
+        }
+    }
+}
+
+impl<B: Backend, C: CheckpointStrategy> Nf4Tensors<Autodiff<B, C>> {
+    /// The same tensors seen by the inner backend: autodiff does not wrap integers.
+    fn into_inner(self) -> Nf4Tensors<B> {
+        Nf4Tensors {
+            codes: self.codes,
+            scales: match self.scales {
+                Nf4ScaleTensors::Plain(bits) => Nf4ScaleTensors::Plain(bits),
+                Nf4ScaleTensors::Double(codes, nested) => Nf4ScaleTensors::Double(codes, nested),
+            },
+            shape: self.shape,
+            block_size: self.block_size,
+        }
+    }
+}
+
+/// Whether this crate was built with an implementation of [`Nf4Ops`] for the backend of `tensor`.
+///
+/// The user's own Burn may hold a backend that this crate's features do not name; a call on it must not enter the
+/// extension, whose generated routing panics there.
+fn has_implementation(tensor: &Tensor<1, Int>) -> bool {
+    match tensor.clone().into_dispatch().kind {
+        #[cfg(feature = "flex")]
+        DispatchTensorKind::Flex(_) => true,
+        #[cfg(feature = "ndarray")]
+        DispatchTensorKind::NdArray(_) => true,
+        #[cfg(any(feature = "cuda", feature = "rocm", feature = "wgpu"))]
+        DispatchTensorKind::Cube(_) => true,
+        #[allow(unreachable_patterns)]
+        _ => false,
+    }
+}
+
+pub(super) fn dequantize(
+    routing: &Tensor<1, Int>,
+    weight: Nf4Tensors<Dispatch>,
+    dtype: FloatDType,
+) -> Tensor<2> {
+    Tensor::from_dispatch(if has_implementation(routing) {
+        <Dispatch as Nf4Ops>::nf4_dequantize(weight, dtype)
+    } else {
+        portable::dequantize::<Dispatch>(weight, dtype)
+    })
+}
+
+pub(super) fn matmul(
+    routing: &Tensor<1, Int>,
+    x: Tensor<2>,
+    weight: Nf4Tensors<Dispatch>,
+) -> Tensor<2> {
+    if has_implementation(routing) {
+        Tensor::from_dispatch(<Dispatch as Nf4Ops>::nf4_matmul(x.into_dispatch(), weight))
+    } else {
+        let dtype = FloatDType::from(x.dtype());
+        x.matmul(dequantize(routing, weight, dtype).transpose())
+    }
+}
+
+pub(super) fn matmul_transposed(
+    routing: &Tensor<1, Int>,
+    y: Tensor<2>,
+    weight: Nf4Tensors<Dispatch>,
+) -> Tensor<2> {
+    if has_implementation(routing) {
+        Tensor::from_dispatch(<Dispatch as Nf4Ops>::nf4_matmul_transposed(
+            y.into_dispatch(),
+            weight,
+        ))
+    } else {
+        let dtype = FloatDType::from(y.dtype());
+        y.matmul(dequantize(routing, weight, dtype))
+    }
+}

@@ -1,0 +1,96 @@
+//! NF4 dequantisation in a backend's ordinary tensor operations, for devices without a kernel of their own.
+//!
+//! `W[i] = codebook[code[i]] · scale[i / block_size]`, with codes and scales unpacked from 32-bit words by shifts and
+//! masks. No operation of Burn reinterprets an integer's bits as a float, so a scale is rebuilt from its fields:
+//! `(mantissa + hidden bit) · 2^-23 · 2^(exponent - 127)`, every step exact (a subnormal scale may be flushed to zero
+//! by a GPU).
+
+use burn::backend::{Backend, TensorMetadata, tensor::{FloatTensor, IntTensor}};
+use burn::tensor::{FloatDType, Shape, Slice, TensorData};
+
+use super::codebook::CODEBOOK;
+use super::double::{DYNAMIC_MAP, NESTED_BLOCK_SIZE};
+use super::ops::{Nf4ScaleTensors, Nf4Tensors};
+use super::words::{BYTE_SHIFTS, CODE_SHIFTS};
+
+/// The dtype of a float primitive.
+pub(super) fn float_dtype<B: Backend>(tensor: &FloatTensor<B>) -> FloatDType {
+    tensor.dtype().into()
+}
+
+/// The dense weight `[d_out, d_in]`, computed in f32 and rounded once to `dtype`.
+pub(super) fn dequantize<B: Backend>(weight: Nf4Tensors<B>, dtype: FloatDType) -> FloatTensor<B> {
+    let [d_out, d_in] = weight.shape;
+    let n = d_out * d_in;
+    let blocks = n.div_ceil(weight.block_size);
+
+    let codes = unpack::<B>(weight.codes, &CODE_SHIFTS, 15, n);
+    let values = lookup::<B>(&CODEBOOK, codes);
+    let scales = match weight.scales {
+        Nf4ScaleTensors::Plain(bits) => float_from_bits::<B>(bits),
+        Nf4ScaleTensors::Double(codes, nested) => {
+            let groups = blocks.div_ceil(NESTED_BLOCK_SIZE);
+            let nested = float_from_bits::<B>(nested);
+            let absmax = B::float_slice(nested.clone(), &[Slice::from(0..groups)]);
+            let offset = B::float_slice(nested, &[Slice::from(groups..groups + 1)]);
+            let codes = unpack::<B>(codes, &BYTE_SHIFTS, 255, blocks);
+            let scaled = B::float_mul(
+                lookup::<B>(&DYNAMIC_MAP, codes),
+                repeat_each::<B>(absmax, NESTED_BLOCK_SIZE, blocks),
+            );
+            B::float_add(scaled, B::float_expand(offset, Shape::from([blocks])))
+        }
+    };
+    let dense = B::float_mul(values, repeat_each::<B>(scales, weight.block_size, n));
+    let dense = B::float_reshape(dense, Shape::from([d_out, d_in]));
+    match dtype {
+        FloatDType::F32 => dense,
+        dtype => B::float_cast(dense, dtype),
+    }
+}
+
+/// The first `n` fields of `words` at the given bit positions: `[words] -> [n]`.
+fn unpack<B: Backend>(words: IntTensor<B>, shifts: &[i32], mask: i32, n: usize) -> IntTensor<B> {
+    let len = words.shape().num_elements();
+    let words = B::int_reshape(words, Shape::from([len, 1]));
+    let fields = shifts
+        .iter()
+        .map(|&shift| {
+            let shifted = B::bitwise_right_shift_scalar(words.clone(), shift.into());
+            B::bitwise_and_scalar(shifted, mask.into())
+        })
+        .collect();
+    let fields = B::int_reshape(B::int_cat(fields, 1), Shape::from([len * shifts.len()]));
+    B::int_slice(fields, &[Slice::from(0..n)])
+}
+
+/// `table[index]` for every index: `[n] -> [n]`, f32.
+fn lookup<B: Backend>(table: &[f32], index: IntTensor<B>) -> FloatTensor<B> {
+    let table = TensorData::new(table.to_vec(), [table.len()]);
+    let table = B::float_from_data(table, &index.device());
+    B::float_select(table, 0, index)
+}
+
+/// Every value `times` times in a row, cut to `n`: `[k] -> [n]`.
+fn repeat_each<B: Backend>(values: FloatTensor<B>, times: usize, n: usize) -> FloatTensor<B> {
+    let len = values.shape().num_elements();
+    let column = B::float_reshape(values, Shape::from([len, 1]));
+    let repeated = B::float_repeat_dim(column, 1, times);
+    let flat = B::float_reshape(repeated, Shape::from([len * times]));
+    B::float_slice(flat, &[Slice::from(0..n)])
+}
+
+/// The f32 whose bits each word holds; scales are finite and not negative, so there is no sign to restore.
+fn float_from_bits<B: Backend>(bits: IntTensor<B>) -> FloatTensor<B> {
+    let exponent = B::bitwise_and_scalar(
+        B::bitwise_right_shift_scalar(bits.clone(), 23.into()),
+        255.into(),
+    );
+    let mantissa = B::bitwise_and_scalar(bits, 0x7f_ffff.into());
+    let mantissa = B::int_into_float(mantissa, FloatDType::F32);
+    let hidden: Vec<f32> = (0..256).map(|e| if e == 0 { 0.0 } else { 8_388_608.0 }).collect();
+    let power: Vec<f32> = (0..256u32).map(|e| f32::from_bits(e.max(1).min(254) << 23)).collect();
+    let significand = B::float_add(mantissa, lookup::<B>(&hidden, exponent.clone()));
+    let significand = B::float_mul_scalar(significand, (1.0f32 / 8_388_608.0).into());
+    B::float_mul(significand, lookup::<B>(&power, exponent))
+}
