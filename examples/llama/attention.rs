@@ -1,0 +1,166 @@
+//! Causal grouped-query attention with a key-value cache.
+//!
+//! `softmax(Q·Kᵀ/√d + mask)·V`, where `heads / kv_heads` query heads share one key and value head (Ainslie et al.,
+//! "GQA", 2023).
+
+use burn::module::Module;
+use burn::nn::{Linear, LinearConfig};
+use burn::tensor::activation::softmax;
+use burn::tensor::{Bool, Device, Int, Tensor, TensorData};
+
+use super::PeftForward;
+use super::config::LlamaConfig;
+use super::rope::Rotation;
+
+/// Where each token stands and which earlier ones it does not see.
+#[derive(Clone, Debug)]
+pub struct Layout {
+    /// Positions for the rotary embedding, `[batch or 1, seq]`.
+    pub positions: Tensor<2, Int>,
+    /// True where a query must not see a key, `[batch or 1, 1, seq, past + seq]`; none if every query sees every key.
+    pub hidden: Option<Tensor<4, Bool>>,
+}
+
+impl Layout {
+    /// `seq` tokens that follow `past` cached ones, the same for every row of the batch.
+    ///
+    /// Right padding needs nothing more: no real token sees what stands to its right.
+    pub fn causal(seq: usize, past: usize, device: &Device) -> Self {
+        Self::left_padded(&[0], seq, past, device)
+    }
+
+    /// As [`causal`](Self::causal), but row `b` begins with `padding[b]` tokens that nothing sees and that do not
+    /// count as positions.
+    pub fn left_padded(padding: &[usize], seq: usize, past: usize, device: &Device) -> Self {
+        let (rows, total) = (padding.len(), past + seq);
+        let queries = || {
+            padding
+                .iter()
+                .flat_map(|&pad| (past..total).map(move |query| (pad, query)))
+        };
+        let positions: Vec<i64> = queries()
+            .map(|(pad, query)| query.saturating_sub(pad) as i64)
+            .collect();
+        let hidden: Vec<bool> = queries()
+            .flat_map(|(pad, query)| (0..total).map(move |key| key < pad || key > query))
+            .collect();
+        Self {
+            positions: Tensor::from_data(TensorData::new(positions, [rows, seq]), device),
+            hidden: hidden
+                .contains(&true)
+                .then(|| Tensor::from_data(TensorData::new(hidden, [rows, 1, seq, total]), device)),
+        }
+    }
+}
+
+/// The keys and values of the tokens seen so far, one pair per layer, each `[batch, kv_heads, seq, head_dim]`.
+#[derive(Clone, Debug, Default)]
+pub struct KvCache {
+    layers: Vec<(Tensor<4>, Tensor<4>)>,
+}
+
+impl KvCache {
+    /// Appends the keys and values of `layer` and returns all of them. Layers come in order.
+    fn append(&mut self, layer: usize, key: Tensor<4>, value: Tensor<4>) -> (Tensor<4>, Tensor<4>) {
+        if let Some(slot) = self.layers.get_mut(layer) {
+            slot.0 = Tensor::cat(vec![slot.0.clone(), key], 2);
+            slot.1 = Tensor::cat(vec![slot.1.clone(), value], 2);
+        } else {
+            self.layers.push((key, value));
+        }
+        self.layers[layer].clone()
+    }
+
+    /// Number of tokens seen so far, padding included.
+    pub fn len(&self) -> usize {
+        self.layers.first().map_or(0, |(key, _)| key.dims()[2])
+    }
+}
+
+/// The attention of one block. Field names are Hugging Face's.
+#[derive(Module, Debug)]
+pub struct Attention {
+    /// `hidden_size` to `num_attention_heads · head_dim`.
+    pub q_proj: Linear,
+    /// `hidden_size` to `num_key_value_heads · head_dim`.
+    pub k_proj: Linear,
+    /// `hidden_size` to `num_key_value_heads · head_dim`.
+    pub v_proj: Linear,
+    /// `num_attention_heads · head_dim` to `hidden_size`.
+    pub o_proj: Linear,
+    heads: usize,
+    kv_heads: usize,
+    head_dim: usize,
+}
+
+impl Attention {
+    /// Random weights on `device`, made when first used.
+    pub fn new(config: &LlamaConfig, device: &Device) -> Self {
+        let linear = |from: usize, to: usize| {
+            LinearConfig::new(from, to)
+                .with_bias(config.attention_bias)
+                .with_initializer(super::model::INITIALIZER)
+                .init(device)
+        };
+        let (heads, kv_heads, head_dim) = (
+            config.num_attention_heads,
+            config.num_key_value_heads,
+            config.head_dim,
+        );
+        Self {
+            q_proj: linear(config.hidden_size, heads * head_dim),
+            k_proj: linear(config.hidden_size, kv_heads * head_dim),
+            v_proj: linear(config.hidden_size, kv_heads * head_dim),
+            o_proj: linear(heads * head_dim, config.hidden_size),
+            heads,
+            kv_heads,
+            head_dim,
+        }
+    }
+
+    /// `[batch, seq, hidden_size]` to the same shape; `cache` is the whole model's cache and this layer's index in it.
+    pub fn forward(
+        &self,
+        x: Tensor<3>,
+        rotation: &Rotation,
+        hidden: Option<&Tensor<4, Bool>>,
+        cache: Option<(&mut KvCache, usize)>,
+    ) -> Tensor<3> {
+        let [batch, seq, _] = x.dims();
+        let group = self.heads / self.kv_heads;
+        let split = |x: Tensor<3>, heads| {
+            x.reshape([batch, seq, heads, self.head_dim])
+                .swap_dims(1, 2)
+        };
+        let q = rotation.apply(split(self.q_proj.forward_peft(x.clone()), self.heads));
+        let k = rotation.apply(split(self.k_proj.forward_peft(x.clone()), self.kv_heads));
+        let v = split(self.v_proj.forward_peft(x), self.kv_heads);
+        let (k, v) = match cache {
+            Some((cache, layer)) => cache.append(layer, k, v),
+            None => (k, v),
+        };
+        let total = k.dims()[2];
+
+        // The query heads of a group stand below each other, so that keys and values are not repeated.
+        let q = q.reshape([batch, self.kv_heads, group * seq, self.head_dim]);
+        let scores = q.matmul(k.swap_dims(2, 3)) / (self.head_dim as f64).sqrt();
+        let mut scores = scores.reshape([batch, self.heads, seq, total]);
+        if let Some(hidden) = hidden {
+            // Finite, so that a padding query, which sees no key at all, gives an unused mean instead of NaN.
+            let lowest = scores
+                .dtype()
+                .finfo()
+                .map_or(f64::from(f32::MIN), |info| info.min);
+            scores = scores.mask_fill(hidden.clone(), lowest);
+        }
+        let weights = softmax(scores, 3).reshape([batch, self.kv_heads, group * seq, total]);
+        let y = weights
+            .matmul(v)
+            .reshape([batch, self.heads, seq, self.head_dim]);
+        self.o_proj.forward_peft(y.swap_dims(1, 2).reshape([
+            batch,
+            seq,
+            self.heads * self.head_dim,
+        ]))
+    }
+}

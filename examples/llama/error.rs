@@ -1,0 +1,91 @@
+//! What can go wrong while reading or writing a Hugging Face directory.
+
+use std::path::PathBuf;
+
+/// The result of a fallible operation on a Hugging Face directory.
+pub type Result<T, E = LlamaError> = std::result::Result<T, E>;
+
+/// What can go wrong while reading or writing a Hugging Face directory, with the file and the name at fault.
+#[derive(Debug, thiserror::Error)]
+pub enum LlamaError {
+    /// An operation on a file failed.
+    #[error("{path}: {source}", path = path.display())]
+    Io {
+        /// The file or directory.
+        path: PathBuf,
+        /// The operating system's reason.
+        source: std::io::Error,
+    },
+    /// A file is not what its name says: broken JSON, a broken safetensors header, a broken tokenizer.
+    #[error("{path}: {reason}", path = path.display())]
+    File {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// A field of `config.json` asks for something this model does not do, or contradicts another field.
+    #[error("{path}: `{field}` = {value}: expected {expected}", path = path.display())]
+    Config {
+        /// The file.
+        path: PathBuf,
+        /// The field.
+        field: &'static str,
+        /// The value found.
+        value: String,
+        /// What is supported, in words.
+        expected: String,
+    },
+    /// The checkpoint lacks tensors of the model, or has tensors that the model lacks.
+    #[error(
+        "{path}: missing tensors {missing:?}, unexpected tensors {unexpected:?}",
+        path = path.display()
+    )]
+    Names {
+        /// The directory.
+        path: PathBuf,
+        /// Tensors of the model that no file has, sorted.
+        missing: Vec<String>,
+        /// Tensors in a file that the model has no place for, sorted.
+        unexpected: Vec<String>,
+    },
+    /// A tensor has another shape than its place in the model.
+    #[error("{path}: tensor `{tensor}`: expected shape {expected:?}, found {found:?}", path = path.display())]
+    Shape {
+        /// The file.
+        path: PathBuf,
+        /// The tensor's name in the file.
+        tensor: String,
+        /// The shape in Hugging Face's layout that `config.json` implies.
+        expected: Vec<usize>,
+        /// The shape in the file.
+        found: Vec<usize>,
+    },
+    /// A tensor has an element type other than F32, F16 and BF16.
+    #[error("{path}: tensor `{tensor}`: expected F32, F16 or BF16, found {found}", path = path.display())]
+    DType {
+        /// The file.
+        path: PathBuf,
+        /// The tensor's name.
+        tensor: String,
+        /// The element type in the file.
+        found: String,
+    },
+}
+
+impl LlamaError {
+    /// Wraps the operating system's error, for `map_err`.
+    pub fn io(path: impl Into<PathBuf>) -> impl FnOnce(std::io::Error) -> Self {
+        let path = path.into();
+        move |source| Self::Io { path, source }
+    }
+
+    /// Wraps any error about a file's content, for `map_err`.
+    pub fn file<E: std::fmt::Display>(path: impl Into<PathBuf>) -> impl FnOnce(E) -> Self {
+        let path = path.into();
+        move |error| Self::File {
+            path,
+            reason: error.to_string(),
+        }
+    }
+}

@@ -1,0 +1,120 @@
+//! The whole Llama: embedding, blocks, final norm and head (Touvron et al., "LLaMA", 2023).
+
+use burn::module::Module;
+use burn::nn::{
+    Embedding, EmbeddingConfig, Initializer, Linear, LinearConfig, RmsNorm, RmsNormConfig,
+};
+use burn::tensor::module::linear;
+use burn::tensor::{Device, Int, Tensor};
+
+use super::PeftForward;
+use super::attention::{KvCache, Layout};
+use super::block::Block;
+use super::config::LlamaConfig;
+use super::rope::{Rotation, inverse_frequencies};
+
+/// Hugging Face's initialisation of every matrix of a Llama (biases there begin at zero, here from the same normal).
+pub const INITIALIZER: Initializer = Initializer::Normal {
+    mean: 0.0,
+    std: 0.02,
+};
+
+/// A Llama without its head. Field names are Hugging Face's.
+#[derive(Module, Debug)]
+pub struct LlamaModel {
+    /// `[vocab_size, hidden_size]`.
+    pub embed_tokens: Embedding,
+    /// The blocks.
+    pub layers: Vec<Block>,
+    /// Norm after the last block.
+    pub norm: RmsNorm,
+    #[module(skip)]
+    frequencies: Vec<f32>,
+}
+
+/// A Llama that predicts the next token. Field names are Hugging Face's, so PEFT's paths are the model's own.
+#[derive(Module, Debug)]
+pub struct LlamaForCausalLm {
+    /// Everything but the head.
+    pub model: LlamaModel,
+    /// The head; none if it is the transposed embedding.
+    pub lm_head: Option<Linear>,
+}
+
+impl LlamaConfig {
+    /// A model with random weights on `device`, each made when first used: a weight that is loaded first never is.
+    pub fn init(&self, device: &Device) -> LlamaForCausalLm {
+        LlamaForCausalLm {
+            model: LlamaModel {
+                embed_tokens: EmbeddingConfig::new(self.vocab_size, self.hidden_size)
+                    .with_initializer(INITIALIZER)
+                    .init(device),
+                layers: (0..self.num_hidden_layers)
+                    .map(|_| Block::new(self, device))
+                    .collect(),
+                norm: RmsNormConfig::new(self.hidden_size)
+                    .with_epsilon(self.rms_norm_eps)
+                    .init(device),
+                frequencies: inverse_frequencies(&self.rope, self.head_dim),
+            },
+            lm_head: (!self.tie_word_embeddings).then(|| {
+                LinearConfig::new(self.hidden_size, self.vocab_size)
+                    .with_bias(false)
+                    .with_initializer(INITIALIZER)
+                    .init(device)
+            }),
+        }
+    }
+}
+
+impl LlamaModel {
+    /// Tokens `[batch, seq]` to hidden states `[batch, seq, hidden_size]`, after the final norm.
+    ///
+    /// `layout` says where the tokens stand; `cache`, if any, holds the tokens before them and takes these in.
+    pub fn forward(
+        &self,
+        tokens: Tensor<2, Int>,
+        layout: &Layout,
+        mut cache: Option<&mut KvCache>,
+    ) -> Tensor<3> {
+        let rotation = Rotation::new(&self.frequencies, layout.positions.clone());
+        let mut x = self.embed_tokens.forward(tokens);
+        for (index, layer) in self.layers.iter().enumerate() {
+            let cache = cache.as_deref_mut().map(|cache| (cache, index));
+            x = layer.forward(x, &rotation, layout.hidden.as_ref(), cache);
+        }
+        self.norm.forward(x)
+    }
+}
+
+impl LlamaForCausalLm {
+    /// Tokens `[batch, seq]` to logits `[batch, seq, vocab_size]`. Rows may be padded on the right.
+    pub fn forward(&self, tokens: Tensor<2, Int>) -> Tensor<3> {
+        let layout = Layout::causal(tokens.dims()[1], 0, &tokens.device());
+        self.forward_with(tokens, &layout, None)
+    }
+
+    /// As [`forward`](Self::forward), for tokens that stand elsewhere or follow those of a cache.
+    pub fn forward_with(
+        &self,
+        tokens: Tensor<2, Int>,
+        layout: &Layout,
+        cache: Option<&mut KvCache>,
+    ) -> Tensor<3> {
+        self.head(self.model.forward(tokens, layout, cache))
+    }
+
+    /// Hidden states `[batch, seq, hidden_size]` to logits `[batch, seq, vocab_size]`.
+    ///
+    /// The logits are the largest activation of training by far: give it only the positions whose logits matter.
+    pub fn head(&self, hidden: Tensor<3>) -> Tensor<3> {
+        match &self.lm_head {
+            Some(head) => head.forward_peft(hidden),
+            None => linear(
+                hidden,
+                self.model.embed_tokens.weight.val().transpose(),
+                None,
+            ),
+        }
+    }
+}
