@@ -2,6 +2,8 @@
 
 use std::path::PathBuf;
 
+use crate::model::UnmatchedPattern;
+
 /// The result of a fallible operation of this crate.
 pub type Result<T, E = PeftError> = std::result::Result<T, E>;
 
@@ -101,5 +103,93 @@ pub enum PeftError {
     AlreadyQuantized {
         /// Path of the parameter.
         path: String,
+    },
+    /// A regular expression of a configuration does not compile, or would take too much memory.
+    #[error("{option} `{pattern}`: {reason}")]
+    Pattern {
+        /// The option it stands in, for instance `target_modules`.
+        option: &'static str,
+        /// The pattern as it was written.
+        pattern: String,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// A regular expression with look-around took more than the allowed number of steps.
+    #[error("{option} `{pattern}` on module `{path}`: {reason}")]
+    PatternMatch {
+        /// The option it stands in.
+        option: &'static str,
+        /// The pattern as it was written.
+        pattern: String,
+        /// The module path it was applied to.
+        path: String,
+        /// What happened.
+        reason: String,
+    },
+    /// Patterns of a target configuration match no module of the model.
+    #[error("{}", patterns.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "))]
+    UnmatchedPatterns {
+        /// Every such pattern, with the nearest names.
+        patterns: Vec<UnmatchedPattern>,
+    },
+    /// A target configuration leaves no module to adapt.
+    #[error("none of {candidates} candidate modules is a target ({excluded} are excluded)")]
+    NoTargets {
+        /// How many modules could have been targets.
+        candidates: usize,
+        /// How many of them `exclude_modules` names.
+        excluded: usize,
+    },
+    /// A line of a JSON lines file is not a record of the expected form.
+    #[error("{path}:{line}: {reason}", path = path.display())]
+    JsonLine {
+        /// The file.
+        path: PathBuf,
+        /// The line, counted from 1.
+        line: usize,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// A tokenizer failed on a text.
+    #[error("tokenizer failed on {text:?}: {source}")]
+    Tokenizer {
+        /// The beginning of the text.
+        text: String,
+        /// The tokenizer's reason.
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+    /// An example is longer than the limit, and truncation was not asked for.
+    #[error("example of {tokens} tokens: at most {limit} are allowed")]
+    TooLong {
+        /// The length of the example in tokens.
+        tokens: usize,
+        /// The most that is allowed.
+        limit: usize,
+    },
+    /// No token of an example or batch is supervised, so there is nothing to learn from it.
+    #[error("none of {tokens} predicted tokens is supervised")]
+    NoSupervisedTokens {
+        /// How many tokens are predicted in all.
+        tokens: usize,
+    },
+    /// A target token lies outside the vocabulary.
+    #[error("target token {token} at [{row}, {column}]: the vocabulary has {vocabulary} tokens")]
+    TokenRange {
+        /// The token found.
+        token: i64,
+        /// Its row in the batch.
+        row: usize,
+        /// Its column in the batch.
+        column: usize,
+        /// The size of the vocabulary.
+        vocabulary: usize,
+    },
+    /// A tensor could not be read back from its device.
+    #[error("tensor `{tensor}` could not be read from its device: {reason}")]
+    DeviceRead {
+        /// Name of the tensor.
+        tensor: String,
+        /// The backend's reason.
+        reason: String,
     },
 }

@@ -44,7 +44,9 @@ fn remove<M: Module>(module: M, sites: Vec<Site>, fold: impl Fn(&PeftWeight) -> 
             state.active = None;
             packed.insert(site.path.clone(), state);
         }
-        aside.insert(site.path, PeftWeight { keep_base: true, ..state });
+        let mut state = state;
+        state.keep_base = true;
+        aside.insert(site.path, state);
     }
     Ok(edit(edit(module, aside).materialize(), packed))
 }

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::ops::Deref;
 
 use burn::module::{
-    Devices, Module, ModuleDisplay, ModuleDisplayDefault, Content, ModuleMapper, ModuleVisitor,
+    Content, Devices, Module, ModuleDisplay, ModuleDisplayDefault, ModuleMapper, ModuleVisitor, ParamGroup,
 };
 use burn::tensor::Device;
 
@@ -249,6 +249,14 @@ impl<M: Module> PeftModel<M> {
             Some((site.module().to_owned(), lora.clone()))
         });
         Ok(factors.collect())
+    }
+
+    /// The parameters of all adapters as a group, for instance to record them without the base:
+    /// `model.into_record_group(group)`.
+    pub fn adapter_params(&self) -> ParamGroup {
+        let sites = collect(self.module());
+        let adapters = sites.iter().filter_map(|site| site.state.as_ref()).flat_map(|state| &state.adapters);
+        ParamGroup::from_ids(adapters.flat_map(|adapter| [adapter.lora.a.id, adapter.lora.b.id]).collect())
     }
 
     /// Merges the active adapter into dense weights and takes the plain module.

@@ -6,7 +6,7 @@
 use std::collections::HashMap;
 
 use burn::module::{
-    Module, ModuleVisitor, Param, ParamId, Reparameterization, Reparameterizer,
+    Module, ModuleVisitor, Param, Reparameterization, Reparameterizer,
 };
 use burn::tensor::{DType, Device, Tensor};
 
@@ -17,7 +17,6 @@ use super::weight::{PeftWeight, REPARAMETERIZATION, Transfer};
 pub(super) struct Site {
     /// Path of the parameter, as in `model.layers.0.self_attn.q_proj.weight`.
     pub path: String,
-    pub id: ParamId,
     /// Shape of the stored base: empty for a packed weight.
     pub shape: Vec<usize>,
     /// Dtype of the stored base; unknown, and not asked for, while it is uninitialised.
@@ -103,7 +102,6 @@ impl ModuleVisitor for Collector {
             && self.path.last().is_some_and(|(name, container)| name == "weight" && container == "Struct:Linear");
         self.sites.push(Site {
             path: names.join("."),
-            id: param.id,
             shape: param.lazy_shape().to_vec(),
             dtype: param.is_initialized().then(|| param.base().dtype()),
             device: param.lazy_device(),

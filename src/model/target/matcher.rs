@@ -1,0 +1,398 @@
+//! A compiled target configuration: matched or not, rank and alpha, for one module path.
+
+use std::collections::HashMap;
+
+use super::config::{ModuleNames, TargetConfig, TargetModules};
+use super::pattern::Pattern;
+use super::pattern_map::PatternMap;
+use crate::{PeftError, Result};
+
+/// How many expressions one configuration may make us compile; plain names are not counted.
+///
+/// Bounds the memory that a hostile configuration can take: each compiled expression is at most one mebibyte.
+const MAX_EXPRESSIONS: usize = 256;
+
+/// A compiled [`TargetConfig`], which answers for one module path at a time.
+#[derive(Clone, Debug)]
+pub struct TargetMatcher {
+    pub(super) target: Target,
+    pub(super) exclude: Option<Names>,
+    pub(super) rank_pattern: Vec<(Pattern, usize)>,
+    pub(super) alpha_pattern: Vec<(Pattern, f64)>,
+    pub(super) allow_unmatched: bool,
+}
+
+#[derive(Clone, Debug)]
+pub(super) enum Target {
+    List {
+        names: NameList,
+        layers: Option<LayerFilter>,
+    },
+    Regex(Pattern),
+    AllLinear {
+        head: Option<String>,
+    },
+}
+
+#[derive(Clone, Debug)]
+pub(super) enum Names {
+    List(NameList),
+    Regex(Pattern),
+}
+
+impl TargetMatcher {
+    /// See [`TargetConfig::compile`].
+    pub(super) fn new(config: &TargetConfig, head: Option<&str>) -> Result<Self> {
+        check_layers(config)?;
+        let target = match &config.target_modules {
+            TargetModules::List(names) => Target::List {
+                names: NameList::new(names),
+                layers: LayerFilter::new(config)?,
+            },
+            TargetModules::Regex(text) => {
+                Target::Regex(Pattern::full_match("target_modules", text)?)
+            }
+            TargetModules::AllLinear => Target::AllLinear {
+                head: head.map(str::to_owned),
+            },
+        };
+        let exclude = match &config.exclude_modules {
+            None => None,
+            Some(ModuleNames::List(names)) => Some(Names::List(NameList::new(names))),
+            // Python's truth: an empty string excludes nothing.
+            Some(ModuleNames::Regex(text)) if text.is_empty() => None,
+            Some(ModuleNames::Regex(text)) => {
+                Some(Names::Regex(Pattern::full_match("exclude_modules", text)?))
+            }
+        };
+        let rank_pattern = compile_keys("rank_pattern", &config.rank_pattern, |key, &rank| {
+            check_option(rank > 0, "rank_pattern", key, rank, "a rank of at least 1")
+        })?;
+        let alpha_pattern = compile_keys("alpha_pattern", &config.alpha_pattern, |key, &alpha| {
+            check_option(
+                alpha.is_finite(),
+                "alpha_pattern",
+                key,
+                alpha,
+                "a finite alpha",
+            )
+        })?;
+        Ok(Self {
+            target,
+            exclude,
+            rank_pattern,
+            alpha_pattern,
+            allow_unmatched: config.allow_unmatched,
+        })
+    }
+
+    /// Whether the module at `path` gets an adapter. `"all-linear"` says yes to every path but the head's: ask it
+    /// about linear modules only.
+    ///
+    /// # Errors
+    ///
+    /// [`PeftError::PatternMatch`] when a pattern with look-around backtracks beyond its limit on this path.
+    pub fn matches(&self, path: &str) -> Result<bool> {
+        Ok(!self.excludes(path)? && self.targets(path)?)
+    }
+
+    /// The rank of the first `rank_pattern` that matches `path`, or `default`. Says nothing of whether `path` is a
+    /// target.
+    ///
+    /// # Errors
+    ///
+    /// As [`matches`](Self::matches).
+    pub fn rank_for(&self, path: &str, default: usize) -> Result<usize> {
+        Ok(first_match(&self.rank_pattern, path)?.unwrap_or(default))
+    }
+
+    /// The alpha of the first `alpha_pattern` that matches `path`, or `default`. Says nothing of whether `path` is a
+    /// target.
+    ///
+    /// # Errors
+    ///
+    /// As [`matches`](Self::matches).
+    pub fn alpha_for(&self, path: &str, default: f64) -> Result<f64> {
+        Ok(first_match(&self.alpha_pattern, path)?.unwrap_or(default))
+    }
+
+    /// Whether `exclude_modules` names `path`.
+    pub(super) fn excludes(&self, path: &str) -> Result<bool> {
+        match &self.exclude {
+            None => Ok(false),
+            Some(Names::List(names)) => Ok(names.matches(path).next().is_some()),
+            Some(Names::Regex(pattern)) => pattern.is_match(path),
+        }
+    }
+
+    /// Whether `target_modules` and the layers choose `path`, exclusion aside.
+    pub(super) fn targets(&self, path: &str) -> Result<bool> {
+        match &self.target {
+            Target::List { names, layers } => {
+                if names.contains(path) {
+                    return Ok(true);
+                }
+                if names.matches(path).next().is_none() {
+                    return Ok(false);
+                }
+                layers
+                    .as_ref()
+                    .map_or(Ok(true), |layers| layers.keeps(path))
+            }
+            Target::Regex(pattern) => pattern.is_match(path),
+            Target::AllLinear { head } => Ok(head.as_deref() != Some(path)),
+        }
+    }
+}
+
+/// Names that match a path by equality or as its last segments, in the order given, each once.
+#[derive(Clone, Debug)]
+pub(super) struct NameList {
+    pub(super) names: Vec<String>,
+    index: HashMap<String, usize>,
+}
+
+impl NameList {
+    fn new(names: &[String]) -> Self {
+        let mut list = Self {
+            names: Vec::with_capacity(names.len()),
+            index: HashMap::with_capacity(names.len()),
+        };
+        for name in names {
+            let next = list.names.len();
+            if *list.index.entry(name.clone()).or_insert(next) == next {
+                list.names.push(name.clone());
+            }
+        }
+        list
+    }
+
+    /// Whether a name equals the whole path.
+    pub(super) fn contains(&self, path: &str) -> bool {
+        self.index.contains_key(path)
+    }
+
+    /// The positions of the names that match `path`, the longest name first.
+    ///
+    /// A name matches when it is what remains of the path after one of its dots: one look-up per segment, however
+    /// many names there are.
+    pub(super) fn matches(&self, path: &str) -> impl Iterator<Item = usize> {
+        let after_dots = path.match_indices('.').map(|(dot, _)| &path[dot + 1..]);
+        std::iter::once(path)
+            .chain(after_dots)
+            .filter_map(|suffix| self.index.get(suffix).copied())
+    }
+}
+
+/// `layers_to_transform` with `layers_pattern`.
+#[derive(Clone, Debug)]
+pub(super) struct LayerFilter {
+    pub(super) layers: Vec<usize>,
+    /// In order; the first that matches decides. Never empty.
+    patterns: Vec<Pattern>,
+    /// Whether the patterns are the user's.
+    has_own_patterns: bool,
+}
+
+impl LayerFilter {
+    fn new(config: &TargetConfig) -> Result<Option<Self>> {
+        let layers = config.layers_to_transform.as_deref().unwrap_or_default();
+        if layers.is_empty() {
+            return Ok(None);
+        }
+        let own = config.layers_pattern.as_deref().unwrap_or_default();
+        check_count("layers_pattern", own.len())?;
+        let patterns = match own {
+            [] => vec![Pattern::any_layer_index()?],
+            own => own
+                .iter()
+                .map(|text| Pattern::layer_index("layers_pattern", text))
+                .collect::<Result<_>>()?,
+        };
+        Ok(Some(Self {
+            layers: layers.to_vec(),
+            patterns,
+            has_own_patterns: !own.is_empty(),
+        }))
+    }
+
+    fn keeps(&self, path: &str) -> Result<bool> {
+        Ok(self
+            .layer_of(path)?
+            .is_some_and(|layer| self.layers.contains(&layer)))
+    }
+
+    /// The layer of `path`, if it lies in one.
+    pub(super) fn layer_of(&self, path: &str) -> Result<Option<usize>> {
+        for pattern in &self.patterns {
+            if let Some(index) = pattern.index_group(path)? {
+                // The first pattern that matches decides, with or without an index in it.
+                return Ok(index.and_then(|digits| digits.parse().ok()));
+            }
+        }
+        Ok(None)
+    }
+
+    /// The user's patterns as they were written.
+    pub(super) fn own_patterns(&self) -> impl Iterator<Item = &Pattern> {
+        let count = if self.has_own_patterns {
+            self.patterns.len()
+        } else {
+            0
+        };
+        self.patterns[..count].iter()
+    }
+}
+
+/// PEFT forbids what would be ignored.
+fn check_layers(config: &TargetConfig) -> Result<()> {
+    let layers = config.layers_to_transform.is_some();
+    let pattern = config.layers_pattern.as_deref();
+    let is_list = matches!(config.target_modules, TargetModules::List(_));
+    if !is_list && (layers || pattern.is_some()) {
+        return Err(PeftError::Config {
+            name: if layers {
+                "layers_to_transform"
+            } else {
+                "layers_pattern"
+            }
+            .into(),
+            value: if layers {
+                format!(
+                    "{:?}",
+                    config.layers_to_transform.as_deref().unwrap_or_default()
+                )
+            } else {
+                format!("{:?}", pattern.unwrap_or_default())
+            },
+            expected: "none beside target_modules that are no list".into(),
+        });
+    }
+    if !layers && pattern.is_some_and(|p| !p.is_empty()) {
+        return Err(PeftError::Config {
+            name: "layers_pattern".into(),
+            value: format!("{:?}", pattern.unwrap_or_default()),
+            expected: "layers_to_transform beside it".into(),
+        });
+    }
+    Ok(())
+}
+
+fn check_option(
+    holds: bool,
+    option: &str,
+    key: &str,
+    value: impl std::fmt::Display,
+    expected: &str,
+) -> Result<()> {
+    if holds {
+        return Ok(());
+    }
+    Err(PeftError::Config {
+        name: format!("{option}[`{key}`]"),
+        value: value.to_string(),
+        expected: expected.into(),
+    })
+}
+
+fn check_count(option: &str, expressions: usize) -> Result<()> {
+    if expressions <= MAX_EXPRESSIONS {
+        return Ok(());
+    }
+    Err(PeftError::Config {
+        name: format!("number of expressions in {option}"),
+        value: expressions.to_string(),
+        expected: format!("at most {MAX_EXPRESSIONS}"),
+    })
+}
+
+fn compile_keys<V: Clone>(
+    option: &'static str,
+    map: &PatternMap<V>,
+    check: impl Fn(&str, &V) -> Result<()>,
+) -> Result<Vec<(Pattern, V)>> {
+    let mut compiled = Vec::with_capacity(map.len());
+    let mut expressions = 0;
+    for (key, value) in map.iter() {
+        check(key, value)?;
+        let pattern = Pattern::suffix_key(option, key)?;
+        expressions += usize::from(!pattern.is_plain());
+        check_count(option, expressions)?;
+        compiled.push((pattern, value.clone()));
+    }
+    Ok(compiled)
+}
+
+fn first_match<V: Copy>(patterns: &[(Pattern, V)], path: &str) -> Result<Option<V>> {
+    for (pattern, value) in patterns {
+        if pattern.is_match(path)? {
+            return Ok(Some(*value));
+        }
+    }
+    Ok(None)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn error(config: TargetConfig) -> String {
+        config.compile(None).unwrap_err().to_string()
+    }
+
+    #[test]
+    fn all_linear_leaves_out_the_head_and_what_is_excluded() {
+        let matcher = TargetConfig::all_linear()
+            .with_exclude_modules(["gate"])
+            .compile(Some("lm_head"))
+            .unwrap();
+        assert!(matcher.matches("layers.0.q_proj").unwrap());
+        assert!(matcher.matches("decoder.lm_head").unwrap());
+        assert!(!matcher.matches("lm_head").unwrap());
+        assert!(!matcher.matches("layers.0.gate").unwrap());
+        // A list may name the head.
+        let matcher = TargetConfig::list(["lm_head"])
+            .compile(Some("lm_head"))
+            .unwrap();
+        assert!(matcher.matches("lm_head").unwrap());
+    }
+
+    #[test]
+    fn a_longer_name_does_not_hide_a_shorter_one() {
+        let names = NameList::new(&["q".into(), "attn.q".into(), "k".into()]);
+        assert_eq!(names.matches("0.attn.q").collect::<Vec<_>>(), [1, 0]);
+        assert_eq!(names.matches("q").collect::<Vec<_>>(), [0]);
+        assert_eq!(names.matches("xq").count(), 0);
+    }
+
+    #[test]
+    fn what_peft_forbids_or_would_ignore_is_a_typed_error() {
+        let layers = TargetConfig::regex(".*q").with_layers_to_transform([0]);
+        assert!(error(layers).starts_with("layers_to_transform = [0]"));
+        let pattern = TargetConfig::all_linear().with_layers_pattern(["h"]);
+        assert!(error(pattern).starts_with("layers_pattern = [\"h\"]"));
+        let pattern = TargetConfig::list(["q"]).with_layers_pattern(["h"]);
+        assert!(error(pattern).starts_with("layers_pattern = [\"h\"]"));
+        let rank = TargetConfig::list(["q"]).with_rank_pattern("q", 0);
+        assert!(error(rank).starts_with("rank_pattern[`q`] = 0"));
+        let alpha = TargetConfig::list(["q"]).with_alpha_pattern("q", f64::NAN);
+        assert!(error(alpha).starts_with("alpha_pattern[`q`] = NaN"));
+        assert!(error(TargetConfig::regex("(")).contains("target_modules"));
+    }
+
+    #[test]
+    fn many_plain_keys_are_fine_and_many_expressions_are_refused() {
+        let keys = |key: fn(usize) -> String, n| {
+            let mut config = TargetConfig::list(["q"]);
+            config.rank_pattern = (0..n).map(|i| (key(i), 4)).collect();
+            config
+        };
+        let plain = keys(|i| format!("^layers.{i}.q"), 20_000)
+            .compile(None)
+            .unwrap();
+        assert_eq!(plain.rank_for("layers.19999.q", 8).unwrap(), 4);
+        assert_eq!(plain.rank_for("x.layers.1.q", 8).unwrap(), 8);
+        let refused = keys(|i| format!("layers.{i}.(q|k)"), MAX_EXPRESSIONS + 1);
+        assert!(error(refused).contains("at most 256"));
+    }
+}
