@@ -1,0 +1,67 @@
+"""Compares the logits of a Hugging Face Llama between transformers and the `logits` example.
+
+    pip install torch transformers safetensors
+    python scripts/check_logits.py DIR [--tolerance 5e-4] [--text TEXT ...]
+
+Every text runs alone through both, in f32. The script fails if a logit differs by more than the tolerance or if the
+most likely next token differs anywhere.
+"""
+
+import argparse
+import pathlib
+import subprocess
+import tempfile
+
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+ROOT = pathlib.Path(__file__).parent.parent
+TEXTS = [
+    "The capital of France is",
+    "<|im_start|>user\nWhat is gravity?<|im_end|>\n<|im_start|>assistant\n",
+    "fn main() {\n    let numbers = vec![3, 1, 4, 1, 5, 9, 2, 6];\n    println!(\"{}\", numbers.iter().sum::<i32>());\n}\n",
+    "Package: coreutils\nDescription: GNU core utilities\n This package contains the basic file, shell and text "
+    "manipulation utilities which are expected to exist on every operating system. " * 6,
+]
+
+
+def logits_of_example(model: pathlib.Path, tokens: torch.Tensor) -> torch.Tensor:
+    with tempfile.TemporaryDirectory() as scratch:
+        source, target = f"{scratch}/in.safetensors", f"{scratch}/out.safetensors"
+        save_file({"input_ids": tokens}, source)
+        command = ["cargo", "run", "--quiet", "--release", "--example", "logits", "--"]
+        arguments = ["--model", str(model.resolve()), "--tokens", source, "--out", target]
+        subprocess.run(command + arguments, check=True, cwd=ROOT)
+        return load_file(target)["logits"]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model", type=pathlib.Path)
+    # SmolLM2's logits reach about 40. 30 layers of sums of up to 1536 terms in another order leave 1e-5 of that.
+    parser.add_argument("--tolerance", type=float, default=5e-4)
+    parser.add_argument("--text", action="append")
+    args = parser.parse_args()
+
+    model = AutoModelForCausalLM.from_pretrained(args.model, dtype=torch.float32).eval()
+    tokenizer = AutoTokenizer.from_pretrained(args.model)
+    worst = 0.0
+    for text in args.text or TEXTS:
+        tokens = tokenizer(text, return_tensors="pt").input_ids
+        with torch.no_grad():
+            expected = model(tokens).logits
+        found = logits_of_example(args.model, tokens)
+        assert found.shape == expected.shape, (found.shape, expected.shape)
+        difference = (found - expected).abs().max().item()
+        assert torch.equal(found.argmax(-1), expected.argmax(-1)), f"another token is the most likely: {text!r}"
+        print(
+            f"{tokens.shape[1]:4d} tokens, largest logit {expected.abs().max().item():.2f}, "
+            f"largest difference {difference:.2e}: {text[:40]!r}"
+        )
+        worst = max(worst, difference)
+    assert worst <= args.tolerance, f"{worst} > {args.tolerance}"
+
+
+if __name__ == "__main__":
+    main()
