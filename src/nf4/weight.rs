@@ -194,7 +194,7 @@ impl Nf4Weight {
         self.codes.val().device()
     }
 
-    fn tensors(&self) -> Nf4Tensors<Dispatch> {
+    pub(super) fn tensors(&self) -> Nf4Tensors<Dispatch> {
         let absmax = self.absmax.val().into_dispatch();
         Nf4Tensors {
             codes: self.codes.val().into_dispatch(),
