@@ -1,7 +1,8 @@
 //! The one error type of this crate.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
+use crate::format::LoadReport;
 use crate::model::UnmatchedPattern;
 
 /// The result of a fallible operation of this crate.
@@ -192,4 +193,68 @@ pub enum PeftError {
         /// The backend's reason.
         reason: String,
     },
+    /// An error about something in a file.
+    #[error("{path}: {source}", path = path.display())]
+    InFile {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong in it.
+        source: Box<PeftError>,
+    },
+    /// A file is not what its place demands, or larger than what is read.
+    #[error("{path}: {reason}", path = path.display())]
+    Malformed {
+        /// The file.
+        path: PathBuf,
+        /// What was expected and what was found.
+        reason: String,
+    },
+    /// A text is not the JSON expected.
+    #[error("not the JSON expected: {source}")]
+    Json {
+        /// The parser's reason, with line and column.
+        source: serde_json::Error,
+    },
+    /// A key of an adapter's configuration asks for what this crate does not compute.
+    #[error("`{key}` = {value} is not supported: {reason}")]
+    UnsupportedKey {
+        /// The key.
+        key: String,
+        /// Its value as JSON, shortened.
+        value: String,
+        /// What the value would do.
+        reason: String,
+    },
+    /// Tensors of an adapter are missing, have no place, or have another shape than their place; or there are none.
+    #[error("the adapter does not fit: {report}")]
+    Incomplete {
+        /// The fate of every tensor.
+        report: Box<LoadReport>,
+    },
+    /// A file is there already, and overwriting it was not asked for.
+    #[error("{path}: already there, and overwriting was not asked for", path = path.display())]
+    Exists {
+        /// The file.
+        path: PathBuf,
+    },
+}
+
+impl PeftError {
+    /// For `map_err`: an error of the operating system at `path`.
+    pub(crate) fn io(path: &Path) -> impl FnOnce(std::io::Error) -> Self {
+        let path = path.to_owned();
+        move |source| Self::Io { path, source }
+    }
+
+    pub(crate) fn json(source: serde_json::Error) -> Self {
+        Self::Json { source }
+    }
+
+    /// Names the file that this error is about, unless it names one already.
+    pub(crate) fn in_file(self, path: &Path) -> Self {
+        match self {
+            Self::InFile { .. } | Self::Malformed { .. } | Self::Io { .. } => self,
+            other => Self::InFile { path: path.to_owned(), source: Box::new(other) },
+        }
+    }
 }

@@ -53,7 +53,11 @@ impl LoraConfig {
     /// [`PeftError::Config`] with the name, the value and what is allowed.
     pub fn validate(&self) -> Result<()> {
         let error = |name: &str, value: String, expected: &str| {
-            Err(PeftError::Config { name: name.into(), value, expected: expected.into() })
+            Err(PeftError::Config {
+                name: name.into(),
+                value,
+                expected: expected.into(),
+            })
         };
         if self.rank == 0 {
             return error("rank", self.rank.to_string(), "at least 1");
@@ -62,7 +66,11 @@ impl LoraConfig {
             return error("alpha", self.alpha.to_string(), "a finite number");
         }
         if !(0.0..1.0).contains(&self.dropout) {
-            return error("dropout", self.dropout.to_string(), "a probability in [0, 1)");
+            return error(
+                "dropout",
+                self.dropout.to_string(),
+                "a probability in [0, 1)",
+            );
         }
         Ok(())
     }
@@ -114,8 +122,9 @@ impl LoraConfig {
             }
         }
         Ok(Lora {
-            a: Param::from_tensor(a),
-            b: Param::from_tensor(b),
+            // Detached: a parameter is a leaf, whatever its first value came from.
+            a: Param::from_tensor(a.detach()),
+            b: Param::from_tensor(b.detach()),
             dropout: DropoutConfig::new(self.dropout).init(),
             alpha: self.alpha,
             rslora: self.rslora,
@@ -196,5 +205,9 @@ impl Delta for Lora {
 
 /// A cast that costs nothing, and leaves no node in the graph, where there is nothing to do.
 pub(crate) fn cast<const D: usize>(x: Tensor<D>, dtype: FloatDType) -> Tensor<D> {
-    if FloatDType::from(x.dtype()) == dtype { x } else { x.cast(dtype) }
+    if FloatDType::from(x.dtype()) == dtype {
+        x
+    } else {
+        x.cast(dtype)
+    }
 }

@@ -34,6 +34,7 @@ pub struct PaddedBatcher {
 
 impl PaddedBatcher {
     /// Pads with `pad_token`. Any token of the vocabulary does: padding is told by its place, not by its token.
+    /// A token of 2^31 or more makes [`HostBatch::to_device`] panic on devices with 32-bit integers.
     pub fn new(pad_token: u32) -> Self {
         Self {
             pad_token,

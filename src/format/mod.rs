@@ -1,1 +1,33 @@
-//! TODO
+//! Files: PEFT's adapter directory, read strictly and written atomically, on the host.
+//!
+//! An adapter is a directory with two files ([PEFT](https://github.com/huggingface/peft) 0.21):
+//!
+//! * `adapter_config.json` ([`AdapterConfig`]): rank, alpha, targets, and what else fixes the scale of
+//!   `ΔW = s·B·A`;
+//! * `adapter_model.safetensors`: the factors `A [r, d_in]` and `B [d_out, r]` of each module, under
+//!   `base_model.model.PATH.lora_A.weight` and `.lora_B.weight`.
+//!
+//! [`AdapterFile`] holds both. Everything in a file is hostile until it was checked: errors name the file and the key or
+//! tensor, limits are named constants, nothing is allocated before its size was checked, and no string of a file is ever
+//! opened, fetched, imported or run. Module paths are those of the file; a [`NameMap`] maps them to a model's own.
+
+mod adapter;
+mod atomic;
+mod config;
+mod elements;
+mod fields;
+mod file;
+mod keys;
+mod model;
+mod read;
+mod report;
+mod write;
+
+pub use adapter::{AdapterFile, LoraTensors, adapter_dir};
+pub use config::{AdapterConfig, CONFIG_FILE, InitLoraWeights, MAX_CONFIG_BYTES, MAX_RANK, PEFT_VERSION};
+pub use file::{MAX_HEADER_BYTES, MAX_TENSORS, SafetensorsFile};
+pub use model::{LoadOptions, SaveOptions};
+pub use keys::{Factor, NameMap, PREFIX, parse_key, tensor_key};
+pub use read::{MAX_WEIGHTS_BYTES, ReadOptions, WEIGHTS_FILE};
+pub use report::{LoadReport, Mismatch};
+pub use write::WriteOptions;

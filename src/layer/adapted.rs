@@ -54,7 +54,10 @@ impl LoraLinear {
     pub fn from_linear(linear: Linear, config: &LoraConfig) -> Result<Self> {
         let [d_in, d_out] = FrozenLinear::dims(&linear);
         let delta = config.init(d_in, d_out, &linear.weight.lazy_device())?;
-        Ok(Self { base: linear.no_grad(), delta })
+        Ok(Self {
+            base: linear.no_grad(),
+            delta,
+        })
     }
 }
 
@@ -105,10 +108,15 @@ impl<B: FrozenLinear, D: Delta> Adapted<B, D> {
         let exact = self.delta.merge(self.base.dense_weight()).detach();
         let weight = cast(exact.clone(), self.base.dense_dtype());
         let error = (cast(weight.clone(), FloatDType::F32) - exact).abs();
-        let report = MergeReport { max_cast_error: max(error) };
+        let report = MergeReport {
+            max_cast_error: max(error),
+        };
         let linear = Linear {
             weight: Param::from_tensor(weight).set_require_grad(false),
-            bias: self.base.bias().map(|bias| Param::from_tensor(bias.detach()).set_require_grad(false)),
+            bias: self
+                .base
+                .bias()
+                .map(|bias| Param::from_tensor(bias.detach()).set_require_grad(false)),
         };
         (linear, report)
     }
@@ -129,20 +137,30 @@ impl<B: FrozenLinear, D: Delta> Adapted<B, D> {
         let change = merged.clone() - before.clone();
         let norm = sum(change.clone().powi_scalar(2));
         let report = if norm == 0.0 {
-            Nf4MergeReport { survived: 1.0, relative_error: 0.0 }
+            Nf4MergeReport {
+                survived: 1.0,
+                relative_error: 0.0,
+            }
         } else {
             Nf4MergeReport {
                 survived: sum((after.clone() - before) * change) / norm,
                 relative_error: (sum((after - merged).powi_scalar(2)) / norm).sqrt(),
             }
         };
-        let bias = self.base.bias().map(|bias| Param::from_tensor(bias.detach()).set_require_grad(false));
+        let bias = self
+            .base
+            .bias()
+            .map(|bias| Param::from_tensor(bias.detach()).set_require_grad(false));
         Ok((Nf4Linear { weight, bias }, report))
     }
 }
 
 fn max(x: Tensor<2>) -> f32 {
-    if x.shape().num_elements() == 0 { 0.0 } else { x.max().into_scalar::<f32>() }
+    if x.shape().num_elements() == 0 {
+        0.0
+    } else {
+        x.max().into_scalar::<f32>()
+    }
 }
 
 fn sum(x: Tensor<2>) -> f32 {

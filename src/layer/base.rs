@@ -1,6 +1,6 @@
 //! The frozen side of an adapted layer: `x -> x·W + b` with `W` dense or packed.
 
-use burn::module::Module;
+use burn::module::{Module, Param};
 use burn::nn::Linear;
 use burn::tensor::{DType, FloatDType, Tensor, module::linear};
 
@@ -58,11 +58,14 @@ impl FrozenMap for Nf4Map<'_> {
 
 impl FrozenLinear for Linear {
     fn frozen_map(&self) -> impl FrozenMap {
-        DenseMap { weight: self.weight.val(), bias: FrozenLinear::bias(self) }
+        DenseMap {
+            weight: self.weight.val(),
+            bias: FrozenLinear::bias(self),
+        }
     }
 
     fn dims(&self) -> [usize; 2] {
-        self.weight.lazy_shape().dims()
+        weight_dims(&self.weight)
     }
 
     fn dense_weight(&self) -> Tensor<2> {
@@ -79,6 +82,20 @@ impl FrozenLinear for Linear {
             dtype => dtype.into(),
         }
     }
+}
+
+/// `[d_in, d_out]` of a linear weight, without initialising it.
+///
+/// While a weight of Burn's column layout is uninitialised, its lazy shape is the one it is stored with, `[d_out, d_in]`;
+/// what its loader does to a shape tells the two layouts apart.
+pub(crate) fn weight_dims(weight: &Param<Tensor<2>>) -> [usize; 2] {
+    let [rows, columns] = weight.lazy_shape().dims();
+    if weight.is_initialized() {
+        return [rows, columns];
+    }
+    let probe = Tensor::zeros([1, 2], &weight.lazy_device());
+    let loaded = weight.clone().transform_for_load(probe, weight.id);
+    if loaded.base().dims() == [2, 1] { [columns, rows] } else { [rows, columns] }
 }
 
 /// Applies a map on rows `[rows, d_in]` to an input of any rank, `[..., d_in] -> [..., d_out]`.

@@ -90,7 +90,10 @@ impl Nf4Linear {
 
 impl FrozenLinear for Nf4Linear {
     fn frozen_map(&self) -> impl FrozenMap {
-        Nf4Map { weight: &self.weight, bias: FrozenLinear::bias(self) }
+        Nf4Map {
+            weight: &self.weight,
+            bias: FrozenLinear::bias(self),
+        }
     }
 
     fn dims(&self) -> [usize; 2] {
@@ -107,6 +110,8 @@ impl FrozenLinear for Nf4Linear {
     }
 
     fn dense_dtype(&self) -> FloatDType {
-        self.bias.as_ref().map_or(FloatDType::F32, |bias| bias.val().dtype().into())
+        self.bias
+            .as_ref()
+            .map_or(FloatDType::F32, |bias| bias.val().dtype().into())
     }
 }

@@ -5,7 +5,7 @@ use burn::tensor::{Tensor, assert_shape, module::linear};
 
 use super::weight::PeftWeight;
 use crate::adapter::cast;
-use crate::layer::rows;
+use crate::layer::{rows, weight_dims};
 
 /// A forward pass that runs what is attached to a layer's weight factored and packed.
 ///
@@ -35,13 +35,13 @@ impl PeftForward for Linear {
         if let Some(state) = self.weight.reparameterization::<PeftWeight>() {
             let [d_in, d_out] = match &state.nf4 {
                 Some(nf4) => [nf4.shape()[1], nf4.shape()[0]],
-                None => self.weight.lazy_shape().dims(),
+                None => weight_dims(&self.weight),
             };
             assert_shape!(x, [.., d_in]);
             return rows(x, d_out, |x| state.forward(x, &self.weight, bias()));
         }
         if let Some(lora) = self.weight.adapter() {
-            let [d_in, d_out] = self.weight.lazy_shape().dims();
+            let [d_in, d_out] = weight_dims(&self.weight);
             assert_shape!(x, [.., d_in]);
             return rows(x, d_out, |x| {
                 let (a, b) = (lora.a.val(), lora.b.val());

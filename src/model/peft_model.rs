@@ -286,6 +286,12 @@ impl<M: Module> PeftModel<M> {
         ModelReport::new(collect(self.module()), self.active.clone(), self.enabled)
     }
 
+    /// `[d_in, d_out]` and the device of every linear module, by path.
+    pub(crate) fn linears(&self) -> HashMap<String, ([usize; 2], Device)> {
+        let sites = self.linear_sites().into_iter();
+        sites.map(|site| (site.module().to_owned(), (site.dims(), self.device_of(&site)))).collect()
+    }
+
     fn linear_sites(&self) -> Vec<Site> {
         let mut sites = collect(self.module());
         sites.retain(|site| site.linear);

@@ -10,6 +10,7 @@ use burn::module::{
 };
 use burn::tensor::{DType, Device, Tensor};
 
+use crate::layer::weight_dims;
 use super::weight::{PeftWeight, REPARAMETERIZATION, Transfer};
 
 /// One float parameter of a model and what is attached to it.
@@ -102,7 +103,10 @@ impl ModuleVisitor for Collector {
             && self.path.last().is_some_and(|(name, container)| name == "weight" && container == "Struct:Linear");
         self.sites.push(Site {
             path: names.join("."),
-            shape: param.lazy_shape().to_vec(),
+            shape: match linear {
+                true => weight_dims(&as_matrix(param)).to_vec(),
+                false => param.lazy_shape().to_vec(),
+            },
             dtype: param.is_initialized().then(|| param.base().dtype()),
             device: param.lazy_device(),
             trainable: param.is_initialized() && param.base().is_require_grad(),
@@ -113,6 +117,12 @@ impl ModuleVisitor for Collector {
         });
         Transfer::Collect.swap();
     }
+}
+
+/// The same parameter, known to be a matrix.
+fn as_matrix<const D: usize>(param: &Param<Tensor<D>>) -> Param<Tensor<2>> {
+    let param: &dyn std::any::Any = param;
+    param.downcast_ref::<Param<Tensor<2>>>().expect("asked for matrices only").clone()
 }
 
 /// Gives the weights at these parameter paths a new state. Paths that `module` does not have are ignored.

@@ -107,17 +107,14 @@ pub(super) fn quantize_blocks_into<T: Copy + Into<f32>>(
             let within = scaled.iter().position(|x| !x.is_finite()).unwrap_or(0);
             return Err(index * size + within);
         }
+        // A quotient may round to a little beyond ±1; `nearest` has the codes of ±1 there.
         if block.len() == size {
             *absmax = largest;
             let reciprocal = 1.0 / largest.max(SMALLEST_SCALE);
-            scaled
-                .iter_mut()
-                .for_each(|s| *s = (*s * reciprocal).clamp(-1.0, 1.0));
+            scaled.iter_mut().for_each(|s| *s *= reciprocal);
         } else {
             *absmax = largest.max(SMALLEST_SCALE);
-            scaled
-                .iter_mut()
-                .for_each(|s| *s = (*s / *absmax).clamp(-1.0, 1.0));
+            scaled.iter_mut().for_each(|s| *s /= *absmax);
         }
         let (pairs, last) = scaled.as_chunks();
         for (byte, &[high, low]) in packed.iter_mut().zip(pairs) {
@@ -193,5 +190,137 @@ pub fn dequantize_blocks_into(
         if let ([high], Some(&byte)) = (last, packed.last()) {
             *high = table[usize::from(byte >> 4)];
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use half::{bf16, f16};
+
+    fn sizes() -> impl Iterator<Item = BlockSize> {
+        BLOCK_SIZES.into_iter().map(BlockSize)
+    }
+
+    #[test]
+    fn only_the_eight_block_sizes_pass() {
+        for size in BLOCK_SIZES {
+            assert_eq!(BlockSize::new(size).unwrap().get(), size);
+        }
+        for size in [0, 1, 16, 33, 63, 65, 8192, usize::MAX] {
+            let error = BlockSize::new(size).unwrap_err();
+            assert!(matches!(error, PeftError::BlockSize { found } if found == size));
+        }
+        assert_eq!(BlockSize::default().get(), 64);
+    }
+
+    #[test]
+    fn the_first_code_is_in_the_high_nibble() {
+        let values = [CODEBOOK, CODEBOOK].concat();
+        let (packed, absmax) = quantize_blocks("w", &values, BlockSize(32)).unwrap();
+        let bytes = [0x01, 0x23, 0x45, 0x67, 0x89, 0xab, 0xcd, 0xef];
+        assert_eq!(packed, [bytes, bytes].concat());
+        assert_eq!(absmax, [1.0]);
+        assert_eq!(
+            dequantize_blocks(&packed, &absmax, 32, BlockSize(32)),
+            values
+        );
+    }
+
+    #[test]
+    fn an_odd_count_ends_with_the_code_of_zero() {
+        for size in sizes() {
+            let quantized = quantize_blocks("w", &[1.0_f32, -1.0, 0.5], size).unwrap();
+            assert_eq!(quantized, (vec![0xf0, 0xc7], vec![1.0]));
+            let restored = dequantize_blocks(&[0xf0, 0xc7], &[2.0], 3, size);
+            assert_eq!(restored, [2.0, -2.0, 2.0 * CODEBOOK[12]]);
+        }
+        assert_eq!(
+            quantize_blocks::<f32>("w", &[], BlockSize(64)).unwrap(),
+            (vec![], vec![])
+        );
+        assert!(dequantize_blocks(&[], &[], 0, BlockSize(64)).is_empty());
+    }
+
+    #[test]
+    fn every_block_has_its_own_scale_and_the_last_may_be_partial() {
+        for size in sizes() {
+            let n = 3 * size.get() + 1;
+            let scale = |i: usize| [1e-6_f32, -1e3, 7.0, -0.5][i / size.get()];
+            let values: Vec<_> = (0..n).map(scale).collect();
+            let (packed, absmax) = quantize_blocks("w", &values, size).unwrap();
+            assert_eq!(absmax, [1e-6, 1e3, 7.0, 0.5]);
+            let half = size.get() / 2;
+            let codes = [
+                vec![0xff; half],
+                vec![0x00; half],
+                vec![0xff; half],
+                vec![0x07],
+            ];
+            assert_eq!(packed, codes.concat());
+            assert_eq!(dequantize_blocks(&packed, &absmax, n, size), values);
+        }
+    }
+
+    #[test]
+    fn zeros_have_scale_zero_but_for_a_partial_block() {
+        let quantized = quantize_blocks("w", &[-0.0_f32; 34], BlockSize(32)).unwrap();
+        assert_eq!(quantized, (vec![0x77; 17], vec![0.0, 1e-38]));
+    }
+
+    #[test]
+    fn subnormal_blocks_are_divided_by_the_floor() {
+        // Of 1e-39 / 1e-38 = 0.1 the nearest is code 8, though it is the largest of its block.
+        let quantized = quantize_blocks("w", &[1e-39_f32; 34], BlockSize(32)).unwrap();
+        assert_eq!(quantized, (vec![0x88; 17], vec![1e-39, 1e-38]));
+        let least = f32::from_bits(1);
+        let quantized = quantize_blocks("w", &[least; 32], BlockSize(32)).unwrap();
+        assert_eq!(quantized, (vec![0x77; 16], vec![least]));
+    }
+
+    #[test]
+    fn half_precision_is_widened_first() {
+        let values = [0.1_f32, -0.2, 3.0, 1.5, 0.0, -3.0, 2.2, 0.7, -1.1];
+        let bf16s = values.map(bf16::from_f32);
+        let f16s = values.map(f16::from_f32);
+        let size = BlockSize(32);
+        let quantized = quantize_blocks("w", &bf16s, size).unwrap();
+        assert_eq!(
+            quantized,
+            quantize_blocks("w", &bf16s.map(f32::from), size).unwrap()
+        );
+        let quantized = quantize_blocks("w", &f16s, size).unwrap();
+        assert_eq!(
+            quantized,
+            quantize_blocks("w", &f16s.map(f32::from), size).unwrap()
+        );
+    }
+
+    #[test]
+    fn the_first_value_that_is_not_finite_is_named() {
+        for bad in [f32::NAN, -f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+            for at in [0, 31, 32, 69] {
+                let mut values = [1.0; 70];
+                values[at] = bad;
+                values[69] = bad;
+                let error = quantize_blocks("layer.weight", &values, BlockSize(32)).unwrap_err();
+                let PeftError::NotFinite {
+                    tensor,
+                    index,
+                    value,
+                } = error
+                else {
+                    panic!("{error}");
+                };
+                assert_eq!((tensor.as_str(), index), ("layer.weight", at));
+                assert_eq!(value.to_bits(), bad.to_bits());
+            }
+        }
+    }
+
+    #[test]
+    #[should_panic(expected = "scales for 65 values")]
+    fn a_missing_scale_is_a_bug_of_the_caller() {
+        dequantize_blocks(&[0; 33], &[1.0], 65, BlockSize(64));
     }
 }

@@ -19,8 +19,14 @@ const TASK: usize = 64 * 1024;
 pub(super) fn dequantize(weight: Nf4Tensors<Flex>, dtype: FloatDType) -> FloatTensor<Flex> {
     let scales = scales(&weight);
     let codes = weight.codes.to_contiguous();
-    let words = codes.as_slice::<i32>().expect("packed codes are 32-bit words");
-    let fill = Dequantize { words, scales: &scales, block_size: weight.block_size };
+    let words = codes
+        .as_slice::<i32>()
+        .expect("packed codes are 32-bit words");
+    let fill = Dequantize {
+        words,
+        scales: &scales,
+        block_size: weight.block_size,
+    };
     let n = weight.shape[0] * weight.shape[1];
     let data = match dtype {
         FloatDType::F32 | FloatDType::Flex32 => data(fill.run(n, |value| value), weight.shape),
@@ -39,7 +45,10 @@ fn data<T: Element>(values: Vec<T>, shape: [usize; 2]) -> TensorData {
 fn scales(weight: &Nf4Tensors<Flex>) -> Vec<f32> {
     let words = |tensor: &burn::backend::tensor::IntTensor<Flex>| -> Vec<i32> {
         let tensor = tensor.to_contiguous();
-        tensor.as_slice::<i32>().expect("scales are 32-bit words").to_vec()
+        tensor
+            .as_slice::<i32>()
+            .expect("scales are 32-bit words")
+            .to_vec()
     };
     match &weight.scales {
         Nf4ScaleTensors::Plain(bits) => f32_from_bits(&words(bits)),
@@ -59,19 +68,21 @@ struct Dequantize<'a> {
 impl Dequantize<'_> {
     fn run<T: Copy + Default + Send>(&self, n: usize, round: impl Fn(f32) -> T + Sync) -> Vec<T> {
         let mut out = vec![T::default(); n];
-        out.par_chunks_mut(TASK).enumerate().for_each(|(task, out)| {
-            let first = task * TASK;
-            for (i, out) in out.chunks_mut(self.block_size).enumerate() {
-                let scale = self.scales[first / self.block_size + i];
-                let table = CODEBOOK.map(|value| round(value * scale));
-                let words = &self.words[(first + i * self.block_size) / 8..];
-                for (out, &word) in out.chunks_mut(8).zip(words) {
-                    for (out, shift) in out.iter_mut().zip(CODE_SHIFTS) {
-                        *out = table[(word >> shift & 15) as usize];
+        out.par_chunks_mut(TASK)
+            .enumerate()
+            .for_each(|(task, out)| {
+                let first = task * TASK;
+                for (i, out) in out.chunks_mut(self.block_size).enumerate() {
+                    let scale = self.scales[first / self.block_size + i];
+                    let table = CODEBOOK.map(|value| round(value * scale));
+                    let words = &self.words[(first + i * self.block_size) / 8..];
+                    for (out, &word) in out.chunks_mut(8).zip(words) {
+                        for (out, shift) in out.iter_mut().zip(CODE_SHIFTS) {
+                            *out = table[(word >> shift & 15) as usize];
+                        }
                     }
                 }
-            }
-        });
+            });
         out
     }
 }

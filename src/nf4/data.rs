@@ -11,7 +11,7 @@ use rayon::prelude::*;
 use super::blocks::{
     BlockSize, dequantize_blocks_into, not_finite, packed_len, quantize_blocks_into,
 };
-use super::double::{DoubleAbsmax, NESTED_BLOCK_SIZE};
+use super::double::DoubleAbsmax;
 use crate::{PeftError, Result};
 
 /// How many values one task of a thread takes: many blocks of any size, and small enough to spread a small matrix.
@@ -128,8 +128,7 @@ impl Nf4Data {
     /// Puts together what was read from a file, after checking it against `shape` `[d_out, d_in]`.
     ///
     /// `codes` are the packed bytes, two codes each, the first in the high nibble. `name` is the name of the weight's
-    /// tensor; the other tensors are named in errors as bitsandbytes names them, `{name}.absmax` and
-    /// `{name}.nested_absmax`.
+    /// tensor; the scales are named in errors as bitsandbytes names them, `{name}.absmax`.
     ///
     /// # Errors
     ///
@@ -146,15 +145,6 @@ impl Nf4Data {
         let blocks = block_size.blocks(n);
         check_len(name, &[packed_len(n), 1], codes.len(), packed_len(n))?;
         check_len(&format!("{name}.absmax"), &[blocks], scales.len(), blocks)?;
-        if let Nf4Scales::Double(double) = &scales {
-            let groups = blocks.div_ceil(NESTED_BLOCK_SIZE);
-            check_len(
-                &format!("{name}.nested_absmax"),
-                &[groups],
-                double.absmax.len(),
-                groups,
-            )?;
-        }
         if let Some((index, scale)) = scales
             .restore()
             .iter()
@@ -250,5 +240,157 @@ fn check_len(tensor: &str, shape: &[usize], found: usize, expected: usize) -> Re
             expected: shape.to_vec(),
             found: vec![found],
         }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::nf4::blocks::{dequantize_blocks, quantize_blocks};
+
+    /// Values of changing sign and magnitude, the same everywhere.
+    fn values(n: usize) -> Vec<f32> {
+        (0..n)
+            .map(|i| (i as f32 * 0.7).sin() * (1.0 + (i / 61 % 7) as f32))
+            .collect()
+    }
+
+    fn config(block_size: usize, double_quant: bool) -> Nf4Config {
+        let block_size = BlockSize::new(block_size).unwrap();
+        Nf4Config::new()
+            .with_block_size(block_size)
+            .with_double_quant(double_quant)
+    }
+
+    #[test]
+    fn any_number_of_threads_gives_what_the_reference_gives() {
+        // Four tasks, the last one partial, of an odd count.
+        let shape = [3, VALUES_PER_TASK + 11];
+        let values = values(shape[0] * shape[1]);
+        for block_size in [32, 64, 4096] {
+            let config = config(block_size, false);
+            let (codes, absmax) = quantize_blocks("w", &values, config.block_size).unwrap();
+            let dense = dequantize_blocks(&codes, &absmax, values.len(), config.block_size);
+            for threads in [1, 3] {
+                let pool = rayon::ThreadPoolBuilder::new()
+                    .num_threads(threads)
+                    .build()
+                    .unwrap();
+                let data = pool
+                    .install(|| Nf4Data::quantize("w", &values, shape, &config))
+                    .unwrap();
+                assert_eq!(data.codes(), codes);
+                assert_eq!(data.absmax(), absmax);
+                assert_eq!(pool.install(|| data.dequantize()), dense);
+            }
+        }
+    }
+
+    #[test]
+    fn the_first_bad_value_is_named_whichever_thread_finds_one_first() {
+        let mut values = values(4 * VALUES_PER_TASK);
+        for at in [
+            3 * VALUES_PER_TASK + 1,
+            2 * VALUES_PER_TASK,
+            VALUES_PER_TASK + 77,
+        ] {
+            values[at] = f32::INFINITY;
+            let error = Nf4Data::quantize("w", &values, [4, VALUES_PER_TASK], &Nf4Config::new());
+            assert!(matches!(error, Err(PeftError::NotFinite { index, .. }) if index == at));
+        }
+    }
+
+    #[test]
+    fn bytes_are_counted_exactly() {
+        let bytes = |shape: [usize; 2], config| {
+            let values = values(shape[0] * shape[1]);
+            let data = Nf4Data::quantize("w", &values, shape, &config).unwrap();
+            assert_eq!(data.num_weights(), values.len());
+            data.num_bytes()
+        };
+        // 2^20 weights: 2^19 bytes of codes; 2^14 scales of 4 bytes, or of 1 with 64 groups and an offset of 4.
+        assert_eq!(bytes([1024, 1024], config(64, false)), 524_288 + 65_536); // 4.5 bits a weight
+        assert_eq!(
+            bytes([1024, 1024], config(64, true)),
+            524_288 + 16_384 + 256 + 4
+        ); // 4.127
+        // 1517 weights: 759 bytes; 48 blocks of 32.
+        assert_eq!(bytes([37, 41], config(32, false)), 759 + 4 * 48);
+        assert_eq!(bytes([37, 41], config(32, true)), 759 + 48 + 4 + 4);
+        assert_eq!(bytes([0, 41], config(64, false)), 0);
+        assert_eq!(bytes([0, 41], config(64, true)), 4);
+    }
+
+    #[test]
+    fn lengths_are_checked_against_the_shape() {
+        let config = Nf4Config::new();
+        let error = Nf4Data::quantize("w", &values(12), [3, 5], &config).unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            "tensor `w`: expected shape [3, 5], found [12]"
+        );
+        let error = Nf4Data::quantize("w", &values(12), [usize::MAX, 2], &config).unwrap_err();
+        assert!(matches!(error, PeftError::Shape { .. }));
+
+        let parts =
+            |codes, scales| Nf4Data::from_parts("w", [3, 65], config.block_size, codes, scales);
+        let plain = |blocks| Nf4Scales::Plain(vec![1.0; blocks]);
+        let double = |blocks| Nf4Scales::Double(DoubleAbsmax::quantize(&vec![1.0; blocks]));
+        assert!(parts(vec![0; 98], plain(4)).is_ok());
+        assert!(parts(vec![0; 98], double(4)).is_ok());
+        let error = parts(vec![0; 97], plain(4)).unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            "tensor `w`: expected shape [98, 1], found [97]"
+        );
+        for scales in [plain(3), double(3)] {
+            let error = parts(vec![0; 98], scales).unwrap_err();
+            assert_eq!(
+                error.to_string(),
+                "tensor `w.absmax`: expected shape [4], found [3]"
+            );
+        }
+    }
+
+    #[test]
+    fn scales_from_a_file_must_be_finite() {
+        let bad = |scales| {
+            let error =
+                Nf4Data::from_parts("w", [2, 64], BlockSize::default(), vec![0; 64], scales);
+            match error.unwrap_err() {
+                PeftError::NotFinite { tensor, index, .. } => (tensor, index),
+                error => panic!("{error}"),
+            }
+        };
+        let name = || "w.absmax".to_string();
+        assert_eq!(bad(Nf4Scales::Plain(vec![1.0, f32::NAN])), (name(), 1));
+        let double = |absmax, offset| {
+            DoubleAbsmax::from_parts("w", vec![127, 255], vec![absmax], offset).unwrap()
+        };
+        assert_eq!(
+            bad(Nf4Scales::Double(double(1.0, f32::INFINITY))),
+            (name(), 0)
+        );
+        assert_eq!(bad(Nf4Scales::Double(double(f32::NAN, 1.0))), (name(), 0));
+        // Both finite, the sum is not.
+        assert_eq!(
+            bad(Nf4Scales::Double(double(f32::MAX, f32::MAX))),
+            (name(), 1)
+        );
+    }
+
+    #[test]
+    fn a_scale_that_overflows_in_double_quantisation_is_an_error() {
+        // The mean is 2.97e38 and the largest deviation that of the zero block; the deviation of the others, 0.33e38, is
+        // coded higher than it is.
+        let mut values = vec![3.4e38_f32; 20 * 64];
+        values[..64].fill(0.0);
+        for double_quant in [false, true] {
+            let data = Nf4Data::quantize("w", &values, [20, 64], &config(64, double_quant));
+            match double_quant {
+                false => assert!(data.unwrap().dequantize().iter().all(|x| x.is_finite())),
+                true => assert!(matches!(data, Err(PeftError::NotFinite { .. }))),
+            }
+        }
     }
 }

@@ -10,6 +10,8 @@
 //! the bit. Quantising here takes the nearest value of the map, where bitsandbytes on a CPU takes a neighbour of it now
 //! and then.
 
+use crate::{PeftError, Result};
+
 /// How many scales share one second-level scale.
 pub const NESTED_BLOCK_SIZE: usize = 256;
 
@@ -85,7 +87,7 @@ impl DoubleAbsmax {
             absmax.push(largest);
             codes.extend(group.iter().map(|a| match largest {
                 0.0 => nearest(0.0),
-                largest => nearest((a - offset) / largest),
+                largest => nearest(f64::from(a - offset) / f64::from(largest)),
             }));
         }
         Self {
@@ -93,6 +95,28 @@ impl DoubleAbsmax {
             absmax,
             offset,
         }
+    }
+
+    /// Puts together what was read from a file. `name` is the name of the weight's tensor, for errors, which name the
+    /// second-level scales as bitsandbytes does, `{name}.nested_absmax`.
+    ///
+    /// # Errors
+    ///
+    /// [`PeftError::Shape`] unless there is one second-level scale per [`NESTED_BLOCK_SIZE`] codes.
+    pub fn from_parts(name: &str, codes: Vec<u8>, absmax: Vec<f32>, offset: f32) -> Result<Self> {
+        let groups = codes.len().div_ceil(NESTED_BLOCK_SIZE);
+        if absmax.len() != groups {
+            return Err(PeftError::Shape {
+                tensor: format!("{name}.nested_absmax"),
+                expected: vec![groups],
+                found: vec![absmax.len()],
+            });
+        }
+        Ok(Self {
+            codes,
+            absmax,
+            offset,
+        })
     }
 
     /// Restores the scales: `DYNAMIC_MAP[code] * absmax + offset`, rounded after the product and after the sum.
@@ -124,7 +148,73 @@ impl DoubleAbsmax {
 }
 
 /// The code of the value of [`DYNAMIC_MAP`] nearest to `s`, a tie to the lower code.
-fn nearest(s: f32) -> u8 {
+fn nearest(s: f64) -> u8 {
     // At most 255, the number of midpoints.
-    MIDPOINTS.partition_point(|&midpoint| midpoint < f64::from(s)) as u8
+    MIDPOINTS.partition_point(|&midpoint| midpoint < s) as u8
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_map_has_the_ends_and_the_middle_of_bitsandbytes() {
+        // The rest is compared with bitsandbytes in tests/nf4.
+        let around_zero = [-5.5000004e-7, 0.0, 5.5000004e-7];
+        assert_eq!(DYNAMIC_MAP[126..129], around_zero);
+        assert_eq!(
+            [DYNAMIC_MAP[0], DYNAMIC_MAP[254], DYNAMIC_MAP[255]],
+            [-0.99296874, 0.99296874, 1.0]
+        );
+        assert!(DYNAMIC_MAP.is_sorted_by(|a, b| a < b));
+    }
+
+    #[test]
+    fn a_tie_goes_to_the_lower_code() {
+        for (code, &midpoint) in (0u8..).zip(&MIDPOINTS) {
+            assert_eq!(nearest(midpoint.next_down()), code);
+            assert_eq!(nearest(midpoint), code);
+            assert_eq!(nearest(midpoint.next_up()), code + 1);
+        }
+    }
+
+    #[test]
+    fn a_hand_made_group_is_coded_and_restored() {
+        // Mean 3, deviations -2, 0, 2: the largest of the map, zero, and the lowest of the map.
+        let double = DoubleAbsmax::quantize(&[5.0, 3.0, 1.0]);
+        assert_eq!(
+            double,
+            DoubleAbsmax {
+                codes: vec![255, 127, 0],
+                absmax: vec![2.0],
+                offset: 3.0
+            }
+        );
+        assert_eq!(double.dequantize(), [5.0, 3.0, 3.0 - 2.0 * 0.99296874]);
+    }
+
+    #[test]
+    fn equal_scales_are_restored_as_their_mean() {
+        let double = DoubleAbsmax::quantize(&[0.1; 300]);
+        assert_eq!(
+            double,
+            DoubleAbsmax {
+                codes: vec![127; 300],
+                absmax: vec![0.0; 2],
+                offset: 0.1
+            }
+        );
+        assert_eq!(double.dequantize(), [0.1; 300]);
+        assert!(DoubleAbsmax::quantize(&[]).dequantize().is_empty());
+    }
+
+    #[test]
+    fn a_missing_second_level_scale_is_named() {
+        let error = DoubleAbsmax::from_parts("w", vec![0; 257], vec![1.0], 0.0).unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            "tensor `w.nested_absmax`: expected shape [2], found [1]"
+        );
+        assert!(DoubleAbsmax::from_parts("w", vec![0; 257], vec![1.0, 1.0], 0.0).is_ok());
+    }
 }

@@ -14,8 +14,7 @@
 #![allow(unexpected_cfgs)]
 
 use burn::backend::{
-    AutodiffBackend,
-    Autodiff, Backend, Dispatch, DispatchTensorKind, ExtensionType,
+    Autodiff, AutodiffBackend, Backend, Dispatch, DispatchTensorKind, ExtensionType,
     autodiff::{
         checkpoint::{base::Checkpointer, strategy::CheckpointStrategy},
         grads::Gradients,

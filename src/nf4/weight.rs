@@ -49,9 +49,10 @@ impl Nf4Weight {
         let codes = words_from_bytes(data.codes());
         let (absmax, nested) = match data.scales() {
             Nf4Scales::Plain(absmax) => (bits_from_f32(absmax), None),
-            Nf4Scales::Double(double) => {
-                (words_from_bytes(double.codes()), Some(bits_from_nested(double)))
-            }
+            Nf4Scales::Double(double) => (
+                words_from_bytes(double.codes()),
+                Some(bits_from_nested(double)),
+            ),
         };
         Self {
             codes: words(codes, device),
@@ -70,7 +71,11 @@ impl Nf4Weight {
         let groups = blocks.div_ceil(super::double::NESTED_BLOCK_SIZE);
         Self {
             codes: zeros(n.div_ceil(2)),
-            absmax: zeros(if config.double_quant { blocks } else { 4 * blocks }),
+            absmax: zeros(if config.double_quant {
+                blocks
+            } else {
+                4 * blocks
+            }),
             nested: config.double_quant.then(|| zeros(4 * (groups + 1))),
             shape,
             block_size: config.block_size,
@@ -189,7 +194,7 @@ impl Nf4Weight {
         self.codes.val().device()
     }
 
-    fn tensors(&self) -> Nf4Tensors<Dispatch> {
+    pub(super) fn tensors(&self) -> Nf4Tensors<Dispatch> {
         let absmax = self.absmax.val().into_dispatch();
         Nf4Tensors {
             codes: self.codes.val().into_dispatch(),
@@ -205,7 +210,9 @@ impl Nf4Weight {
 
 impl ModuleDisplay for Nf4Weight {
     fn custom_settings(&self) -> Option<DisplaySettings> {
-        DisplaySettings::new().with_new_line_after_attribute(false).optional()
+        DisplaySettings::new()
+            .with_new_line_after_attribute(false)
+            .optional()
     }
 
     fn custom_content(&self, content: Content) -> Option<Content> {
@@ -231,19 +238,27 @@ fn words(words: Vec<i32>, device: &Device) -> Param<Tensor<1, Int>> {
 
 fn host(words: &Param<Tensor<1, Int>>) -> Vec<i32> {
     let data = words.val().into_data().convert_dtype(DType::I32);
-    data.try_into_vec().expect("the data was just converted to i32")
+    data.try_into_vec()
+        .expect("the data was just converted to i32")
 }
 
 fn f32_values(tensor: Tensor<2>) -> Vec<f32> {
     let data = tensor.into_data().convert_dtype(DType::F32);
-    data.try_into_vec().expect("the data was just converted to f32")
+    data.try_into_vec()
+        .expect("the data was just converted to f32")
 }
 
 fn shift_index(error: PeftError, by: usize) -> PeftError {
     match error {
-        PeftError::NotFinite { tensor, index, value } => {
-            PeftError::NotFinite { tensor, index: index + by, value }
-        }
+        PeftError::NotFinite {
+            tensor,
+            index,
+            value,
+        } => PeftError::NotFinite {
+            tensor,
+            index: index + by,
+            value,
+        },
         error => error,
     }
 }

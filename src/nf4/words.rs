@@ -32,7 +32,9 @@ pub(super) fn bits_from_f32(values: &[f32]) -> Vec<i32> {
 }
 
 pub(super) fn f32_from_bits(bits: &[i32]) -> Vec<f32> {
-    bits.iter().map(|&bits| f32::from_bits(bits as u32)).collect()
+    bits.iter()
+        .map(|&bits| f32::from_bits(bits as u32))
+        .collect()
 }
 
 /// The bits of the scales of the groups, and of the offset behind them.
@@ -46,5 +48,9 @@ pub(super) fn bits_from_nested(nested: &DoubleAbsmax) -> Vec<i32> {
 pub(super) fn nested_from_bits(codes: Vec<u8>, bits: &[i32]) -> DoubleAbsmax {
     let mut absmax = f32_from_bits(bits);
     let offset = absmax.pop().unwrap_or_default();
-    DoubleAbsmax { codes, absmax, offset }
+    DoubleAbsmax {
+        codes,
+        absmax,
+        offset,
+    }
 }

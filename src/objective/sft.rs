@@ -211,7 +211,7 @@ mod tests {
 
     #[test]
     fn a_target_outside_the_vocabulary_is_an_error_where_supervised() {
-        for token in [4, -100, i64::MAX] {
+        for token in [4, -100, i32::MAX.into()] {
             let error = loss([[0.0; 4]; 2], [0, token], [true, true]).unwrap_err();
             assert!(
                 matches!(error, PeftError::TokenRange { token: t, row: 0, column: 1, vocabulary: 4 } if t == token),

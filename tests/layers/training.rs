@@ -100,7 +100,8 @@ fn packed_bytes_survive_whatever_walks_the_parameters() {
 #[test]
 fn only_the_factors_require_a_gradient() {
     let device = device();
-    let base = linear(16, 8, true, LinearLayout::Col, &device);
+    // Burn 0.22 loads a record of its column layout into uninitialised parameters only.
+    let base = linear(16, 8, true, LinearLayout::Row, &device);
     let dense = LoraLinear::from_linear(base.clone(), &config()).unwrap();
     let packed = QLoraLinear::from_linear(base, &Nf4Config::new(), &config()).unwrap();
     for dense in [dense.clone(), dense.clone().valid().train(), dense.clone().load_record(dense.into_record())] {

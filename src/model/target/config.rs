@@ -173,9 +173,10 @@ impl TargetConfig {
     ///
     /// # Errors
     ///
-    /// [`PeftError::Pattern`] for an expression that does not compile or takes too much memory;
-    /// [`PeftError::Config`] for layers beside an expression, a `layers_pattern` without layers, a rank of zero, an
-    /// alpha that is not finite, or more than 256 expressions.
+    /// [`PeftError::Pattern`](crate::PeftError::Pattern) for an expression that does not compile or takes too much
+    /// memory; [`PeftError::Config`](crate::PeftError::Config) for layers beside an expression, a `layers_pattern`
+    /// without layers, a rank of zero, an alpha that is not finite, or more than 256 expressions (one with look-around
+    /// counts as 16, a plain name as none).
     pub fn compile(&self, head: Option<&str>) -> Result<TargetMatcher> {
         TargetMatcher::new(self, head)
     }

@@ -14,14 +14,20 @@
 //! [PEFT 0.21](https://github.com/huggingface/peft); `tests/targets.rs` compares the answers with PEFT's own.
 //! `modules_to_save`, which also excludes in PEFT, is not part of this configuration.
 
+mod budget;
 mod config;
+mod layer_filter;
 mod matcher;
+mod name_list;
 mod nearest;
 mod pattern;
 mod pattern_map;
+mod plain_name;
 mod report;
+mod unmatched;
 
 pub use config::{ModuleNames, TargetConfig, TargetModules};
 pub use matcher::TargetMatcher;
 pub use pattern_map::PatternMap;
-pub use report::{TargetMatch, TargetReport, UnmatchedPattern};
+pub use report::{TargetMatch, TargetReport};
+pub use unmatched::UnmatchedPattern;

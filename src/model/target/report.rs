@@ -1,18 +1,13 @@
 //! What a target configuration does to a whole model: which modules it matched, and which of its patterns matched none.
 
 use std::collections::{BTreeSet, HashSet};
-use std::fmt;
 
 use super::config::ALL_LINEAR;
-use super::matcher::{LayerFilter, Names, Target, TargetMatcher};
-use super::nearest::nearest;
+use super::layer_filter::LayerFilter;
+use super::matcher::{Names, Target, TargetMatcher};
 use super::pattern::Pattern;
+use super::unmatched::{UnmatchedPattern, Unused};
 use crate::{PeftError, Result};
-
-/// How many names an [`UnmatchedPattern`] suggests at most.
-const SUGGESTIONS: usize = 3;
-/// For how many unmatched patterns the nearest names are searched, which takes time.
-const MAX_SUGGESTED: usize = 20;
 
 /// The modules of a model that a [`TargetMatcher`] chose.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -38,28 +33,6 @@ pub struct TargetMatch {
     pub rank_key: Option<String>,
     /// The `alpha_pattern` key that gives its alpha, if any.
     pub alpha_key: Option<String>,
-}
-
-/// A pattern of a target configuration that matched nothing.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct UnmatchedPattern {
-    /// The option it stands in, for instance `target_modules`.
-    pub option: &'static str,
-    /// The pattern as it was written.
-    pub pattern: String,
-    /// Names it may have meant, nearest first, at most three.
-    pub nearest: Vec<String>,
-}
-
-impl fmt::Display for UnmatchedPattern {
-    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
-        write!(f, "{} `{}` matches nothing", self.option, self.pattern)?;
-        for (i, name) in self.nearest.iter().enumerate() {
-            f.write_str(if i == 0 { " (nearest: `" } else { "`, `" })?;
-            f.write_str(name)?;
-        }
-        f.write_str(if self.nearest.is_empty() { "" } else { "`)" })
-    }
 }
 
 impl TargetMatcher {
@@ -159,19 +132,7 @@ impl TargetMatcher {
             Target::List { names, layers } => {
                 unused.add("target_modules", &names.names, &used.target, all);
                 if let Some(layers) = layers {
-                    for layer in layers.layers.iter().filter(|l| !used.layers.contains(l)) {
-                        let mut known: Vec<_> = used.layers.iter().copied().collect();
-                        known.sort_by_key(|known| known.abs_diff(*layer));
-                        unused.patterns.push(UnmatchedPattern {
-                            option: "layers_to_transform",
-                            pattern: layer.to_string(),
-                            nearest: known
-                                .iter()
-                                .take(SUGGESTIONS)
-                                .map(usize::to_string)
-                                .collect(),
-                        });
-                    }
+                    unused.add_layers(&layers.layers, &used.layers);
                     let patterns = layers.own_patterns().map(Pattern::text);
                     let segments = || all().flat_map(|path| path.split('.'));
                     unused.add("layers_pattern", patterns, &used.layer_patterns, segments);
@@ -218,37 +179,6 @@ impl Used {
             }
         }
         Ok(())
-    }
-}
-
-#[derive(Default)]
-struct Unused {
-    patterns: Vec<UnmatchedPattern>,
-}
-
-impl Unused {
-    /// Adds those of `patterns` whose positions are not in `used`, with the names of `known` nearest to them.
-    fn add<'a, I: Iterator<Item = &'a str>>(
-        &mut self,
-        option: &'static str,
-        patterns: impl IntoIterator<Item = impl AsRef<str>>,
-        used: &HashSet<usize>,
-        known: impl Fn() -> I,
-    ) {
-        for (i, pattern) in patterns.into_iter().enumerate() {
-            if !used.contains(&i) {
-                let pattern = pattern.as_ref().to_owned();
-                let nearest = match self.patterns.len() < MAX_SUGGESTED {
-                    true => nearest(&pattern, known(), SUGGESTIONS),
-                    false => Vec::new(),
-                };
-                self.patterns.push(UnmatchedPattern {
-                    option,
-                    pattern,
-                    nearest,
-                });
-            }
-        }
     }
 }
 
@@ -381,7 +311,7 @@ mod tests {
         let error = resolve(TargetConfig::list(["q_prj"])).unwrap_err();
         assert_eq!(
             error.to_string(),
-            "target_modules `q_prj` matches nothing (nearest: `q_proj`, `up_proj`, `v_proj`)"
+            "target_modules `q_prj` matches nothing (nearest: `q_proj`, `v_proj`, `up_proj`)"
         );
     }
 

@@ -1,0 +1,113 @@
+//! Trains the small base model of the default fine-tune from nothing: `cargo run --release --example pretrain`.
+//!
+//! It reads the declarative sentences of `examples/data/pretrain.txt` (made by the example `make_data`), trains a tokenizer and
+//! a Llama on them, and writes both as a Hugging Face directory. It never sees an instruction with its answer.
+
+#[path = "../llama/mod.rs"]
+mod llama;
+#[path = "../finetune/loss.rs"]
+mod loss;
+#[path = "../finetune/schedule.rs"]
+mod schedule;
+#[path = "../finetune/text.rs"]
+mod text;
+mod tokenizer;
+
+use std::error::Error;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use burn::grad_clipping::GradientClippingConfig;
+use burn::module::Module;
+use burn::optim::{AdamWConfig, GradientsParams};
+use burn::tensor::Device;
+use burn_peft::dataset::{Instruction, chatml_prompt, read_json_lines};
+use clap::Parser;
+use indicatif::{ProgressBar, ProgressStyle};
+use rand::rngs::StdRng;
+use rand::seq::SliceRandom;
+use rand::SeedableRng;
+
+use llama::config::LlamaConfig;
+use llama::save::SavedType;
+use llama::tokenizer::Tokenizer;
+
+/// Trains the base model of the example `finetune`.
+#[derive(Parser)]
+struct Args {
+    /// Steps of the optimiser.
+    #[arg(long, default_value_t = 2000)]
+    steps: usize,
+    /// Windows of text in a step.
+    #[arg(long, default_value_t = 16)]
+    batch: usize,
+    /// Tokens in a window.
+    #[arg(long, default_value_t = 128)]
+    seq_len: usize,
+    /// Highest learning rate.
+    #[arg(long, default_value_t = 3e-3)]
+    lr: f64,
+    /// Seed of the weights and of the order of the sentences.
+    #[arg(long, default_value_t = 0)]
+    seed: u64,
+    /// Where the model goes.
+    #[arg(long, default_value = concat!(env!("CARGO_MANIFEST_DIR"), "/examples/data/base"))]
+    out: PathBuf,
+}
+
+fn main() -> Result<(), Box<dyn Error + Send + Sync>> {
+    let args = Args::parse();
+    let data = Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/data");
+    let pretrain = fs::read_to_string(data.join("pretrain.txt"))?;
+    let heldout = fs::read_to_string(data.join("pretrain_heldout.txt"))?;
+
+    // The tokenizer also knows how prompts are worded, so that they are short; the model does not.
+    let mut texts: Vec<String> = pretrain.lines().map(|line| format!("{line}\n")).collect();
+    for triple in read_json_lines::<Instruction>(data.join("train.jsonl"))? {
+        texts.push(chatml_prompt(&triple.messages()[..1]));
+    }
+    fs::create_dir_all(&args.out)?;
+    tokenizer::train(&texts, 1024, &args.out)?;
+    let tokenizer = Tokenizer::from_dir(&args.out)?;
+
+    let device = Device::default();
+    device.seed(args.seed);
+    let device = device.autodiff();
+    let mut config = LlamaConfig::new(1024, 128, 384, 4, 4, 2);
+    config.eos_token_ids = tokenizer.token("<|im_end|>").into_iter().collect();
+    let mut model = config.init(&device);
+    let mut optimizer = AdamWConfig::new()
+        .with_beta_2(0.98)
+        .with_weight_decay(0.1)
+        .with_grad_clipping(Some(GradientClippingConfig::Norm(1.0)))
+        .init();
+
+    let heldout = text::windows(heldout.lines(), &tokenizer, args.seq_len)?;
+    let mut rng = StdRng::seed_from_u64(args.seed);
+    let mut sentences: Vec<&str> = pretrain.lines().collect();
+    let mut waiting = Vec::new();
+    let bar = ProgressBar::new(args.steps as u64).with_style(ProgressStyle::with_template(
+        "{bar:30} {pos}/{len} loss {msg}, {eta} left",
+    )?);
+    for step in 1..=args.steps {
+        // Every pass sees the sentences in another order, hence in other windows.
+        while waiting.len() < args.batch {
+            sentences.shuffle(&mut rng);
+            waiting.extend(text::windows(sentences.iter().copied(), &tokenizer, args.seq_len)?);
+        }
+        let loss = loss::loss(&model, &waiting.split_off(waiting.len() - args.batch), &device)?.mean();
+        let lr = schedule::learning_rate(args.lr, step, args.steps, 50);
+        let gradients = GradientsParams::from_grads(loss.backward(), &model);
+        model = optimizer.step(lr, model, gradients);
+        bar.set_message(format!("{:.3}", loss::scalar(loss)?));
+        bar.inc(1);
+        if step % 200 == 0 || step == args.steps {
+            let loss = loss::mean_loss(&model, &heldout, args.batch)?;
+            bar.println(format!("step {step}: held-out loss {loss:.4}, {:.0} s", bar.elapsed().as_secs_f64()));
+        }
+    }
+    bar.finish();
+    model.valid().save_pretrained(&args.out, &config, SavedType::BF16)?;
+    println!("{} parameters in {}", model.num_params(), args.out.display());
+    Ok(())
+}

@@ -1,0 +1,314 @@
+//! `adapter_config.json` of LoRA, as PEFT 0.21 writes it.
+//!
+//! The file gives the rank `r` and `α` (`lora_alpha`), from which the scale of `ΔW = s·B·A` follows: `s = α/r`, or
+//! `s = α/√r` with `use_rslora`; no tensor holds either. All 41 keys are known: some are honoured, some are inert here
+//! and kept as they are, and those that change the mathematics in a way this crate does not compute are refused by
+//! name.
+//!
+//! Every string of the file is data: none is opened, fetched, imported or run.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+
+use super::fields::{self, Rule};
+use super::read::{ReadOptions, read_bounded};
+use crate::model::{TargetConfig, TargetMatcher};
+use crate::{PeftError, Result};
+
+/// Name of the configuration file in an adapter's directory.
+pub const CONFIG_FILE: &str = "adapter_config.json";
+/// The version of PEFT whose format is written, and the `peft_version` of a new configuration.
+pub const PEFT_VERSION: &str = "0.21.2";
+/// Largest `adapter_config.json` read, in bytes; real ones have about 1 KiB.
+pub const MAX_CONFIG_BYTES: u64 = 1 << 20;
+/// Largest rank of a configuration or a pattern.
+pub const MAX_RANK: usize = 1 << 16;
+
+/// The task types PEFT knows; it refuses to load any other.
+const TASK_TYPES: [&str; 6] = [
+    "SEQ_CLS",
+    "SEQ_2_SEQ_LM",
+    "CAUSAL_LM",
+    "TOKEN_CLS",
+    "QUESTION_ANS",
+    "FEATURE_EXTRACTION",
+];
+
+/// How a trained adapter was initialised. It matters on loading only where it moved the base weights.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum InitLoraWeights {
+    /// `true`: A kaiming-uniform with `a = √5`, B zero. `false`: both random.
+    Flag(bool),
+    /// A named initialisation, for instance `"gaussian"`.
+    Named(String),
+}
+
+impl InitLoraWeights {
+    /// Whether this initialisation leaves the base weights as they were.
+    ///
+    /// PiSSA, OLoRA, CorDA, LoftQ and LoRA-GA subtract the fresh adapter from the base; their adapters mean nothing on
+    /// the untouched base until PEFT converts them on saving. Names not known here are taken for such.
+    fn keeps_base(&self) -> bool {
+        match self {
+            Self::Flag(_) => true,
+            Self::Named(name) => {
+                matches!(name.to_lowercase().as_str(), "gaussian" | "eva" | "orthogonal" | "mica")
+            }
+        }
+    }
+}
+
+/// The configuration of a LoRA adapter in PEFT's fields.
+#[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
+pub struct AdapterConfig {
+    /// The rank `r` of the factors where `targets.rank_pattern` says nothing else; 1 to [`MAX_RANK`].
+    pub r: usize,
+    /// `α`, where `targets.alpha_pattern` says nothing else; finite in f32. PEFT takes fractions too.
+    pub lora_alpha: f64,
+    /// Probability of dropping an element of the adapter's input in training; in `[0, 1)`.
+    pub lora_dropout: f64,
+    /// Whether the scale is `α/√r` in place of `α/r`.
+    pub use_rslora: bool,
+    /// Which modules have the adapter, and their own ranks and alphas.
+    pub targets: TargetConfig,
+    /// How the factors were initialised.
+    pub init_lora_weights: InitLoraWeights,
+    /// What the model is for, one of PEFT's task types such as `"CAUSAL_LM"`.
+    pub task_type: Option<String>,
+    /// Name or path of the base model. Never opened.
+    pub base_model_name_or_path: Option<String>,
+    /// Revision of the base model. Never fetched.
+    pub revision: Option<String>,
+    /// What the file said; PEFT, like this crate, always writes `true`.
+    pub inference_mode: bool,
+    /// The version of PEFT that wrote the file.
+    pub peft_version: Option<String>,
+    /// Known keys without meaning for this crate, kept and written as they were read.
+    pub(super) inert: BTreeMap<String, Value>,
+    /// Keys of the file that this crate does not know and passed over.
+    pub(super) ignored: Vec<String>,
+}
+
+impl AdapterConfig {
+    /// A plain LoRA of rank `r` and `α = lora_alpha`, everything else by PEFT's defaults.
+    pub fn new(r: usize, lora_alpha: f64, targets: TargetConfig) -> Self {
+        Self {
+            r,
+            lora_alpha,
+            lora_dropout: 0.0,
+            use_rslora: false,
+            targets,
+            init_lora_weights: InitLoraWeights::Flag(true),
+            task_type: None,
+            base_model_name_or_path: None,
+            revision: None,
+            inference_mode: false,
+            peft_version: Some(PEFT_VERSION.to_owned()),
+            inert: BTreeMap::new(),
+            ignored: Vec::new(),
+        }
+    }
+
+    /// Sets the probability of dropping an element of the adapter's input in training.
+    pub fn with_lora_dropout(mut self, probability: f64) -> Self {
+        self.lora_dropout = probability;
+        self
+    }
+
+    /// Scales by `α/√r` in place of `α/r`.
+    pub fn with_use_rslora(mut self, use_rslora: bool) -> Self {
+        self.use_rslora = use_rslora;
+        self
+    }
+
+    /// Sets what the model is for.
+    pub fn with_task_type(mut self, task_type: impl Into<String>) -> Self {
+        self.task_type = Some(task_type.into());
+        self
+    }
+
+    /// Sets the name of the base model, which Python's PEFT uses to find it.
+    pub fn with_base_model(mut self, name_or_path: impl Into<String>) -> Self {
+        self.base_model_name_or_path = Some(name_or_path.into());
+        self
+    }
+
+    /// Keys of the file that this crate does not know and passed over because they were null, false or empty, or
+    /// because [`ReadOptions::allow_unknown_keys`] said so.
+    pub fn ignored(&self) -> &[String] {
+        &self.ignored
+    }
+
+    /// Reads and checks `path`.
+    ///
+    /// # Errors
+    ///
+    /// [`PeftError::Io`] or [`PeftError::Malformed`] where there is no regular file of at most [`MAX_CONFIG_BYTES`]
+    /// that holds a JSON object; otherwise those of [`from_json`](Self::from_json), in [`PeftError::InFile`].
+    pub fn read(path: &Path, options: &ReadOptions) -> Result<Self> {
+        let bytes = read_bounded(path, MAX_CONFIG_BYTES)?;
+        Self::from_json(&bytes, options).map_err(|error| error.in_file(path))
+    }
+
+    /// Parses and checks the text of an `adapter_config.json`.
+    ///
+    /// # Errors
+    ///
+    /// [`PeftError::Json`] for what is no JSON object, [`PeftError::UnsupportedKey`] for a key that would change the
+    /// mathematics or is unknown, and those of [`validate`](Self::validate).
+    pub fn from_json(json: &[u8], options: &ReadOptions) -> Result<Self> {
+        let object: Map<String, Value> = serde_json::from_slice(json).map_err(PeftError::json)?;
+        let fields = Fields(&object);
+        fields.refuse_other_methods()?;
+        // A second pass over the text, because a `Value` may lose the order of a pattern's keys, which has meaning.
+        let targets = if fields.get("target_modules").is_some() {
+            serde_json::from_slice(json).map_err(PeftError::json)?
+        } else {
+            return Err(config_error("target_modules", "null", "a list of names or an expression"));
+        };
+        let defaults = Self::new(8, 8.0, targets);
+        let mut config = Self {
+            r: fields.parse("r", "an integer", defaults.r)?,
+            lora_alpha: fields.parse("lora_alpha", "a number", defaults.lora_alpha)?,
+            lora_dropout: fields.parse("lora_dropout", "a number", defaults.lora_dropout)?,
+            use_rslora: fields.parse("use_rslora", "a boolean", false)?,
+            init_lora_weights: fields.parse(
+                "init_lora_weights",
+                "a boolean or a name",
+                defaults.init_lora_weights.clone(),
+            )?,
+            task_type: fields.parse("task_type", "a string or null", None)?,
+            base_model_name_or_path: fields.parse("base_model_name_or_path", "a string or null", None)?,
+            revision: fields.parse("revision", "a string or null", None)?,
+            inference_mode: fields.parse("inference_mode", "a boolean", false)?,
+            peft_version: fields.parse("peft_version", "a string or null", None)?,
+            ..defaults
+        };
+        if !config.init_lora_weights.keeps_base() {
+            let value = &object["init_lora_weights"];
+            let reason = "it moves the base weights; PEFT saves it as plain LoRA when it is given \
+                          `path_initial_model_for_weight_conversion`";
+            return Err(unsupported("init_lora_weights", value, reason));
+        }
+        for (key, value) in &object {
+            match fields::rule(key) {
+                Some(Rule::Honoured(_)) => {}
+                Some(Rule::Inert(default)) => {
+                    if *value != default.value() {
+                        config.inert.insert(key.clone(), value.clone());
+                    }
+                }
+                Some(Rule::Refused(default, reason)) => {
+                    if !fields::is_empty(value) && *value != default.value() {
+                        return Err(unsupported(key, value, reason));
+                    }
+                }
+                // PEFT drops this key on saving and ignores it on loading.
+                None if key == "runtime_config" => config.ignored.push(key.clone()),
+                None if fields::is_empty(value) || options.allow_unknown_keys => {
+                    config.ignored.push(key.clone());
+                }
+                None => return Err(unsupported(key, value, "the key is not known")),
+            }
+        }
+        config.ignored.sort();
+        config.validate()?;
+        Ok(config)
+    }
+
+    /// Checks every value against its range and returns the compiled targets.
+    ///
+    /// # Errors
+    ///
+    /// [`PeftError::Config`] that names the value out of range, and those of [`TargetConfig::compile`].
+    pub fn validate(&self) -> Result<TargetMatcher> {
+        let ranks = &format!("an integer from 1 to {MAX_RANK}");
+        let alphas = "a number that is finite in f32";
+        let rank_is_valid = |r: usize| (1..=MAX_RANK).contains(&r);
+        let alpha_is_valid = |alpha: f64| (alpha as f32).is_finite();
+        if !rank_is_valid(self.r) {
+            return Err(config_error("r", self.r, ranks));
+        }
+        if !alpha_is_valid(self.lora_alpha) {
+            return Err(config_error("lora_alpha", self.lora_alpha, alphas));
+        }
+        if !(0.0..1.0).contains(&self.lora_dropout) {
+            return Err(config_error("lora_dropout", self.lora_dropout, "a number in [0, 1)"));
+        }
+        for (key, &r) in self.targets.rank_pattern.iter() {
+            if !rank_is_valid(r) {
+                return Err(config_error("rank_pattern", format!("{key:?}: {r}"), ranks));
+            }
+        }
+        for (key, &alpha) in self.targets.alpha_pattern.iter() {
+            if !alpha_is_valid(alpha) {
+                return Err(config_error("alpha_pattern", format!("{key:?}: {alpha}"), alphas));
+            }
+        }
+        self.targets.compile(None)
+    }
+
+    /// The text of the file: all 41 keys in order, indented by 2, `inference_mode` true. The same configuration always
+    /// gives the same bytes. Keys of the patterns keep their order, which has meaning.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`validate`](Self::validate), and [`PeftError::Config`] for a `task_type` that PEFT would not load.
+    pub fn to_json(&self) -> Result<Vec<u8>> {
+        self.validate()?;
+        if let Some(task) = &self.task_type {
+            if !TASK_TYPES.contains(&task.as_str()) {
+                return Err(config_error("task_type", task, "one of PEFT's task types"));
+            }
+        }
+        fields::to_json(self)
+    }
+}
+
+/// The object of the file, read by key.
+struct Fields<'a>(&'a Map<String, Value>);
+
+impl Fields<'_> {
+    /// The value of `key`, unless it is absent or null.
+    fn get(&self, key: &str) -> Option<&Value> {
+        self.0.get(key).filter(|value| !value.is_null())
+    }
+
+    fn parse<T: for<'de> Deserialize<'de>>(&self, key: &str, expected: &str, default: T) -> Result<T> {
+        match self.get(key) {
+            None => Ok(default),
+            Some(value) => {
+                T::deserialize(value).map_err(|_| config_error(key, value, expected))
+            }
+        }
+    }
+
+    fn refuse_other_methods(&self) -> Result<()> {
+        match self.get("peft_type") {
+            Some(Value::String(method)) if method == "LORA" => Ok(()),
+            Some(other) => Err(unsupported("peft_type", other, "only \"LORA\" is read")),
+            None => Err(config_error("peft_type", "null", "\"LORA\"")),
+        }
+    }
+}
+
+fn unsupported(key: &str, value: &Value, reason: &str) -> PeftError {
+    PeftError::UnsupportedKey {
+        key: key.escape_debug().to_string(),
+        value: fields::shorten(value),
+        reason: reason.to_owned(),
+    }
+}
+
+fn config_error(name: &str, value: impl ToString, expected: &str) -> PeftError {
+    PeftError::Config {
+        name: name.to_owned(),
+        value: value.to_string(),
+        expected: expected.to_owned(),
+    }
+}

@@ -1,0 +1,106 @@
+//! The element types of adapter files: F32, BF16 and F16, little-endian in the file, host-endian in memory.
+
+use std::borrow::Cow;
+
+use burn::tensor::{DType, TensorData};
+use safetensors::Dtype;
+use safetensors::tensor::View;
+
+use crate::{PeftError, Result};
+
+/// Burn's name of a file's element type.
+///
+/// # Errors
+///
+/// [`PeftError::DType`] that names `tensor`, for every type but the three.
+pub(super) fn from_file(tensor: &str, dtype: Dtype) -> Result<DType> {
+    match dtype {
+        Dtype::F32 => Ok(DType::F32),
+        Dtype::BF16 => Ok(DType::BF16),
+        Dtype::F16 => Ok(DType::F16),
+        other => Err(unsupported(tensor, other.to_string())),
+    }
+}
+
+/// The file's name of an element type of Burn's.
+///
+/// # Errors
+///
+/// [`PeftError::DType`] that names `tensor`, for every type but the three.
+pub(super) fn to_file(tensor: &str, dtype: DType) -> Result<Dtype> {
+    match dtype {
+        DType::F32 => Ok(Dtype::F32),
+        DType::BF16 => Ok(Dtype::BF16),
+        DType::F16 => Ok(Dtype::F16),
+        other => Err(unsupported(tensor, format!("{other:?}"))),
+    }
+}
+
+fn unsupported(tensor: &str, found: String) -> PeftError {
+    PeftError::DType {
+        tensor: tensor.to_owned(),
+        expected: "F32, BF16 or F16".to_owned(),
+        found,
+    }
+}
+
+/// The first value that is NaN or infinite is an error.
+///
+/// # Errors
+///
+/// [`PeftError::NotFinite`] that names `tensor`, the row-major index and the value.
+pub(super) fn check_finite(tensor: &str, data: &TensorData) -> Result<()> {
+    match data.iter::<f32>().enumerate().find(|(_, value)| !value.is_finite()) {
+        None => Ok(()),
+        Some((index, value)) => Err(PeftError::NotFinite {
+            tensor: tensor.to_owned(),
+            index,
+            value,
+        }),
+    }
+}
+
+/// Turns little-endian values into host-endian ones, or back.
+pub(super) fn swap_to_host(bytes: &mut [u8], dtype: DType) {
+    if cfg!(target_endian = "big") {
+        bytes.chunks_exact_mut(dtype.size()).for_each(<[u8]>::reverse);
+    }
+}
+
+/// A tensor as the `safetensors` crate writes it: its bytes are borrowed on a little-endian host.
+pub(super) struct Stored<'a> {
+    data: &'a TensorData,
+    dtype: Dtype,
+}
+
+impl<'a> Stored<'a> {
+    /// # Errors
+    ///
+    /// [`PeftError::DType`] that names `tensor`.
+    pub(super) fn new(tensor: &str, data: &'a TensorData) -> Result<Self> {
+        let dtype = to_file(tensor, data.dtype())?;
+        Ok(Self { data, dtype })
+    }
+}
+
+impl View for Stored<'_> {
+    fn dtype(&self) -> Dtype {
+        self.dtype
+    }
+
+    fn shape(&self) -> &[usize] {
+        self.data.shape()
+    }
+
+    fn data(&self) -> Cow<'_, [u8]> {
+        let mut bytes = Cow::Borrowed(self.data.as_bytes());
+        if cfg!(target_endian = "big") {
+            swap_to_host(bytes.to_mut(), self.data.dtype());
+        }
+        bytes
+    }
+
+    fn data_len(&self) -> usize {
+        self.data.as_bytes().len()
+    }
+}

@@ -1,0 +1,192 @@
+//! The 41 keys of PEFT 0.21's `LoraConfig`: what each means to this crate, and how they are written.
+
+use std::collections::BTreeMap;
+
+use serde::Serialize;
+use serde_json::{Map, Number, Value};
+
+use super::config::AdapterConfig;
+use crate::model::PatternMap;
+use crate::{PeftError, Result};
+
+/// The value that PEFT gives a key when nothing is said.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum DefaultValue {
+    Null,
+    False,
+    Integer(u64),
+    Text(&'static str),
+    Object,
+}
+
+impl DefaultValue {
+    pub(super) fn value(self) -> Value {
+        match self {
+            Self::Null => Value::Null,
+            Self::False => Value::Bool(false),
+            Self::Integer(value) => value.into(),
+            Self::Text(value) => value.into(),
+            Self::Object => Value::Object(Map::new()),
+        }
+    }
+}
+
+/// A value to be written. The patterns are apart because a `Value` may sort its keys.
+#[derive(Serialize)]
+#[serde(untagged)]
+pub(super) enum Field<'a> {
+    Json(Value),
+    Ranks(&'a PatternMap<usize>),
+    Alphas(PatternMap<Number>),
+}
+
+/// What a key means to this crate.
+#[derive(Clone, Copy)]
+pub(super) enum Rule {
+    /// A field of [`AdapterConfig`], and how it is written.
+    Honoured(for<'a> fn(&'a AdapterConfig) -> Result<Field<'a>>),
+    /// Without meaning here: kept and written as it was read.
+    Inert(DefaultValue),
+    /// Changes the mathematics, or the set of tensors, in a way that is not supported; only its default is read.
+    Refused(DefaultValue, &'static str),
+}
+
+use DefaultValue::{False, Integer, Null, Object, Text};
+use Rule::{Honoured, Inert, Refused};
+
+/// All keys that PEFT 0.21 writes for LoRA, in the order of the file.
+pub(super) const KEYS: [(&str, Rule); 41] = [
+    ("alora_invocation_tokens", Refused(Null, "aLoRA acts on some tokens only")),
+    ("alpha_pattern", Honoured(|c| {
+        let alphas = c.targets.alpha_pattern.iter();
+        let alphas = alphas.map(|(key, &alpha)| Ok((key, number("alpha_pattern", alpha)?)));
+        Ok(Field::Alphas(alphas.collect::<Result<_>>()?))
+    })),
+    ("arrow_config", Refused(Null, "Arrow routes between adapters")),
+    ("auto_mapping", Inert(Null)),
+    ("base_model_name_or_path", Honoured(|c| json(&c.base_model_name_or_path))),
+    ("bias", Refused(Text("none"), "it trains biases of the base model")),
+    ("corda_config", Inert(Null)),
+    ("ensure_weight_tying", Refused(False, "it shares adapters between tied weights")),
+    ("eva_config", Inert(Null)),
+    ("exclude_modules", Honoured(|c| json(&c.targets.exclude_modules))),
+    ("fan_in_fan_out", Refused(False, "the base weight would be stored transposed")),
+    ("inference_mode", Honoured(|_| json(true))),
+    ("init_lora_weights", Honoured(|c| json(&c.init_lora_weights))),
+    ("kasa_config", Refused(Null, "KaSA adds a diagonal between the factors")),
+    ("layer_replication", Refused(Null, "it repeats layers of the base model")),
+    ("layers_pattern", Honoured(|c| json(&c.targets.layers_pattern))),
+    ("layers_to_transform", Honoured(|c| json(&c.targets.layers_to_transform))),
+    ("loftq_config", Inert(Object)),
+    ("lora_alpha", Honoured(|c| json(number("lora_alpha", c.lora_alpha)?))),
+    ("lora_bias", Refused(False, "it adds a bias to the factor B")),
+    ("lora_dropout", Honoured(|c| json(c.lora_dropout))),
+    ("lora_ga_config", Inert(Null)),
+    ("megatron_config", Inert(Null)),
+    ("megatron_core", Inert(Text("megatron.core"))),
+    ("modules_to_save", Refused(Null, "it replaces whole modules of the base model")),
+    ("monteclora_config", Refused(Null, "MonteCLoRA samples the factors")),
+    ("peft_type", Honoured(|_| json("LORA"))),
+    ("peft_version", Honoured(|c| json(&c.peft_version))),
+    ("qalora_group_size", Inert(Integer(16))),
+    ("r", Honoured(|c| json(c.r))),
+    ("rank_pattern", Honoured(|c| Ok(Field::Ranks(&c.targets.rank_pattern)))),
+    ("revision", Honoured(|c| json(&c.revision))),
+    ("target_modules", Honoured(|c| json(&c.targets.target_modules))),
+    ("target_parameters", Refused(Null, "it adapts parameters that are no linear layer's")),
+    ("task_type", Honoured(|c| json(&c.task_type))),
+    ("trainable_token_indices", Refused(Null, "it replaces rows of the embedding")),
+    ("use_bdlora", Refused(Null, "BD-LoRA makes a factor block-diagonal")),
+    ("use_dora", Refused(False, "DoRA rescales the rows of the weight")),
+    ("use_qalora", Refused(False, "QALoRA pools the adapter's input")),
+    ("use_rslora", Honoured(|c| json(c.use_rslora))),
+    ("velora_config", Refused(Null, "VeLoRA changes the backward pass")),
+];
+
+/// What `key` means, or `None` for a key PEFT 0.21 does not have.
+pub(super) fn rule(key: &str) -> Option<Rule> {
+    let place = KEYS.binary_search_by_key(&key, |(known, _)| known).ok()?;
+    Some(KEYS[place].1)
+}
+
+/// Whether a value says nothing: null, false, or an empty string, list or object.
+pub(super) fn is_empty(value: &Value) -> bool {
+    match value {
+        Value::Null | Value::Bool(false) => true,
+        Value::String(text) => text.is_empty(),
+        Value::Array(items) => items.is_empty(),
+        Value::Object(entries) => entries.is_empty(),
+        _ => false,
+    }
+}
+
+/// The value as JSON, cut to a length fit for an error message.
+pub(super) fn shorten(value: &Value) -> String {
+    const MOST: usize = 120;
+    let text = value.to_string();
+    match text.char_indices().nth(MOST) {
+        None => text,
+        Some((end, _)) => format!("{}…", &text[..end]),
+    }
+}
+
+/// All keys with their values, as Python's `json.dumps(.., indent=2, sort_keys=True)` lays them out.
+pub(super) fn to_json(config: &AdapterConfig) -> Result<Vec<u8>> {
+    let mut fields = BTreeMap::new();
+    for (key, rule) in KEYS {
+        let value = match rule {
+            Honoured(write) => write(config)?,
+            Refused(default, _) => Field::Json(default.value()),
+            Inert(default) => {
+                let mut value = config.inert.get(key).cloned().unwrap_or_else(|| default.value());
+                value.sort_all_objects();
+                Field::Json(value)
+            }
+        };
+        fields.insert(key, value);
+    }
+    serde_json::to_vec_pretty(&fields).map_err(PeftError::json)
+}
+
+fn json(value: impl Serialize) -> Result<Field<'static>> {
+    serde_json::to_value(value).map(Field::Json).map_err(PeftError::json)
+}
+
+/// An alpha as PEFT writes it: an integer where it is one.
+fn number(name: &str, alpha: f64) -> Result<Number> {
+    // Up to 2^53 every integer is exact in f64, so the cast is too.
+    if alpha.fract() == 0.0 && alpha.abs() <= 9_007_199_254_740_992.0 {
+        return Ok((alpha as i64).into());
+    }
+    Number::from_f64(alpha).ok_or_else(|| PeftError::Config {
+        name: name.to_owned(),
+        value: alpha.to_string(),
+        expected: "a finite number".to_owned(),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_keys_are_sorted_as_the_search_demands() {
+        assert!(KEYS.windows(2).all(|pair| pair[0].0 < pair[1].0));
+        assert!(KEYS.iter().all(|(key, _)| rule(key).is_some()));
+        assert!(rule("enable_lora").is_none());
+    }
+
+    #[test]
+    fn alphas_are_written_as_integers_where_they_are() {
+        for (alpha, text) in [(16.0, "16"), (0.5, "0.5"), (-3.0, "-3"), (0.05, "0.05")] {
+            assert_eq!(number("a", alpha).unwrap().to_string(), text);
+        }
+        assert!(number("a", f64::NAN).is_err());
+    }
+
+    #[test]
+    fn a_long_value_is_cut_between_characters() {
+        let text = shorten(&Value::String("é".repeat(1000)));
+        assert_eq!(text.chars().count(), 121);
+    }
+}

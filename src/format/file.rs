@@ -1,0 +1,112 @@
+//! A safetensors file, read by position into bounded buffers.
+//!
+//! ```text
+//! u64 n, little-endian | n bytes of JSON: name -> {dtype, shape, [begin, end)} | the values
+//! ```
+//!
+//! The order of the checks: a regular file, the length `n` against a limit and the file's size, the header as the
+//! [`safetensors`](https://github.com/huggingface/safetensors) crate demands it (offsets without gap or overlap that
+//! agree with shape and type), the number of tensors, and that the values end where the file ends. Nothing is
+//! allocated before the size it needs was checked. The file is not mapped into memory: a mapped file that another
+//! process truncates kills the reader.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::{Read, Seek, SeekFrom};
+use std::path::{Path, PathBuf};
+
+use burn::tensor::TensorData;
+use safetensors::tensor::{Metadata, TensorInfo};
+
+use super::elements;
+use super::read::open_regular;
+use crate::{PeftError, Result};
+
+/// Largest header read, in bytes. The largest adapters known have a few thousand tensors of 100 to 200 bytes each.
+pub const MAX_HEADER_BYTES: u64 = 16 << 20;
+/// Most tensors of a file.
+pub const MAX_TENSORS: usize = 100_000;
+
+/// An open safetensors file whose header was checked.
+#[derive(Debug)]
+pub struct SafetensorsFile {
+    path: PathBuf,
+    file: File,
+    /// Where the values begin.
+    start: u64,
+    tensors: BTreeMap<String, TensorInfo>,
+}
+
+impl SafetensorsFile {
+    /// Opens `path` and checks its header. No value is read.
+    ///
+    /// # Errors
+    ///
+    /// [`PeftError::Io`], and [`PeftError::Malformed`] for what is no regular file, is larger than `max_bytes`, or is
+    /// no whole safetensors file.
+    pub fn open(path: &Path, max_bytes: u64) -> Result<Self> {
+        let malformed = |reason: String| PeftError::Malformed { path: path.to_owned(), reason };
+        let (mut file, size) = open_regular(path, max_bytes)?;
+        let mut length = [0; 8];
+        if size < 8 {
+            return Err(malformed(format!("{size} bytes are too few for a safetensors file")));
+        }
+        file.read_exact(&mut length).map_err(PeftError::io(path))?;
+        let length = u64::from_le_bytes(length);
+        if length > MAX_HEADER_BYTES || length > size - 8 {
+            return Err(malformed(format!(
+                "a header of {length} bytes: at most {MAX_HEADER_BYTES} are read, and the file has {size}"
+            )));
+        }
+        let mut header = vec![0; length as usize];
+        file.read_exact(&mut header).map_err(PeftError::io(path))?;
+        let header: Metadata = serde_json::from_slice(&header)
+            .map_err(|error| malformed(format!("the header is not safetensors': {error}")))?;
+        let start = 8 + length;
+        let (expected, found) = (header.data_len() as u64, size - start);
+        if expected != found {
+            return Err(malformed(format!(
+                "the header describes {expected} bytes of values, the file has {found}"
+            )));
+        }
+        let tensors = header.tensors();
+        if tensors.len() > MAX_TENSORS {
+            let count = tensors.len();
+            return Err(malformed(format!("{count} tensors: at most {MAX_TENSORS} are read")));
+        }
+        let tensors = tensors.into_iter().map(|(name, info)| (name, info.clone())).collect();
+        Ok(Self { path: path.to_owned(), file, start, tensors })
+    }
+
+    /// The file's path.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The names of the tensors, sorted, each with its shape.
+    pub fn shapes(&self) -> impl ExactSizeIterator<Item = (&str, &[usize])> {
+        self.tensors.iter().map(|(name, info)| (name.as_str(), info.shape.as_slice()))
+    }
+
+    /// Reads the tensor `name` in its own element type. Holds one copy of the values.
+    ///
+    /// # Errors
+    ///
+    /// [`PeftError::DType`] for what is not F32, BF16 or F16, in [`PeftError::InFile`]; [`PeftError::Malformed`] for a
+    /// tensor that the file does not have; [`PeftError::Io`], also when the file shrank since it was opened.
+    pub fn read(&mut self, name: &str) -> Result<TensorData> {
+        let malformed = |reason: String| PeftError::Malformed { path: self.path.clone(), reason };
+        let info = self.tensors.get(name);
+        let info = info.ok_or_else(|| malformed(format!("there is no tensor `{name}`")))?;
+        let dtype = elements::from_file(name, info.dtype).map_err(|error| error.in_file(&self.path))?;
+        let (begin, end) = info.data_offsets;
+        let mut bytes = vec![0; end - begin];
+        self.file
+            .seek(SeekFrom::Start(self.start + begin as u64))
+            .and_then(|_| self.file.read_exact(&mut bytes))
+            .map_err(PeftError::io(&self.path))?;
+        elements::swap_to_host(&mut bytes, dtype);
+        TensorData::try_from_bytes_vec(bytes, info.shape.clone(), dtype)
+            .map_err(|error| malformed(format!("tensor `{name}`: {error}")))
+    }
+}

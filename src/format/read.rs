@@ -1,0 +1,151 @@
+//! Strict reading of an adapter's directory.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::Read;
+use std::path::Path;
+
+use super::adapter::{AdapterFile, LoraTensors};
+use super::config::{AdapterConfig, CONFIG_FILE};
+use super::elements::check_finite;
+use super::file::SafetensorsFile;
+use super::keys::{Factor, parse_key, tensor_key};
+use super::report::{LoadReport, Mismatch};
+use crate::{PeftError, Result};
+
+/// Name of the file of tensors in an adapter's directory.
+pub const WEIGHTS_FILE: &str = "adapter_model.safetensors";
+/// What PEFT wrote before it had safetensors: a pickle.
+const PICKLE_FILE: &str = "adapter_model.bin";
+/// Largest file of tensors read unless [`ReadOptions::max_bytes`] says otherwise: rank 64 on all linear layers of
+/// a model of 70 billion parameters has 3.3 GB in f32.
+pub const MAX_WEIGHTS_BYTES: u64 = 16 << 30;
+
+/// What reading an adapter accepts. The default is the strictest.
+#[derive(Clone, Debug)]
+pub struct ReadOptions {
+    /// Whether keys of the configuration that are not known are passed over, as PEFT does. A newer PEFT may have given
+    /// them a meaning that changes the outputs. Known keys that are not supported are refused all the same.
+    pub allow_unknown_keys: bool,
+    /// Whether NaN and infinity in a tensor are values like others.
+    pub allow_non_finite: bool,
+    /// The largest file of tensors that is read, in bytes; [`MAX_WEIGHTS_BYTES`] by default.
+    pub max_bytes: u64,
+}
+
+impl Default for ReadOptions {
+    fn default() -> Self {
+        Self { allow_unknown_keys: false, allow_non_finite: false, max_bytes: MAX_WEIGHTS_BYTES }
+    }
+}
+
+/// See [`AdapterFile::read`].
+pub(super) fn read(dir: &Path, options: &ReadOptions) -> Result<AdapterFile> {
+    let config = AdapterConfig::read(&dir.join(CONFIG_FILE), options)?;
+    let weights = dir.join(WEIGHTS_FILE);
+    let pickle = dir.join(PICKLE_FILE);
+    if !weights.exists() && pickle.exists() {
+        return Err(PeftError::Malformed {
+            path: pickle,
+            reason: format!("a pickle, which is never read; `save_pretrained` of PEFT writes {WEIGHTS_FILE}"),
+        });
+    }
+    let mut file = SafetensorsFile::open(&weights, options.max_bytes)?;
+    let sites = sites(&file, &config).map_err(|error| error.in_file(&weights))?;
+    let mut tensors = Vec::with_capacity(sites.len());
+    for path in sites {
+        let mut read = |factor| {
+            let key = tensor_key(&path, factor);
+            let data = file.read(&key)?;
+            if !options.allow_non_finite {
+                check_finite(&key, &data).map_err(|error| error.in_file(&weights))?;
+            }
+            Ok(data)
+        };
+        let (a, b) = (read(Factor::A)?, read(Factor::B)?);
+        if a.dtype() != b.dtype() {
+            let error = PeftError::DType {
+                tensor: tensor_key(&path, Factor::B),
+                expected: format!("{:?}, which its factor A has", a.dtype()),
+                found: format!("{:?}", b.dtype()),
+            };
+            return Err(error.in_file(&weights));
+        }
+        tensors.push(LoraTensors { path, a, b });
+    }
+    Ok(AdapterFile { config, tensors })
+}
+
+/// The module paths that have both factors, by names and shapes alone; anything else in the file is an error.
+fn sites(file: &SafetensorsFile, config: &AdapterConfig) -> Result<Vec<String>> {
+    let matcher = config.validate()?;
+    let mut report = LoadReport::default();
+    let mut sites: BTreeMap<&str, [Option<&[usize]>; 2]> = BTreeMap::new();
+    for (key, shape) in file.shapes() {
+        match parse_key(key) {
+            Some((path, factor)) => sites.entry(path).or_default()[factor as usize] = Some(shape),
+            None => report.unexpected.push(key.to_owned()),
+        }
+    }
+    let mut paths = Vec::with_capacity(sites.len());
+    for (path, shapes) in sites {
+        let r = matcher.rank_for(path, config.r)?;
+        for (factor, shape) in [Factor::A, Factor::B].into_iter().zip(shapes) {
+            let key = tensor_key(path, factor);
+            match shape {
+                None => report.missing.push(key),
+                Some(shape) => match check_shape(key, factor, shape, r) {
+                    Ok(key) => report.loaded.push(key),
+                    Err(mismatch) => report.mismatched.push(mismatch),
+                },
+            }
+        }
+        paths.push(path.to_owned());
+    }
+    report.strict().map(|_| paths)
+}
+
+/// A factor is a matrix of rank `r` with no empty side; the other side is the layer's, which the file alone cannot tell.
+pub(super) fn check_shape(
+    tensor: String,
+    factor: Factor,
+    shape: &[usize],
+    r: usize,
+) -> Result<String, Mismatch> {
+    let side = |side: Option<&usize>| side.copied().unwrap_or(1).max(1);
+    let expected = match factor {
+        Factor::A => [r, side(shape.get(1))],
+        Factor::B => [side(shape.first()), r],
+    };
+    if shape == expected {
+        return Ok(tensor);
+    }
+    Err(Mismatch { tensor, expected: expected.to_vec(), found: shape.to_vec() })
+}
+
+/// Opens a regular file of at most `max_bytes` bytes and returns it with its size.
+///
+/// Asked for before opening, so that a pipe does not make the caller wait for a writer that never comes.
+pub(super) fn open_regular(path: &Path, max_bytes: u64) -> Result<(File, u64)> {
+    let check = |metadata: std::fs::Metadata| {
+        let reason = match metadata.len() {
+            _ if !metadata.is_file() => "not a regular file".to_owned(),
+            size if size > max_bytes => format!("{size} bytes: at most {max_bytes} are read"),
+            size => return Ok(size),
+        };
+        Err(PeftError::Malformed { path: path.to_owned(), reason })
+    };
+    check(std::fs::metadata(path).map_err(PeftError::io(path))?)?;
+    let file = File::open(path).map_err(PeftError::io(path))?;
+    let size = check(file.metadata().map_err(PeftError::io(path))?)?;
+    Ok((file, size))
+}
+
+/// The content of a regular file of at most `max_bytes` bytes.
+pub(super) fn read_bounded(path: &Path, max_bytes: u64) -> Result<Vec<u8>> {
+    let (file, size) = open_regular(path, max_bytes)?;
+    let mut bytes = Vec::with_capacity(size as usize);
+    // The file may have grown since.
+    file.take(max_bytes).read_to_end(&mut bytes).map_err(PeftError::io(path))?;
+    Ok(bytes)
+}

@@ -1,0 +1,79 @@
+//! Writing an adapter's directory: deterministic, atomic, and never over something without being asked.
+
+use std::collections::{BTreeMap, HashMap};
+use std::path::Path;
+
+use super::adapter::AdapterFile;
+use super::atomic;
+use super::config::CONFIG_FILE;
+use super::elements::{Stored, check_finite};
+use super::keys::{Factor, parse_key, tensor_key};
+use super::read::{WEIGHTS_FILE, check_shape};
+use crate::{PeftError, Result};
+
+/// How an adapter is written. The default overwrites nothing.
+#[derive(Clone, Debug, Default)]
+pub struct WriteOptions {
+    /// Whether the two files may replace older ones.
+    pub overwrite: bool,
+}
+
+/// See [`AdapterFile::write`].
+pub(super) fn write(adapter: &AdapterFile, dir: &Path, options: &WriteOptions) -> Result<()> {
+    let config = adapter.config.to_json()?;
+    let weights = weights(adapter)?;
+    // The configuration comes last: a directory without it is no adapter.
+    atomic::write_files(dir, &[(WEIGHTS_FILE, &weights), (CONFIG_FILE, &config)], options.overwrite)
+}
+
+/// The bytes of the file of tensors, in the order of PEFT's own: by element type, then by name.
+fn weights(adapter: &AdapterFile) -> Result<Vec<u8>> {
+    let matcher = adapter.config.validate()?;
+    let mut tensors = BTreeMap::new();
+    for module in &adapter.tensors {
+        let path = &module.path;
+        let r = matcher.rank_for(path, adapter.config.r)?;
+        for (factor, data) in [(Factor::A, &module.a), (Factor::B, &module.b)] {
+            let key = tensor_key(path, factor);
+            if parse_key(&key) != Some((path, factor)) {
+                return Err(bad_path(path, "dotted names, none of them empty"));
+            }
+            check_shape(key.clone(), factor, data.shape(), r).map_err(|mismatch| PeftError::Shape {
+                tensor: mismatch.tensor,
+                expected: mismatch.expected,
+                found: mismatch.found,
+            })?;
+            check_finite(&key, data)?;
+            let stored = Stored::new(&key, data)?;
+            if module.a.dtype() != module.b.dtype() {
+                return Err(PeftError::DType {
+                    tensor: key,
+                    expected: format!("{:?}, as for the other factor", module.b.dtype()),
+                    found: format!("{:?}", module.a.dtype()),
+                });
+            }
+            if tensors.insert(key, stored).is_some() {
+                return Err(bad_path(path, "every module once"));
+            }
+        }
+        if !matcher.matches(path)? {
+            return Err(bad_path(path, "modules that `target_modules` names, or PEFT would not load them"));
+        }
+    }
+    if tensors.is_empty() {
+        return Err(bad_path("", "at least one module"));
+    }
+    let metadata = HashMap::from([("format".to_owned(), "pt".to_owned())]);
+    safetensors::serialize(tensors, Some(metadata)).map_err(|error| PeftError::Malformed {
+        path: WEIGHTS_FILE.into(),
+        reason: error.to_string(),
+    })
+}
+
+fn bad_path(path: &str, expected: &str) -> PeftError {
+    PeftError::Config {
+        name: "module path".to_owned(),
+        value: format!("`{path}`"),
+        expected: expected.to_owned(),
+    }
+}

@@ -1,0 +1,222 @@
+//! Configurations that are refused, and by what name.
+
+use burn_peft::PeftError;
+use burn_peft::format::{AdapterConfig, AdapterFile, CONFIG_FILE, ReadOptions, WriteOptions};
+use burn_peft::model::TargetConfig;
+use serde_json::{Value, json};
+
+use super::{Scratch, adapter, inside, read};
+
+#[test]
+fn keys_that_change_the_mathematics_are_refused_by_name() {
+    for (key, value) in [
+        ("peft_type", json!("IA3")),
+        ("peft_type", json!("lora")),
+        ("alora_invocation_tokens", json!([1, 2])),
+        ("arrow_config", json!({"top_k": 3})),
+        ("bias", json!("all")),
+        ("bias", json!("lora_only")),
+        ("ensure_weight_tying", json!(true)),
+        ("fan_in_fan_out", json!(true)),
+        ("kasa_config", json!({"beta": 1e-4})),
+        ("layer_replication", json!([[0, 2], [1, 3]])),
+        ("lora_bias", json!(true)),
+        ("modules_to_save", json!(["lm_head"])),
+        ("monteclora_config", json!({"num_samples": 4})),
+        ("target_parameters", json!(["experts.down_proj"])),
+        ("trainable_token_indices", json!([5])),
+        ("use_bdlora", json!({"nblocks": 2})),
+        ("use_dora", json!(true)),
+        ("use_qalora", json!(true)),
+        ("velora_config", json!({"scale": 1.0})),
+        ("init_lora_weights", json!("pissa")),
+        ("init_lora_weights", json!("pissa_niter_16")),
+        ("init_lora_weights", json!("olora")),
+        ("init_lora_weights", json!("OLoRA")),
+        ("init_lora_weights", json!("corda")),
+        ("init_lora_weights", json!("loftq")),
+        ("init_lora_weights", json!("lora_ga")),
+        ("init_lora_weights", json!("invented_later")),
+        // Not a key of PEFT 0.21, but one that says something.
+        ("invented_later", json!(true)),
+        ("enable_lora", json!([true, false, true])),
+    ] {
+        let scratch = Scratch::new();
+        let error = scratch.set(key, value.clone()).error();
+        match inside(&error, CONFIG_FILE) {
+            PeftError::UnsupportedKey { key: found, value: shown, .. } => {
+                assert_eq!(found, key);
+                assert_eq!(*shown, value.to_string());
+            }
+            other => panic!("{key} = {value}: {other}"),
+        }
+    }
+}
+
+#[test]
+fn values_without_effect_are_read() {
+    for (key, value) in [
+        ("bias", json!("none")),
+        ("bias", Value::Null),
+        ("modules_to_save", json!([])),
+        ("kasa_config", json!({})),
+        ("init_lora_weights", json!(false)),
+        ("init_lora_weights", json!("gaussian")),
+        ("init_lora_weights", json!("eva")),
+        ("init_lora_weights", json!("orthogonal")),
+        ("eva_config", json!({"rho": 2.0})),
+        ("loftq_config", json!({"loftq_bits": 4})),
+        ("qalora_group_size", json!(32)),
+        ("megatron_config", json!({"x": 1})),
+        ("megatron_core", json!("os.system")),
+        ("lora_alpha", json!(7.25)),
+        ("task_type", Value::Null),
+        ("task_type", json!("INVENTED_LATER")),
+        ("rank_pattern", Value::Null),
+        ("peft_version", Value::Null),
+        ("base_model_name_or_path", json!("/etc/passwd")),
+        ("layers_to_transform", json!(0)),
+    ] {
+        let scratch = Scratch::new();
+        scratch.set(key, value.clone());
+        let read = read(scratch.path()).unwrap_or_else(|error| panic!("{key} = {value}: {error}"));
+        assert!(read.config.ignored().is_empty());
+    }
+}
+
+#[test]
+fn inert_keys_are_written_as_they_were_read() {
+    let scratch = Scratch::new();
+    let mapping = json!({"base_model_class": "Net", "parent_library": "os"});
+    scratch.set("auto_mapping", mapping.clone()).set("eva_config", json!({"rho": 2.0, "tau": 0.99}));
+    let config = read(scratch.path()).unwrap().config;
+    let written: Value = serde_json::from_slice(&config.to_json().unwrap()).unwrap();
+    assert_eq!(written["auto_mapping"], mapping);
+    assert_eq!(written["eva_config"], json!({"rho": 2.0, "tau": 0.99}));
+    assert_eq!(written["inference_mode"], json!(true));
+}
+
+#[test]
+fn unknown_keys_that_say_nothing_are_passed_over_and_reported() {
+    let scratch = Scratch::new();
+    scratch.set("z_later", Value::Null).set("a_later", json!({})).set("merge_weights", json!(false));
+    scratch.set("runtime_config", json!({"ephemeral_gpu_offload": false}));
+    let config = read(scratch.path()).unwrap().config;
+    assert_eq!(config.ignored(), ["a_later", "merge_weights", "runtime_config", "z_later"]);
+}
+
+#[test]
+fn unknown_keys_are_read_over_when_asked_but_known_ones_are_refused_all_the_same() {
+    let options = ReadOptions { allow_unknown_keys: true, ..Default::default() };
+    let scratch = Scratch::new();
+    scratch.set("invented_later", json!(3));
+    let read = AdapterFile::read(scratch.path(), &options).unwrap();
+    assert_eq!(read.config.ignored(), ["invented_later"]);
+    scratch.set("use_dora", json!(true));
+    assert!(AdapterFile::read(scratch.path(), &options).is_err());
+}
+
+#[test]
+fn values_out_of_range_are_errors_that_name_them() {
+    for (key, value) in [
+        ("peft_type", Value::Null),
+        ("r", json!(0)),
+        ("r", json!(-1)),
+        ("r", json!(1e18)),
+        ("r", json!(65537)),
+        ("r", json!(8.5)),
+        ("r", json!(true)),
+        ("r", json!("8")),
+        ("lora_alpha", json!("NaN")),
+        ("lora_alpha", json!(true)),
+        // Finite in f64 and not in f32, in which the scale is applied.
+        ("lora_alpha", json!(1e39)),
+        ("lora_dropout", json!(1.0)),
+        ("lora_dropout", json!(-0.1)),
+        ("use_rslora", json!("yes")),
+        ("init_lora_weights", json!(3)),
+        ("task_type", json!(3)),
+        ("target_modules", Value::Null),
+        ("rank_pattern", json!({"q": 0})),
+        ("rank_pattern", json!({"q": 65537})),
+        ("alpha_pattern", json!({"q": 1e300})),
+        ("layers_pattern", json!("layers")),
+    ] {
+        let scratch = Scratch::new();
+        let error = scratch.set(key, value.clone()).error();
+        match inside(&error, CONFIG_FILE) {
+            PeftError::Config { name, .. } => assert_eq!(name, key, "{value}: {error}"),
+            other => panic!("{key} = {value}: {other}"),
+        }
+    }
+}
+
+#[test]
+fn texts_that_are_no_configuration_are_errors() {
+    for text in [
+        "",
+        "{",
+        "[]",
+        "3",
+        "null",
+        "{}",
+        r#"{"peft_type": "LORA"}"#,
+        r#"{"peft_type": "LORA", "target_modules": 3}"#,
+        r#"{"peft_type": "LORA", "target_modules": ["q", 3]}"#,
+        r#"{"peft_type": "LORA", "target_modules": ["q", "v"], "lora_alpha": 1e400}"#,
+        r#"{"peft_type": "LORA", "target_modules": ["q", "v"], "lora_alpha": NaN}"#,
+        r#"{"peft_type": "LORA", "target_modules": ["q", "v"], "rank_pattern": {"q": -1}}"#,
+        r#"{"peft_type": "LORA", "target_modules": "(", "r": 2}"#,
+        r#"{"peft_type": "LORA", "target_modules": ["q", "v"]} x"#,
+        "\u{feff}{}",
+    ] {
+        let scratch = Scratch::new();
+        let error = scratch.config(text).error();
+        assert!(error.to_string().contains(CONFIG_FILE), "{text:?}: {error}");
+    }
+    let scratch = Scratch::new();
+    let nested = format!("{}{}", "[".repeat(100_000), "]".repeat(100_000));
+    scratch.config(&format!(r#"{{"peft_type": "LORA", "auto_mapping": {nested}}}"#)).error();
+    std::fs::write(scratch.file(CONFIG_FILE), b"{\"peft_type\": \"\xff\"}").unwrap();
+    scratch.error();
+}
+
+#[test]
+fn a_configuration_above_the_limit_is_not_parsed() {
+    let scratch = Scratch::new();
+    let error = scratch.set("base_model_name_or_path", json!("x".repeat(1 << 20))).error();
+    assert!(matches!(error, PeftError::Malformed { .. }), "{error}");
+}
+
+/// Every beginning of a configuration but the whole is an error, never a panic and never an adapter.
+#[test]
+fn a_truncated_configuration_is_an_error_at_every_byte() {
+    let scratch = Scratch::new();
+    let text = std::fs::read(scratch.file(CONFIG_FILE)).unwrap();
+    for end in 0..text.len() {
+        assert!(AdapterConfig::from_json(&text[..end], &ReadOptions::default()).is_err(), "{end}");
+    }
+}
+
+#[test]
+fn what_peft_would_not_load_is_not_written() {
+    let write = |adapter: &AdapterFile| {
+        let scratch = tempfile::tempdir().unwrap();
+        let dir = scratch.path().join("out");
+        let error = adapter.write(&dir, &WriteOptions::default()).unwrap_err();
+        assert!(!dir.exists(), "{error}");
+        error.to_string()
+    };
+    let config = |change: fn(&mut AdapterConfig)| {
+        let mut adapter = adapter();
+        change(&mut adapter.config);
+        write(&adapter)
+    };
+    assert!(config(|config| config.r = 0).contains("r = 0"));
+    assert!(config(|config| config.lora_alpha = f64::NAN).contains("lora_alpha = NaN"));
+    assert!(config(|config| config.lora_dropout = 1.0).contains("lora_dropout = 1"));
+    assert!(config(|config| config.task_type = Some("CHAT".into())).contains("task_type = CHAT"));
+    // Not the rank of the tensors; and a module that the targets leave out.
+    assert!(config(|config| config.r = 3).contains("expected shape [3, 3], found [2, 3]"));
+    assert!(config(|config| config.targets = TargetConfig::list(["q"])).contains("layers.0.v"));
+}
