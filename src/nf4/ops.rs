@@ -12,6 +12,8 @@
 
 // `backend_extension` checks the features of this crate and of Burn in what it generates.
 #![allow(unexpected_cfgs)]
+// Burn deprecates its ndarray backend; it is served for as long as Burn has it.
+#![cfg_attr(feature = "ndarray", allow(deprecated))]
 
 use burn::backend::{
     Autodiff, AutodiffBackend, Backend, Dispatch, DispatchTensorKind, ExtensionType,
@@ -96,7 +98,6 @@ impl Nf4Ops for burn::backend::Flex {
 }
 
 #[cfg(feature = "ndarray")]
-#[allow(deprecated)]
 impl Nf4Ops for burn::backend::NdArray {}
 
 // The alias is the plain or the fusing backend, whichever Burn was built with, so that a user's own `fusion` feature
