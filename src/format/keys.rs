@@ -130,6 +130,11 @@ impl NameMap {
         check_round_trip(path, &file, &self.rename(&file))
     }
 
+    /// Whether there is no rule.
+    pub fn is_empty(&self) -> bool {
+        self.prefixes.is_empty() && self.segments.is_empty()
+    }
+
     fn rename(&self, path: &str) -> String {
         let mut path: Vec<&str> = path.split('.').collect();
         let matching = self.prefixes.iter().filter(|rule| starts_with(&path, &rule.file));

@@ -52,6 +52,16 @@ pub struct PeftModel<M> {
     head: String,
 }
 
+/// A linear module of a model.
+pub(crate) struct LinearModule {
+    /// Its path.
+    pub path: String,
+    /// `[d_in, d_out]`.
+    pub dims: [usize; 2],
+    /// Where its weight lies.
+    pub device: Device,
+}
+
 impl<M: Module> PeftModel<M> {
     /// Wraps a module and freezes its every parameter; its dropout and other training behaviour stay on.
     pub fn new(module: M) -> Self {
@@ -284,6 +294,17 @@ impl<M: Module> PeftModel<M> {
     /// What is attached where, what trains, and what it weighs.
     pub fn report(&self) -> ModelReport {
         ModelReport::new(collect(self.module()), self.active.clone(), self.enabled)
+    }
+
+    /// Every linear module, in the model's order.
+    pub(crate) fn linear_modules(&self) -> Vec<LinearModule> {
+        let sites = self.linear_sites();
+        let module = |site: &Site| LinearModule {
+            path: site.module().to_owned(),
+            dims: site.dims(),
+            device: self.device_of(site),
+        };
+        sites.iter().map(module).collect()
     }
 
     fn linear_sites(&self) -> Vec<Site> {

@@ -2,7 +2,11 @@
 
 mod config;
 mod golden;
+mod model;
 mod tensors;
+
+#[path = "../../examples/llama/mod.rs"]
+mod llama;
 
 use std::fs;
 use std::path::{Path, PathBuf};
