@@ -4,7 +4,7 @@
 //! that no pattern describes, the modules are listed one by one, and those whose rank or alpha differ from the default
 //! stand in one pattern for each value: `a\.q|b\.q`.
 
-use crate::model::{ModuleNames, PatternMap, TargetConfig, TargetModules};
+use crate::model::{PatternMap, TargetConfig, TargetModules};
 use crate::{PeftError, Result};
 
 /// An adapted module: what [`TargetConfig`] is to say of it.
@@ -40,8 +40,11 @@ fn patterns<V: Copy + PartialEq>(
     keys.into_iter().collect()
 }
 
-/// `preferred` if it says of all linear modules what is true of them, otherwise the explicit form. What PEFT reads as
-/// `"all-linear"` may be more modules than here, so those are listed, as PEFT itself does on saving.
+/// `preferred` if it is a list and says of all linear modules what is true of them, otherwise the explicit form.
+///
+/// PEFT applies an expression to every module of its model, not only to linear ones, and stops at the first that it
+/// cannot adapt: `.*self_attn.*` matches the attention module itself. And its `"all-linear"` may mean other modules than
+/// ours. So what these two chose is listed, as PEFT itself does with the latter on saving.
 ///
 /// `linear` are the paths of the model's linear modules, in the same naming.
 ///
@@ -57,10 +60,10 @@ pub(super) fn describe(
 ) -> Result<TargetConfig> {
     if let Some(preferred) = preferred {
         let mut preferred = preferred.clone();
-        if preferred.target_modules == TargetModules::AllLinear {
+        if !matches!(preferred.target_modules, TargetModules::List(_)) {
             let paths = adapted.iter().map(|module| module.path.clone());
             preferred.target_modules = TargetModules::List(paths.collect());
-            preferred.exclude_modules = None::<ModuleNames>;
+            preferred.exclude_modules = None;
         }
         if describes(&preferred, adapted, linear, rank, alpha)? {
             return Ok(preferred);
@@ -107,27 +110,45 @@ mod tests {
     use super::*;
 
     fn adapted(modules: &[(&str, usize, f64)]) -> Vec<Adapted> {
-        let module = |&(path, rank, alpha): &(&str, _, _)| Adapted { path: path.into(), rank, alpha };
+        let module = |&(path, rank, alpha): &(&str, _, _)| Adapted {
+            path: path.into(),
+            rank,
+            alpha,
+        };
         modules.iter().map(module).collect()
     }
 
     fn linear() -> Vec<String> {
-        ["a.q", "a.v", "b.q", "b.v", "head"].map(String::from).into()
+        ["a.q", "a.v", "b.q", "b.v", "head"]
+            .map(String::from)
+            .into()
     }
 
     #[test]
     fn a_description_that_is_true_is_kept() {
         let all = adapted(&[("a.q", 4, 8.0), ("b.q", 2, 8.0)]);
         let preferred = TargetConfig::list(["q"]).with_rank_pattern("b.q", 2);
-        assert_eq!(describe(Some(&preferred), &all, &linear(), 4, 8.0).unwrap(), preferred);
+        assert_eq!(
+            describe(Some(&preferred), &all, &linear(), 4, 8.0).unwrap(),
+            preferred
+        );
     }
 
     #[test]
-    fn all_linear_is_listed_and_keeps_its_patterns() {
+    fn all_linear_and_expressions_are_listed_and_keep_their_patterns() {
         let all = adapted(&[("a.q", 4, 8.0), ("a.v", 4, 8.0), ("b.q", 2, 8.0)]);
-        let preferred = TargetConfig::all_linear().with_exclude_modules(["b.v"]).with_rank_pattern("b.q", 2);
         let expected = TargetConfig::list(["a.q", "a.v", "b.q"]).with_rank_pattern("b.q", 2);
-        assert_eq!(describe(Some(&preferred), &all, &linear(), 4, 8.0).unwrap(), expected);
+        for preferred in [
+            TargetConfig::all_linear()
+                .with_exclude_modules(["b.v"])
+                .with_rank_pattern("b.q", 2),
+            TargetConfig::regex("a.*|b.q").with_rank_pattern("b.q", 2),
+        ] {
+            assert_eq!(
+                describe(Some(&preferred), &all, &linear(), 4, 8.0).unwrap(),
+                expected
+            );
+        }
     }
 
     #[test]
@@ -136,7 +157,11 @@ mod tests {
         let expected = TargetConfig::list(["a.q", "a.v", "b.q"])
             .with_rank_pattern(r"a\.v|b\.q", 2)
             .with_alpha_pattern(r"a\.q", 1.5);
-        for preferred in [None, Some(TargetConfig::list(["q", "v"])), Some(TargetConfig::list(["a.q"]))] {
+        for preferred in [
+            None,
+            Some(TargetConfig::list(["q", "v"])),
+            Some(TargetConfig::list(["a.q"])),
+        ] {
             let found = describe(preferred.as_ref(), &all, &linear(), 4, 8.0).unwrap();
             assert_eq!(found, expected);
         }

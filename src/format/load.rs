@@ -50,7 +50,12 @@ impl<M: Module> PeftModel<M> {
     /// # Errors
     ///
     /// Those of [`AdapterFile::read`] and [`AdapterFile::attach`]. The model has not changed then.
-    pub fn load_adapter(&mut self, name: &str, dir: &Path, options: &LoadOptions) -> Result<LoadReport> {
+    pub fn load_adapter(
+        &mut self,
+        name: &str,
+        dir: &Path,
+        options: &LoadOptions,
+    ) -> Result<LoadReport> {
         AdapterFile::read(dir, &options.read)?.attach(self, name, options)
     }
 }
@@ -103,7 +108,10 @@ impl AdapterFile {
             false => {
                 let adapted: Vec<_> = fits
                     .into_iter()
-                    .map(|fit| Adapted { path: fit.path, ..fit.adapted })
+                    .map(|fit| Adapted {
+                        path: fit.path,
+                        ..fit.adapted
+                    })
                     .collect();
                 explicit::targets(&adapted, lora.rank, lora.alpha)
             }
@@ -113,13 +121,18 @@ impl AdapterFile {
     }
 
     /// Which modules of the model get which factors, and what becomes of every tensor.
-    fn fit<M: Module>(&self, model: &PeftModel<M>, names: &NameMap) -> Result<(Vec<Fit<'_>>, LoadReport)> {
+    fn fit<M: Module>(
+        &self,
+        model: &PeftModel<M>,
+        names: &NameMap,
+    ) -> Result<(Vec<Fit<'_>>, LoadReport)> {
         let matcher = self.config.validate()?;
         let mut report = LoadReport::default();
         // A module that the map cannot name has no name in the file.
         let linear = model.linear_modules().into_iter();
-        let mut linear: HashMap<_, _> =
-            linear.filter_map(|module| Some((names.to_file(&module.path).ok()?, module))).collect();
+        let mut linear: HashMap<_, _> = linear
+            .filter_map(|module| Some((names.to_file(&module.path).ok()?, module)))
+            .collect();
         let mut fits = Vec::with_capacity(self.tensors.len());
         for tensors in &self.tensors {
             let path = &tensors.path;
@@ -132,8 +145,10 @@ impl AdapterFile {
             let alpha = matcher.alpha_for(path, self.config.lora_alpha)?;
             let [d_in, d_out] = module.dims;
             let mut fitting = 0;
-            for ((tensor, data), expected) in
-                keys.into_iter().zip([&tensors.a, &tensors.b]).zip([[rank, d_in], [d_out, rank]])
+            for ((tensor, data), expected) in keys
+                .into_iter()
+                .zip([&tensors.a, &tensors.b])
+                .zip([[rank, d_in], [d_out, rank]])
             {
                 elements::to_file(&tensor, data.dtype())?;
                 if **data.shape() == expected {
@@ -141,14 +156,22 @@ impl AdapterFile {
                     report.loaded.push(tensor);
                 } else {
                     let (expected, found) = (expected.to_vec(), data.shape().to_vec());
-                    report.mismatched.push(Mismatch { tensor, expected, found });
+                    report.mismatched.push(Mismatch {
+                        tensor,
+                        expected,
+                        found,
+                    });
                 }
             }
             if fitting == 2 {
                 fits.push(Fit {
                     path: module.path,
                     device: module.device,
-                    adapted: Adapted { path: path.clone(), rank, alpha },
+                    adapted: Adapted {
+                        path: path.clone(),
+                        rank,
+                        alpha,
+                    },
                     a: &tensors.a,
                     b: &tensors.b,
                 });
@@ -161,7 +184,9 @@ impl AdapterFile {
         if self.config.targets.target_modules != TargetModules::AllLinear {
             for path in linear.into_keys() {
                 if matcher.matches(&path)? {
-                    report.missing.extend([Factor::A, Factor::B].map(|factor| tensor_key(&path, factor)));
+                    report
+                        .missing
+                        .extend([Factor::A, Factor::B].map(|factor| tensor_key(&path, factor)));
                 }
             }
         }

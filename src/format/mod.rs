@@ -27,7 +27,9 @@ mod save;
 mod write;
 
 pub use adapter::{AdapterFile, LoraTensors, adapter_dir};
-pub use config::{AdapterConfig, CONFIG_FILE, InitLoraWeights, MAX_CONFIG_BYTES, MAX_RANK, PEFT_VERSION};
+pub use config::{
+    AdapterConfig, CONFIG_FILE, InitLoraWeights, MAX_CONFIG_BYTES, MAX_RANK, PEFT_VERSION,
+};
 pub use file::{MAX_HEADER_BYTES, MAX_TENSORS, SafetensorsFile};
 pub use keys::{Factor, NameMap, PREFIX, parse_key, tensor_key};
 pub use load::LoadOptions;

@@ -50,7 +50,12 @@ impl<M: Module> PeftModel<M> {
     pub fn save_adapter(&self, name: &str, dir: &Path, options: &SaveOptions) -> Result<PathBuf> {
         let dir = adapter_dir(dir, name)?;
         let file = AdapterFile::from_model(self, name, options)?;
-        file.write(&dir, &WriteOptions { overwrite: options.overwrite })?;
+        file.write(
+            &dir,
+            &WriteOptions {
+                overwrite: options.overwrite,
+            },
+        )?;
         Ok(dir)
     }
 }
@@ -58,15 +63,23 @@ impl<M: Module> PeftModel<M> {
 impl AdapterFile {
     /// The adapter `name` of `model` as a file would hold it, in the element types of its factors.
     ///
-    /// Its targets are the adapter's own where they say in the file's naming what is true of the model; `"all-linear"`
-    /// and what a [`NameMap`] renames are listed module by module.
+    /// Its targets are the adapter's own where they are a list of names that says in the file's naming what is true of
+    /// the model. What an expression or `"all-linear"` chose, or a [`NameMap`] renames, is listed module by module: in
+    /// Python an expression would also meet modules that are not linear, and PEFT would stop there.
     ///
     /// # Errors
     ///
     /// [`PeftError::UnknownAdapter`]; [`PeftError::Config`] for a module that the map cannot name, for modules whose
     /// dropout or rsLoRA are not the adapter's, and for targets that cannot be told apart; [`PeftError::DeviceRead`].
-    pub fn from_model<M: Module>(model: &PeftModel<M>, name: &str, options: &SaveOptions) -> Result<Self> {
-        let PeftConfig { lora: defaults, targets } = model.config(name)?;
+    pub fn from_model<M: Module>(
+        model: &PeftModel<M>,
+        name: &str,
+        options: &SaveOptions,
+    ) -> Result<Self> {
+        let PeftConfig {
+            lora: defaults,
+            targets,
+        } = model.config(name)?;
         let mut adapted = Vec::new();
         let mut tensors = Vec::new();
         for (path, lora) in model.factors(name)? {
@@ -75,11 +88,18 @@ impl AdapterFile {
                 return Err(PeftError::Config {
                     name: format!("rslora, dropout of `{path}`"),
                     value: format!("{}, {}", config.rslora, config.dropout),
-                    expected: format!("the adapter's own: {}, {}", defaults.rslora, defaults.dropout),
+                    expected: format!(
+                        "the adapter's own: {}, {}",
+                        defaults.rslora, defaults.dropout
+                    ),
                 });
             }
             let path = options.names.to_file(&path)?;
-            adapted.push(Adapted { path: path.clone(), rank: config.rank, alpha: config.alpha });
+            adapted.push(Adapted {
+                path: path.clone(),
+                rank: config.rank,
+                alpha: config.alpha,
+            });
             tensors.push(LoraTensors {
                 a: transposed(&lora.a, &path)?,
                 b: transposed(&lora.b, &path)?,
@@ -88,8 +108,10 @@ impl AdapterFile {
         }
         // Modules that the map cannot name are not in the file's naming, so no pattern of the file can mean them.
         let linear = model.linear_modules();
-        let linear: Vec<_> =
-            linear.iter().filter_map(|module| options.names.to_file(&module.path).ok()).collect();
+        let linear: Vec<_> = linear
+            .iter()
+            .filter_map(|module| options.names.to_file(&module.path).ok())
+            .collect();
         let preferred = options.names.is_empty().then_some(targets);
         let (rank, alpha) = (defaults.rank, defaults.alpha);
         let targets = explicit::describe(preferred, &adapted, &linear, rank, alpha)?;
@@ -107,8 +129,12 @@ impl AdapterFile {
 
 /// The transpose of a factor, on the host.
 fn transposed(factor: &Param<Tensor<2>>, path: &str) -> Result<TensorData> {
-    factor.val().transpose().try_into_data().map_err(|error| PeftError::DeviceRead {
-        tensor: path.to_owned(),
-        reason: error.to_string(),
-    })
+    factor
+        .val()
+        .transpose()
+        .try_into_data()
+        .map_err(|error| PeftError::DeviceRead {
+            tensor: path.to_owned(),
+            reason: error.to_string(),
+        })
 }
