@@ -54,7 +54,11 @@ fn main() -> ExitCode {
 
 fn run(args: &Args) -> Result<(), Box<dyn Error>> {
     let device = Device::default().autodiff();
-    let prompter = Prompter::new(Tokenizer::from_dir(&args.model)?, &LlamaConfig::from_dir(&args.model)?, args)?;
+    let prompter = Prompter::new(
+        Tokenizer::from_dir(&args.model)?,
+        &LlamaConfig::from_dir(&args.model)?,
+        args,
+    )?;
     let data = Data::load(args, &prompter)?;
     if args.compare {
         return compare::compare(args, &data, &prompter, &device);
@@ -65,7 +69,9 @@ fn run(args: &Args) -> Result<(), Box<dyn Error>> {
     let base = model::base(args, method, &device)?;
     let before = eval::evaluate(&base, &data, &prompter, args)?;
     drop(base);
-    let base_name = args.few_shot.map_or("base".into(), |shots| format!("base, {shots} examples in the prompt"));
+    let base_name = args.few_shot.map_or("base".into(), |shots| {
+        format!("base, {shots} examples in the prompt")
+    });
     table.push(report::row(&base_name, &before));
     if args.few_shot.is_some() {
         println!("{}", table.join("\n"));
@@ -74,7 +80,12 @@ fn run(args: &Args) -> Result<(), Box<dyn Error>> {
 
     let model = model::trainable(args, method, args.seed, &device)?;
     println!("{}", model.report());
-    let run = train::Run { train: &data.train, heldout: &data.heldout_examples, lr: args.lr, seed: args.seed };
+    let run = train::Run {
+        train: &data.train,
+        heldout: &data.heldout_examples,
+        lr: args.lr,
+        seed: args.seed,
+    };
     let (model, curve) = train::train(model, &device, &run, args)?;
     println!(
         "{} steps, {} tokens in {:.0} s",
@@ -85,14 +96,29 @@ fn run(args: &Args) -> Result<(), Box<dyn Error>> {
     println!("{}", report::memory(&model.report()));
 
     let after = eval::evaluate(&model, &data, &prompter, args)?;
-    let name = if args.shuffle_responses { "adapter, responses shuffled" } else { "adapter" };
+    let name = if args.shuffle_responses {
+        "adapter, responses shuffled"
+    } else {
+        "adapter"
+    };
     table.push(report::row(name, &after));
-    println!("{}", report::answers(&data.heldout, &before.answers, &after.answers, 6));
+    println!(
+        "{}",
+        report::answers(&data.heldout, &before.answers, &after.answers, 6)
+    );
     println!("{}", table.join("\n"));
-    println!("in brackets the 95 % confidence interval over {} held-out triples, by bootstrap", after.loss.n);
+    println!(
+        "in brackets the 95 % confidence interval over {} held-out triples, by bootstrap",
+        after.loss.n
+    );
 
     model::save(&model, args)?;
-    let title = format!("{} of {} on {}", method.name(), name_of(&args.model), name_of(&args.data));
+    let title = format!(
+        "{} of {} on {}",
+        method.name(),
+        name_of(&args.model),
+        name_of(&args.data)
+    );
     plot::loss_curve(&curve, &title, &args.out.join("loss.png"))?;
     let fresh = model::reload(args, method, &args.out, &device)?;
     let examples = &data.heldout_examples[..data.heldout_examples.len().min(4)];
@@ -101,7 +127,10 @@ fn run(args: &Args) -> Result<(), Box<dyn Error>> {
             return Err("the adapter that was saved and loaded again gives other logits".into());
         }
     }
-    println!("adapter and loss.png are in {}; loaded into a fresh base, it gives the same logits", args.out.display());
+    println!(
+        "adapter and loss.png are in {}; loaded into a fresh base, it gives the same logits",
+        args.out.display()
+    );
     Ok(())
 }
 
@@ -110,9 +139,16 @@ fn logits(model: &LlamaForCausalLm, tokens: &[u32], device: &Device) -> Vec<f32>
     let tokens: Vec<i64> = tokens.iter().map(|&token| token.into()).collect();
     let shape = [1, tokens.len()];
     let tokens = Tensor::<2, Int>::from_data(TensorData::new(tokens, shape), device).inner();
-    model.valid().forward(tokens).into_data().iter::<f32>().collect()
+    model
+        .valid()
+        .forward(tokens)
+        .into_data()
+        .iter::<f32>()
+        .collect()
 }
 
 fn name_of(path: &std::path::Path) -> String {
-    path.file_name().map(|name| name.to_string_lossy().into()).unwrap_or_default()
+    path.file_name()
+        .map(|name| name.to_string_lossy().into())
+        .unwrap_or_default()
 }

@@ -27,7 +27,11 @@ pub enum Method {
 impl Method {
     /// What the command line asks for.
     pub fn of(args: &Args) -> Self {
-        if args.no_quantize { Self::Lora } else { Self::QLora }
+        if args.no_quantize {
+            Self::Lora
+        } else {
+            Self::QLora
+        }
     }
 
     /// Its name in tables.
@@ -50,7 +54,10 @@ pub fn base(
     let mut model = PeftModel::new(llama);
     if method == Method::QLora {
         // Every linear layer but the head, as PEFT and bitsandbytes do. Each weight is read only now, and packed at once.
-        model.quantize_nf4(&TargetConfig::all_linear(), &Nf4Config::new().with_double_quant(true))?;
+        model.quantize_nf4(
+            &TargetConfig::all_linear(),
+            &Nf4Config::new().with_double_quant(true),
+        )?;
     }
     Ok(model)
 }
@@ -67,8 +74,13 @@ pub fn trainable(
         return Ok(model.unfreeze());
     }
     device.seed(seed);
-    let lora = LoraConfig::new(args.rank).with_alpha(args.alpha).with_dropout(args.dropout);
-    model.add_adapter(DEFAULT_ADAPTER, &PeftConfig::new(lora, args.target_config()))?;
+    let lora = LoraConfig::new(args.rank)
+        .with_alpha(args.alpha)
+        .with_dropout(args.dropout);
+    model.add_adapter(
+        DEFAULT_ADAPTER,
+        &PeftConfig::new(lora, args.target_config()),
+    )?;
     Ok(model)
 }
 
@@ -77,7 +89,10 @@ pub fn save(model: &PeftModel<LlamaForCausalLm>, args: &Args) -> Result<(), Box<
     let options = SaveOptions {
         write: WriteOptions { overwrite: true },
         task_type: Some("CAUSAL_LM".into()),
-        base_model: args.model.file_name().map(|name| name.to_string_lossy().into()),
+        base_model: args
+            .model
+            .file_name()
+            .map(|name| name.to_string_lossy().into()),
         ..Default::default()
     };
     Ok(model.save_adapter(DEFAULT_ADAPTER, &args.out, &options)?)

@@ -70,7 +70,10 @@ impl PeftWeight {
     }
 
     pub(super) fn adapter(&self, name: &str) -> Option<&Lora> {
-        self.adapters.iter().find(|adapter| adapter.name == name).map(|adapter| &adapter.lora)
+        self.adapters
+            .iter()
+            .find(|adapter| adapter.name == name)
+            .map(|adapter| &adapter.lora)
     }
 
     /// The deltas in use, in order of application.
@@ -83,7 +86,9 @@ impl PeftWeight {
 
     /// Uses the adapter `name`, or none. Only the factors of the one in use require a gradient.
     pub(super) fn activate(&mut self, name: Option<&str>) {
-        self.active = name.filter(|name| self.adapter(name).is_some()).map(str::to_owned);
+        self.active = name
+            .filter(|name| self.adapter(name).is_some())
+            .map(str::to_owned);
         for adapter in std::mem::take(&mut self.adapters) {
             let train = self.active.as_deref() == Some(adapter.name.as_str());
             self.adapters.push(NamedAdapter {
@@ -111,8 +116,19 @@ impl PeftWeight {
         self.way.fetch_max(1, Ordering::Relaxed);
         let deltas = self.deltas();
         match &self.nf4 {
-            Some(weight) => Chain { deltas: &deltas, map: &Nf4Map { weight, bias } }.apply(x),
-            None => Chain { deltas: &deltas, map: &DenseMap { weight: base.base(), bias } }.apply(x),
+            Some(weight) => Chain {
+                deltas: &deltas,
+                map: &Nf4Map { weight, bias },
+            }
+            .apply(x),
+            None => Chain {
+                deltas: &deltas,
+                map: &DenseMap {
+                    weight: base.base(),
+                    bias,
+                },
+            }
+            .apply(x),
         }
     }
 
@@ -125,7 +141,9 @@ impl PeftWeight {
                 _ => cast(base, FloatDType::F32),
             },
         };
-        self.deltas().into_iter().fold(base, |weight, delta| delta.merge(weight))
+        self.deltas()
+            .into_iter()
+            .fold(base, |weight, delta| delta.merge(weight))
     }
 
     /// Dtype of the effective weight.
@@ -137,16 +155,28 @@ impl PeftWeight {
         }
     }
 
-    fn each(self, mut nf4: impl FnMut(Nf4Weight) -> Nf4Weight, mut lora: impl FnMut(&str, Lora) -> Lora) -> Self {
+    fn each(
+        self,
+        mut nf4: impl FnMut(Nf4Weight) -> Nf4Weight,
+        mut lora: impl FnMut(&str, Lora) -> Lora,
+    ) -> Self {
         Self {
             nf4: self.nf4.map(&mut nf4),
             adapters: self
                 .adapters
                 .into_iter()
-                .map(|NamedAdapter { name, lora: factors }| {
-                    let factors = lora(&name, factors);
-                    NamedAdapter { name, lora: factors }
-                })
+                .map(
+                    |NamedAdapter {
+                         name,
+                         lora: factors,
+                     }| {
+                        let factors = lora(&name, factors);
+                        NamedAdapter {
+                            name,
+                            lora: factors,
+                        }
+                    },
+                )
                 .collect(),
             ..self
         }
@@ -163,7 +193,13 @@ impl<M: FrozenMap> FrozenMap for Chain<'_, M> {
     fn apply(&self, x: Tensor<2>) -> Tensor<2> {
         match self.deltas.split_last() {
             None => self.map.apply(x),
-            Some((last, deltas)) => last.forward(x, &Chain { deltas, map: self.map }),
+            Some((last, deltas)) => last.forward(
+                x,
+                &Chain {
+                    deltas,
+                    map: self.map,
+                },
+            ),
         }
     }
 }
@@ -254,12 +290,20 @@ impl Module for PeftWeight {
     }
 
     fn collect_devices(&self, devices: Devices) -> Devices {
-        let devices = self.nf4.iter().fold(devices, |devices, nf4| nf4.collect_devices(devices));
-        self.adapters.iter().fold(devices, |devices, adapter| adapter.lora.collect_devices(devices))
+        let devices = self
+            .nf4
+            .iter()
+            .fold(devices, |devices, nf4| nf4.collect_devices(devices));
+        self.adapters.iter().fold(devices, |devices, adapter| {
+            adapter.lora.collect_devices(devices)
+        })
     }
 
     fn to_device(self, device: &Device) -> Self {
-        self.each(|nf4| nf4.to_device(device), |_, lora| lora.to_device(device))
+        self.each(
+            |nf4| nf4.to_device(device),
+            |_, lora| lora.to_device(device),
+        )
     }
 
     fn fork(self, device: &Device) -> Self {

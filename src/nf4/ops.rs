@@ -141,9 +141,7 @@ impl<const TRANSPOSED: bool> Product<TRANSPOSED> {
                 let output = Self::forward::<B>(x.into_primitive(), weight.clone());
                 prep.finish(weight, output)
             }
-            OpsKind::UnTracked(prep) => {
-                prep.finish(Self::forward::<B>(x.into_primitive(), weight))
-            }
+            OpsKind::UnTracked(prep) => prep.finish(Self::forward::<B>(x.into_primitive(), weight)),
         }
     }
 }
