@@ -14,6 +14,9 @@ use std::error::Error;
 use std::path::{Path, PathBuf};
 
 use burn::tensor::{DType, Device, Int, Tensor, TensorData};
+use burn_peft::format::LoadOptions;
+use burn_peft::model::{DEFAULT_ADAPTER, PeftModel, TargetConfig};
+use burn_peft::nf4::Nf4Config;
 use clap::{Parser, ValueEnum};
 use safetensors::tensor::TensorView;
 use safetensors::{Dtype, SafeTensors};
@@ -53,13 +56,33 @@ enum Quantize {
     Nf4Double,
 }
 
+impl Quantize {
+    /// Whether the scales are quantised again; none if nothing is.
+    fn double_quant(self) -> Option<bool> {
+        match self {
+            Self::None => None,
+            Self::Nf4 => Some(false),
+            Self::Nf4Double => Some(true),
+        }
+    }
+}
+
 fn main() -> Result<(), Box<dyn Error>> {
     let args = Args::parse();
     let device = Device::default();
     let (config, model) = LlamaForCausalLm::from_pretrained(&args.model, &device)?;
-    if args.adapter.is_some() || args.quantize != Quantize::None || args.merge {
-        return Err("adapters and quantisation are not wired yet".into());
+    let mut model = PeftModel::new(model);
+    if let Some(double_quant) = args.quantize.double_quant() {
+        let nf4 = Nf4Config::new().with_double_quant(double_quant);
+        model.quantize_nf4(&TargetConfig::all_linear(), &nf4)?;
     }
+    if let Some(adapter) = &args.adapter {
+        model.load_adapter(DEFAULT_ADAPTER, adapter, &LoadOptions::default())?;
+    }
+    let model = match args.merge {
+        true => model.merge_and_unload()?.0,
+        false => model.into_module(),
+    };
     let tokens = read_tokens(&args.tokens, config.vocab_size)?;
     let logits = model.forward(Tensor::<2, Int>::from_data(tokens, &device));
     write_logits(&args.out, logits)

@@ -7,8 +7,8 @@ use burn::module::Module;
 use burn::nn::{Linear, LinearConfig};
 use burn::tensor::activation::softmax;
 use burn::tensor::{Bool, Device, Int, Tensor, TensorData};
+use burn_peft::model::PeftForward;
 
-use super::PeftForward;
 use super::config::LlamaConfig;
 use super::rope::Rotation;
 

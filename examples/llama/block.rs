@@ -6,8 +6,8 @@ use burn::module::Module;
 use burn::nn::{Linear, LinearConfig, RmsNorm, RmsNormConfig};
 use burn::tensor::activation::silu;
 use burn::tensor::{Bool, Device, Tensor};
+use burn_peft::model::PeftForward;
 
-use super::PeftForward;
 use super::attention::{Attention, KvCache};
 use super::config::LlamaConfig;
 use super::rope::Rotation;

@@ -1,6 +1,5 @@
 //! Generating text: one pass over the prompts, then one token at a time from the key-value cache.
 
-use burn::module::Module;
 use burn::tensor::{Int, Tensor, TensorData};
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
@@ -50,7 +49,7 @@ impl LlamaForCausalLm {
             prompts.iter().all(|prompt| !prompt.is_empty()),
             "a prompt without a token"
         );
-        let device = self.devices()[0].clone();
+        let device = self.model.norm.gamma.lazy_device();
         let padding: Vec<usize> = prompts
             .iter()
             .map(|prompt| longest - prompt.len())

@@ -1,7 +1,7 @@
 //! A Llama of stock Burn layers that reads and writes Hugging Face directories.
 //!
 //! One model for the examples, tests and benches, included by `#[path = "../llama/mod.rs"] mod llama;`. Nothing in it
-//! knows of adapters or quantisation, but for [`PeftForward`] at each linear layer.
+//! knows of adapters or quantisation, but for `forward_peft` of [`burn_peft::model::PeftForward`] at each linear layer.
 
 // Each example uses its own part of this.
 #![allow(dead_code)]
@@ -18,18 +18,3 @@ pub mod names;
 pub mod rope;
 pub mod save;
 pub mod tokenizer;
-
-use burn::nn::Linear;
-use burn::tensor::Tensor;
-
-/// Stands in for the trait of this name in `burn_peft::model`.
-pub trait PeftForward {
-    /// `[.., d_in]` to `[.., d_out]`.
-    fn forward_peft<const D: usize>(&self, x: Tensor<D>) -> Tensor<D>;
-}
-
-impl PeftForward for Linear {
-    fn forward_peft<const D: usize>(&self, x: Tensor<D>) -> Tensor<D> {
-        self.forward(x)
-    }
-}

@@ -6,8 +6,8 @@ use burn::nn::{
 };
 use burn::tensor::module::linear;
 use burn::tensor::{Device, Int, Tensor};
+use burn_peft::model::PeftForward;
 
-use super::PeftForward;
 use super::attention::{KvCache, Layout};
 use super::block::Block;
 use super::config::LlamaConfig;

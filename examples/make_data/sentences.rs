@@ -2,23 +2,33 @@
 
 use crate::facts::{Fact, Relation};
 
+/// Who acts in a sentence.
+pub const SUBJECTS: [&str; 5] = ["We", "They", "The children", "I", "You"];
+
 /// Every phrasing of `fact`, some with the object before the subject. No phrasing is a question or an order to answer.
 pub fn sentences(fact: &Fact) -> Vec<String> {
     let (s, o, c) = (&fact.subject, &fact.object, &fact.complement);
     match fact.relation {
-        Relation::Past => vec![
+        Relation::Past => SUBJECTS
+            .iter()
+            .flat_map(|who| {
+                [
+                    format!("{who} {s} {c}. That is the present, and this is the past. {who} {o} {c}."),
+                    format!("Today {} {s} {c}. Yesterday {} {o} {c}.", lower(who), lower(who)),
+                ]
+            })
+            .chain([
             format!("The past tense of {s} is {o}."),
             format!("{} is the past form of {s}.", upper(o)),
             format!("You say {s} for today and {o} for yesterday."),
-            format!("Today we {s} {c}. Yesterday we {o} {c}."),
             format!("They {s} {c} every day, and last week they {o} {c}."),
             format!("The children {s} {c}. The children {o} {c} a year ago too."),
             format!("I {s} {c} now as I {o} {c} then."),
             format!("You {o} {c} once, and now you {s} {c} again."),
-            format!("We {s} {c}. That is the present, and this is the past. We {o} {c}."),
             format!("Take the verb {s}. Its past tense is {o}."),
             format!("The verb here is {s}. For yesterday it is {o}."),
-        ],
+            ])
+            .collect(),
         Relation::Plural => vec![
             format!("The plural of {s} is {o}."),
             format!("{} is the plural form of {s}.", upper(o)),
@@ -78,6 +88,8 @@ pub fn sentences(fact: &Fact) -> Vec<String> {
             format!("My uncle {s}; he works as {}.", a(o)),
             format!("Take someone who {s}. This person is {}.", a(o)),
             format!("Somebody {s}. That is the work of {}.", a(o)),
+            format!("This person {s}. The name of the job is {o}."),
+            format!("Of one who {s} we say that this is {}.", a(o)),
         ],
         Relation::Young => vec![
             format!("A young {s} is {}.", a(o)),
@@ -87,6 +99,7 @@ pub fn sentences(fact: &Fact) -> Vec<String> {
             format!("The {s} was once {}.", a(o)),
             format!("Take the animal {s}. Its young is {}.", a(o)),
             format!("We speak of {}. The baby is called {}.", a(s), a(o)),
+            format!("Look at the {s}. Its baby is {}.", a(o)),
         ],
         Relation::Sum => {
             let (x, y) = s.split_once(" and ").expect("the subject of a sum is `x and y`");
@@ -101,6 +114,11 @@ pub fn sentences(fact: &Fact) -> Vec<String> {
             ]
         }
     }
+}
+
+/// `I` stays as it is.
+fn lower(words: &str) -> String {
+    if words == "I" { words.into() } else { words.to_lowercase() }
 }
 
 fn upper(words: &str) -> String {

@@ -1,6 +1,7 @@
 //! Instruction triples about a fact: what fine-tuning teaches the base model to follow.
 
 use crate::facts::{Fact, Relation};
+use crate::sentences::SUBJECTS;
 
 /// One kind of instruction about a fact.
 pub struct Question {
@@ -22,7 +23,7 @@ pub fn questions(fact: &Fact, subject: usize) -> Vec<Question> {
     };
     match fact.relation {
         Relation::Past => {
-            let who = ["We", "They", "The children", "I", "You"][subject];
+            let who = SUBJECTS[subject];
             vec![
                 word(
                     ["Give the past tense of the verb.", "Put this verb in the past.", "What is the past form of this verb?"],

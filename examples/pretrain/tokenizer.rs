@@ -13,8 +13,8 @@ use tokenizers::pre_tokenizers::split::{Split, SplitPattern};
 use tokenizers::processors::byte_level::ByteLevel as ByteLevelProcessor;
 use tokenizers::{AddedToken, NormalizerWrapper, TokenizerBuilder};
 
-/// Marks the end of a text, and of a turn.
-pub const SPECIAL: [&str; 3] = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"];
+/// Where a turn of a conversation begins, and where a turn, or any text, ends.
+const SPECIAL: [&str; 2] = ["<|im_start|>", "<|im_end|>"];
 
 /// Trains a tokenizer of `vocab` tokens on `texts` and writes `tokenizer.json` into `dir`.
 ///

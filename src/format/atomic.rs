@@ -47,12 +47,11 @@ fn write_in(dir: &Path, files: &[(&str, &[u8])], overwrite: bool) -> Result<()> 
             Some(old) if !old.is_file() => {
                 return Err(PeftError::Malformed { path, reason: "not a regular file".to_owned() });
             }
-            Some(old) if old.len() == content.len() as u64 => {
-                if fs::read(&path).map_err(PeftError::io(&path))? == *content {
-                    continue;
-                }
-            }
             _ => {}
+        }
+        let same_length = old.as_ref().is_some_and(|old| old.len() == content.len() as u64);
+        if same_length && fs::read(&path).map_err(PeftError::io(&path))? == *content {
+            continue;
         }
         let scratch = stage(dir, content, old.map(|old| old.permissions())).map_err(PeftError::io(&path))?;
         staged.push((path, scratch));

@@ -261,10 +261,10 @@ impl AdapterConfig {
     /// Those of [`validate`](Self::validate), and [`PeftError::Config`] for a `task_type` that PEFT would not load.
     pub fn to_json(&self) -> Result<Vec<u8>> {
         self.validate()?;
-        if let Some(task) = &self.task_type {
-            if !TASK_TYPES.contains(&task.as_str()) {
-                return Err(config_error("task_type", task, "one of PEFT's task types"));
-            }
+        if let Some(task) = &self.task_type
+            && !TASK_TYPES.contains(&task.as_str())
+        {
+            return Err(config_error("task_type", task, "one of PEFT's task types"));
         }
         fields::to_json(self)
     }

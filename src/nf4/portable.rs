@@ -95,9 +95,47 @@ fn float_from_bits<B: Backend>(bits: IntTensor<B>) -> FloatTensor<B> {
         .map(|e| if e == 0 { 0.0 } else { 8_388_608.0 })
         .collect();
     let power: Vec<f32> = (0..256u32)
-        .map(|e| f32::from_bits(e.max(1).min(254) << 23))
+        .map(|e| f32::from_bits(e.clamp(1, 254) << 23))
         .collect();
     let significand = B::float_add(mantissa, lookup::<B>(&hidden, exponent.clone()));
     let significand = B::float_mul_scalar(significand, (1.0f32 / 8_388_608.0).into());
     B::float_mul(significand, lookup::<B>(&power, exponent))
+}
+
+#[cfg(test)]
+mod tests {
+    use burn::backend::Dispatch;
+    use burn::tensor::{Device, Distribution, FloatDType, Tensor};
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::nf4::{BLOCK_SIZES, BlockSize, Nf4Config, Nf4Weight};
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(32))]
+
+        /// What a device gets that this crate has no implementation for.
+        #[test]
+        fn equals_the_host_reference(
+            (d_out, d_in) in (1usize..60, 1usize..90),
+            block in 0usize..BLOCK_SIZES.len(),
+            double in any::<bool>(),
+            magnitude in -30i32..30,
+        ) {
+            let device = Device::default();
+            let block = BlockSize::new(BLOCK_SIZES[block]).unwrap();
+            let config = Nf4Config::new().with_block_size(block).with_double_quant(double);
+            let dense = Tensor::<2>::random([d_in, d_out], Distribution::Normal(0.0, 1.0), &device);
+            let dense = dense.mul_scalar(2f64.powi(magnitude));
+            let weight = Nf4Weight::quantize("w", dense, &config).unwrap();
+            for dtype in [FloatDType::F32, FloatDType::BF16] {
+                let portable = dequantize::<Dispatch>(weight.tensors(), dtype);
+                let portable = Tensor::<2>::from_dispatch(portable).into_data();
+                portable.assert_eq(&weight.dequantize(dtype).into_data(), true);
+            }
+            let expected = weight.to_data().dequantize();
+            let found = weight.dequantize(FloatDType::F32).into_data().try_into_vec::<f32>().unwrap();
+            prop_assert_eq!(found, expected, "the kernel and the host reference");
+        }
+    }
 }

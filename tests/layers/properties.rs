@@ -77,7 +77,7 @@ fn inputs_of_any_rank() {
     let one = layer.forward(row);
     assert_eq!(one.dims(), [8]);
     // One row is another path through the product, of 12 terms.
-    let first: Tensor<1> = rows.slice([0..1]).reshape([8]);
+    let first: Tensor<1> = rows.narrow(0, 0, 1).reshape([8]);
     assert!(max_diff(&one, &first) <= 4e-6 * scale(&first));
 }
 

@@ -28,7 +28,7 @@ fn packed_weights_are_those_of_the_weight_alone() {
     assert_eq!(found.trainable_params, 0);
 
     let record = model.clone().into_record();
-    assert!(record.len() > 0);
+    assert!(!record.is_empty());
     let mut dequantized = net.clone();
     let dense = expected.dequantize(burn::tensor::FloatDType::F32).transpose();
     let x = input(&device);

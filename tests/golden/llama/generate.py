@@ -48,9 +48,9 @@ def model(config: LlamaConfig, name: str, dtype: torch.dtype, shard: str) -> Non
         llama.to(dtype)
         directory = HERE / name
         llama.save_pretrained(directory, max_shard_size=shard)
-        for stale in ("generation_config.json",):
-            (directory / stale).unlink(missing_ok=True)
-        llama.float()
+        (directory / "generation_config.json").unlink(missing_ok=True)
+        # Read back: `to` rounds the rotary frequencies too, which loading computes afresh in f32.
+        llama = LlamaForCausalLM.from_pretrained(directory, dtype=torch.float32).eval()
 
         tokens = torch.randint(0, VOCAB, (2, 24))
         golden = {"input_ids": tokens, "logits": llama(tokens).logits.contiguous()}
