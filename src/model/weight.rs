@@ -18,6 +18,9 @@ use crate::nf4::Nf4Weight;
 /// Name under which Burn's traversals find the packed base: `weight.peft.nf4.codes`.
 pub(super) const NF4: &str = "nf4";
 
+/// Container that traversals are told of what is attached to a weight: the packed base and each adapter.
+pub(super) const CONTAINER: &str = "PeftWeight";
+
 /// Container that Burn names when it traverses a reparameterization.
 pub(super) const REPARAMETERIZATION: &str = "Reparameterization";
 
@@ -254,14 +257,14 @@ impl Module for PeftWeight {
             }
         });
         if let Some(nf4) = &self.nf4 {
-            visitor.enter_module(NF4, "PeftWeight");
+            visitor.enter_module(NF4, CONTAINER);
             nf4.visit(visitor);
-            visitor.exit_module(NF4, "PeftWeight");
+            visitor.exit_module(NF4, CONTAINER);
         }
         for adapter in &self.adapters {
-            visitor.enter_module(&adapter.name, "PeftWeight");
+            visitor.enter_module(&adapter.name, CONTAINER);
             adapter.lora.visit(visitor);
-            visitor.exit_module(&adapter.name, "PeftWeight");
+            visitor.exit_module(&adapter.name, CONTAINER);
         }
     }
 
@@ -274,16 +277,16 @@ impl Module for PeftWeight {
         self.each(
             |nf4| {
                 let mapper = &mut *mapper.borrow_mut();
-                mapper.enter_module(NF4, "PeftWeight");
+                mapper.enter_module(NF4, CONTAINER);
                 let nf4 = nf4.map(*mapper);
-                mapper.exit_module(NF4, "PeftWeight");
+                mapper.exit_module(NF4, CONTAINER);
                 nf4
             },
             |name, lora| {
                 let mapper = &mut *mapper.borrow_mut();
-                mapper.enter_module(name, "PeftWeight");
+                mapper.enter_module(name, CONTAINER);
                 let lora = lora.map(*mapper);
-                mapper.exit_module(name, "PeftWeight");
+                mapper.exit_module(name, CONTAINER);
                 lora
             },
         )
