@@ -6,7 +6,7 @@ use std::path::Path;
 use burn::module::Module;
 use burn::tensor::Device;
 use burn_peft::adapter::LoraConfig;
-use burn_peft::format::{LoadOptions, SaveOptions, WriteOptions};
+use burn_peft::format::{LoadOptions, SaveOptions};
 use burn_peft::model::{DEFAULT_ADAPTER, PeftConfig, PeftModel, TargetConfig};
 use burn_peft::nf4::Nf4Config;
 
@@ -87,15 +87,16 @@ pub fn trainable(
 /// Saves the adapter as PEFT's directory; an older one there is replaced.
 pub fn save(model: &PeftModel<LlamaForCausalLm>, args: &Args) -> Result<(), Box<dyn Error>> {
     let options = SaveOptions {
-        write: WriteOptions { overwrite: true },
+        overwrite: true,
         task_type: Some("CAUSAL_LM".into()),
-        base_model: args
+        base_model_name_or_path: args
             .model
             .file_name()
             .map(|name| name.to_string_lossy().into()),
         ..Default::default()
     };
-    Ok(model.save_adapter(DEFAULT_ADAPTER, &args.out, &options)?)
+    model.save_adapter(DEFAULT_ADAPTER, &args.out, &options)?;
+    Ok(())
 }
 
 /// A fresh base with the adapter of a directory.
