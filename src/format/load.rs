@@ -206,17 +206,27 @@ impl Fit<'_> {
                 found: format!("{dtype:?}"),
             });
         }
+        let factors = [self.a, self.b].map(|data| transposed(data).convert_dtype(dtype.into()));
         // They live as long as the model: keep them out of the pools of transient tensors.
-        let [a, b] = self.device.memory_persistent_allocations((), |()| {
-            [self.a, self.b].map(|data| {
-                let data = data.clone().convert_dtype(dtype.into());
-                Tensor::<2>::from_data(data, (&self.device, dtype.into())).transpose()
-            })
+        let [a, b] = self.device.memory_persistent_allocations(factors, |factors| {
+            factors.map(|data| Tensor::<2>::from_data(data, (&self.device, dtype.into())))
         });
         let mut config = config.clone().with_alpha(self.adapted.alpha);
         config.rank = self.adapted.rank;
         config.with_factors(a, b)
     }
+}
+
+/// The transpose of a matrix of one of the file's types, row by row, in f32, which holds all three.
+///
+/// Not a transposed view: products with a view may sum in another order than with the factors that were saved, and so
+/// round otherwise.
+fn transposed(data: &TensorData) -> TensorData {
+    let (rows, columns) = (data.shape()[0], data.shape()[1]);
+    let values: Vec<f32> = data.iter::<f32>().collect();
+    let column = |column| (0..rows).map(move |row| row * columns + column);
+    let transposed = (0..columns).flat_map(column).map(|index| values[index]).collect();
+    TensorData::new::<f32, _>(transposed, [columns, rows])
 }
 
 fn init(config: &AdapterConfig) -> LoraInit {
