@@ -283,14 +283,16 @@ mod tests {
     fn a_record_holds_every_adapter_and_nothing_else_and_loads_strictly() {
         let device = Device::default().autodiff();
         let trained = model(&device);
-        assert_eq!(trained.num_params(), 5 * (8 + 6) + 5 * (6 + 4));
+        assert_eq!(Module::num_params(&trained), 5 * (8 + 6) + 5 * (6 + 4));
         let record = trained.clone().into_record();
         assert_eq!(record.len(), 2 * 2 * 2, "A and B of two adapters on two layers");
 
         let loaded = model(&device).try_load_record(record.clone()).unwrap();
         let mut both = [trained, loaded];
         for name in ["second", "first"] {
-            both.each_mut().map(|model| model.set_adapter(name).unwrap());
+            for model in &mut both {
+                model.set_adapter(name).unwrap();
+            }
             let [trained, loaded] = both.each_ref().map(|model| output(model, &device));
             assert_eq!(trained, loaded, "{name}");
         }
