@@ -10,6 +10,7 @@ use burn::tensor::{FloatDType, Tensor, TensorData};
 
 use super::adapter::{AdapterFile, LoraTensors, adapter_dir};
 use super::config::AdapterConfig;
+use super::elements::transposed;
 use super::keys::{Factor, NameMap, tensor_key};
 use super::read::ReadOptions;
 use super::report::{LoadReport, Mismatch};
@@ -135,7 +136,7 @@ impl<M: Module> PeftModel<M> {
             let factor = |data: TensorData| {
                 let dtype = options.dtype.map_or(data.dtype(), Into::into);
                 device.memory_persistent_allocations(data, |data| {
-                    Tensor::<2>::from_data(data, (device, dtype)).transpose()
+                    Tensor::<2>::from_data(transposed(&data), (device, dtype))
                 })
             };
             factors.push((path, config.with_factors(factor(tensors.a), factor(tensors.b))?));
