@@ -7,6 +7,7 @@ use burn::module::Module;
 use burn::tensor::{Device, FloatDType, Tensor, TensorData};
 
 use super::adapter::AdapterFile;
+use super::elements::transposed;
 use super::config::{AdapterConfig, InitLoraWeights};
 use super::elements;
 use super::explicit::{self, Adapted};
@@ -209,8 +210,8 @@ impl Fit<'_> {
         // They live as long as the model: keep them out of the pools of transient tensors.
         let [a, b] = self.device.memory_persistent_allocations((), |()| {
             [self.a, self.b].map(|data| {
-                let data = data.clone().convert_dtype(dtype.into());
-                Tensor::<2>::from_data(data, (&self.device, dtype.into())).transpose()
+                let data = transposed(data).convert_dtype(dtype.into());
+                Tensor::<2>::from_data(data, (&self.device, dtype.into()))
             })
         });
         let mut config = config.clone().with_alpha(self.adapted.alpha);
