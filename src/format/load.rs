@@ -12,7 +12,7 @@ use super::config::{AdapterConfig, InitLoraWeights};
 use super::elements;
 use super::explicit::{self, Adapted};
 use super::keys::{Factor, NameMap, tensor_key};
-use super::read::ReadOptions;
+use super::read::{ReadOptions, WEIGHTS_FILE};
 use super::report::{LoadReport, Mismatch};
 use crate::adapter::{Lora, LoraConfig, LoraInit};
 use crate::model::{PeftConfig, PeftModel, TargetModules};
@@ -46,7 +46,8 @@ impl Default for LoadOptions {
 impl<M: Module> PeftModel<M> {
     /// Reads the adapter in `dir`, adds it to the model under `name` and makes it the active one.
     ///
-    /// `dir` is the directory that holds the two files, as for PEFT: see [`adapter_dir`](super::adapter_dir).
+    /// `dir` is the directory that holds the two files, as for PEFT, whatever `name` is: what
+    /// [`save_adapter`](Self::save_adapter) returned. [`adapter_dir`](super::adapter_dir) tells where it lies.
     ///
     /// # Errors
     ///
@@ -57,7 +58,12 @@ impl<M: Module> PeftModel<M> {
         dir: &Path,
         options: &LoadOptions,
     ) -> Result<LoadReport> {
-        AdapterFile::read(dir, &options.read)?.attach(self, name, options)
+        let file = AdapterFile::read(dir, &options.read)?;
+        file.attach(self, name, options)
+            .map_err(|error| match error {
+                PeftError::Incomplete { .. } => error.in_file(&dir.join(WEIGHTS_FILE)),
+                error => error,
+            })
     }
 }
 
