@@ -7,7 +7,6 @@ use burn::module::Module;
 use burn::tensor::{Device, FloatDType, Tensor, TensorData};
 
 use super::adapter::AdapterFile;
-use super::elements::transposed;
 use super::config::{AdapterConfig, InitLoraWeights};
 use super::elements;
 use super::explicit::{self, Adapted};
@@ -216,7 +215,7 @@ impl Fit<'_> {
         // They live as long as the model: keep them out of the pools of transient tensors.
         let [a, b] = self.device.memory_persistent_allocations((), |()| {
             [self.a, self.b].map(|data| {
-                let data = transposed(data).convert_dtype(dtype.into());
+                let data = elements::transposed(data).convert_dtype(dtype.into());
                 Tensor::<2>::from_data(data, (&self.device, dtype.into()))
             })
         });
