@@ -1,3 +1,12 @@
+// The README's links are relative, which leads nowhere from rendered documentation. Of two definitions of a link
+// Markdown takes the first.
+#![doc = concat!("[picture]: ", env!("CARGO_PKG_REPOSITORY"), "/raw/HEAD/docs/images/finetune.png")]
+#![doc = concat!("[design]: ", env!("CARGO_PKG_REPOSITORY"), "/blob/HEAD/docs/design.md")]
+#![doc = concat!("[gpu]: ", env!("CARGO_PKG_REPOSITORY"), "/blob/HEAD/docs/gpu.md")]
+#![doc = concat!("[changelog]: ", env!("CARGO_PKG_REPOSITORY"), "/blob/HEAD/CHANGELOG.md")]
+#![doc = concat!("[security]: ", env!("CARGO_PKG_REPOSITORY"), "/blob/HEAD/SECURITY.md")]
+#![doc = concat!("[mit]: ", env!("CARGO_PKG_REPOSITORY"), "/blob/HEAD/LICENSE-MIT")]
+#![doc = concat!("[apache]: ", env!("CARGO_PKG_REPOSITORY"), "/blob/HEAD/LICENSE-APACHE")]
 #![doc = include_str!("../README.md")]
 #![deny(missing_docs)]
 #![deny(unsafe_code)]

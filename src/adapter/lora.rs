@@ -132,7 +132,9 @@ impl LoraConfig {
     }
 }
 
-/// The trainable factors of a low-rank change; see the [module](self).
+/// The trainable factors of a low-rank change `Δ(x) = s·((drop(x)·A)·B)`, with `s = α/r`, or `α/√r` for rsLoRA.
+///
+/// Sources: [LoRA](https://arxiv.org/abs/2106.09685), [rsLoRA](https://arxiv.org/abs/2312.03732).
 ///
 /// # Memory
 ///
