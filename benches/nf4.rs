@@ -19,7 +19,9 @@ fn nf4(c: &mut Criterion) {
     group.bench_function("quantize", |b| {
         b.iter(|| Nf4Weight::quantize("w", black_box(dense.clone()), &Nf4Config::new()).unwrap());
     });
-    group.bench_function("dequantize f32", |b| b.iter(|| black_box(&weight).dequantize(FloatDType::F32)));
+    group.bench_function("dequantize f32", |b| {
+        b.iter(|| black_box(&weight).dequantize(FloatDType::F32))
+    });
     group.finish();
 
     let mut group = c.benchmark_group("product by rows");
@@ -27,7 +29,9 @@ fn nf4(c: &mut Criterion) {
     for rows in [1, 16, 128] {
         let x = Tensor::<2>::random([rows, D], Distribution::Normal(0.0, 1.0), &device);
         group.throughput(Throughput::Elements((2 * rows * D * D) as u64));
-        group.bench_with_input(BenchmarkId::new("nf4", rows), &x, |b, x| b.iter(|| weight.matmul(x.clone())));
+        group.bench_with_input(BenchmarkId::new("nf4", rows), &x, |b, x| {
+            b.iter(|| weight.matmul(x.clone()))
+        });
         group.bench_with_input(BenchmarkId::new("nf4 transposed", rows), &x, |b, x| {
             b.iter(|| weight.matmul_transposed(x.clone()));
         });

@@ -110,12 +110,16 @@ impl Args {
 
     /// Where the held-out triples are.
     pub fn heldout_path(&self) -> PathBuf {
-        self.heldout.clone().unwrap_or_else(|| self.data.with_file_name("heldout.jsonl"))
+        self.heldout
+            .clone()
+            .unwrap_or_else(|| self.data.with_file_name("heldout.jsonl"))
     }
 
     /// Where the text of the base's own task is, if anywhere.
     pub fn text_path(&self) -> Option<PathBuf> {
         let beside = self.data.with_file_name("pretrain_heldout.txt");
-        self.text.clone().or_else(|| beside.exists().then_some(beside))
+        self.text
+            .clone()
+            .or_else(|| beside.exists().then_some(beside))
     }
 }

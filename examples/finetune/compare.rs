@@ -12,7 +12,12 @@ use crate::prompt::Prompter;
 use crate::train::{Run, train};
 
 /// Trains every method with every seed and prints one table. Adapters stay enabled on the base's own text.
-pub fn compare(args: &Args, data: &Data, prompter: &Prompter, device: &Device) -> Result<(), Box<dyn Error>> {
+pub fn compare(
+    args: &Args,
+    data: &Data,
+    prompter: &Prompter,
+    device: &Device,
+) -> Result<(), Box<dyn Error>> {
     let seeds: Vec<u64> = (args.seed..args.seed + args.seeds.max(1)).collect();
     let mut rows = vec![
         "| model | trained parameters | held-out loss | exact match, % | ROUGE-L, % | loss on the base's own text | seconds |".into(),
@@ -28,24 +33,43 @@ pub fn compare(args: &Args, data: &Data, prompter: &Prompter, device: &Device) -
         for &seed in &seeds {
             let model = trainable(args, method, seed, device)?;
             trained = model.report().trainable_params;
-            let lr = if method == Method::Full { args.full_lr } else { args.lr };
-            let run = Run { train: &data.train, heldout: &[], lr, seed };
+            let lr = if method == Method::Full {
+                args.full_lr
+            } else {
+                args.lr
+            };
+            let run = Run {
+                train: &data.train,
+                heldout: &[],
+                lr,
+                seed,
+            };
             let (model, curve) = train(model, device, &run, args)?;
             scores.push(evaluate(&model, data, prompter, args)?);
             seconds.push(curve.time.as_secs_f64());
-            println!("{}, seed {seed}: exact match {:.1} %", method.name(), 100.0 * scores[scores.len() - 1].exact.value);
+            println!(
+                "{}, seed {seed}: exact match {:.1} %",
+                method.name(),
+                100.0 * scores[scores.len() - 1].exact.value
+            );
         }
         rows.push(row(method.name(), trained, &scores, &seconds));
     }
     println!(
         "\n{} steps of {}, learning rate {} (full fine-tuning {}), {} held-out triples; mean over seeds {seeds:?}, in brackets lowest to highest\n\n{}",
-        args.steps, args.batch, args.lr, args.full_lr, data.heldout.len(), rows.join("\n")
+        args.steps,
+        args.batch,
+        args.lr,
+        args.full_lr,
+        data.heldout.len(),
+        rows.join("\n")
     );
     Ok(())
 }
 
 fn row(name: &str, trained: usize, scores: &[Scores], seconds: &[f64]) -> String {
-    let over = |value: &dyn Fn(&Scores) -> f64, digits| spread(scores.iter().map(value).collect(), digits);
+    let over =
+        |value: &dyn Fn(&Scores) -> f64, digits| spread(scores.iter().map(value).collect(), digits);
     [
         name.to_owned(),
         trained.to_string(),
@@ -65,7 +89,11 @@ fn spread(values: Vec<f64>, digits: usize) -> String {
         return "-".into();
     }
     let mean = values.iter().sum::<f64>() / values.len() as f64;
-    let (low, high) = values.iter().fold((f64::INFINITY, f64::NEG_INFINITY), |(low, high), v| (low.min(*v), high.max(*v)));
+    let (low, high) = values
+        .iter()
+        .fold((f64::INFINITY, f64::NEG_INFINITY), |(low, high), v| {
+            (low.min(*v), high.max(*v))
+        });
     if values.len() == 1 {
         return format!("{mean:.digits$}");
     }

@@ -40,19 +40,35 @@ impl Data {
         let mut heldout: Vec<Instruction> = read_json_lines(args.heldout_path())?;
         check_disjoint(&train, &heldout)?;
         heldout.truncate(args.eval.unwrap_or(usize::MAX));
-        let copies = heldout.iter().filter(|triple| triple.input.contains(&triple.response)).count();
+        let copies = heldout
+            .iter()
+            .filter(|triple| triple.input.contains(&triple.response))
+            .count();
 
-        let shots: Vec<Instruction> = train.iter().take(args.few_shot.unwrap_or(0)).cloned().collect();
+        let shots: Vec<Instruction> = train
+            .iter()
+            .take(args.few_shot.unwrap_or(0))
+            .cloned()
+            .collect();
         if args.shuffle_responses {
             shuffle_responses(&mut train, args.seed);
         }
         let (_, examples) = tokenize(train, &[], args.seq_len, prompter)?;
         let (heldout, heldout_examples) = tokenize(heldout, &shots, args.seq_len, prompter)?;
         if examples.is_empty() || heldout.is_empty() {
-            return Err(format!("no triple of at most {} tokens to train on, or none held out", args.seq_len).into());
+            return Err(format!(
+                "no triple of at most {} tokens to train on, or none held out",
+                args.seq_len
+            )
+            .into());
         }
         let text = match args.text_path() {
-            Some(path) => text::windows(fs::read_to_string(path)?.lines(), &prompter.tokenizer, prompter.eos[0], TEXT_WINDOW)?,
+            Some(path) => text::windows(
+                fs::read_to_string(path)?.lines(),
+                &prompter.tokenizer,
+                prompter.eos[0],
+                TEXT_WINDOW,
+            )?,
             None => Vec::new(),
         };
         println!(
@@ -60,7 +76,12 @@ impl Data {
             examples.len(),
             heldout.len(),
         );
-        Ok(Self { train: examples, heldout, heldout_examples, text })
+        Ok(Self {
+            train: examples,
+            heldout,
+            heldout_examples,
+            text,
+        })
     }
 }
 
@@ -68,8 +89,14 @@ impl Data {
 fn check_disjoint(train: &[Instruction], heldout: &[Instruction]) -> Result<(), String> {
     let question = |triple: &Instruction| (triple.instruction.clone(), triple.input.clone());
     let known: HashSet<_> = train.iter().map(question).collect();
-    match heldout.iter().find(|triple| known.contains(&question(triple))) {
-        Some(triple) => Err(format!("held-out question {:?} {:?} is also trained on", triple.instruction, triple.input)),
+    match heldout
+        .iter()
+        .find(|triple| known.contains(&question(triple)))
+    {
+        Some(triple) => Err(format!(
+            "held-out question {:?} {:?} is also trained on",
+            triple.instruction, triple.input
+        )),
         None => Ok(()),
     }
 }
@@ -78,7 +105,10 @@ fn check_disjoint(train: &[Instruction], heldout: &[Instruction]) -> Result<(), 
 fn shuffle_responses(triples: &mut [Instruction], seed: u64) {
     let mut order: Vec<usize> = (0..triples.len()).collect();
     order.shuffle(&mut StdRng::seed_from_u64(seed));
-    let responses: Vec<String> = triples.iter().map(|triple| triple.response.clone()).collect();
+    let responses: Vec<String> = triples
+        .iter()
+        .map(|triple| triple.response.clone())
+        .collect();
     for (&to, &from) in order.iter().zip(order.iter().cycle().skip(1)) {
         triples[to].response.clone_from(&responses[from]);
     }
@@ -100,7 +130,10 @@ fn tokenize(
         }
     }
     if kept.0.len() < total {
-        println!("{} of {total} triples have more than {seq_len} tokens and are left out", total - kept.0.len());
+        println!(
+            "{} of {total} triples have more than {seq_len} tokens and are left out",
+            total - kept.0.len()
+        );
     }
     Ok(kept)
 }
@@ -131,7 +164,12 @@ mod tests {
         let before = triples(&["a", "b", "c", "d", "e"]);
         let mut after = before.clone();
         shuffle_responses(&mut after, 7);
-        assert!(before.iter().zip(&after).all(|(b, a)| b.response != a.response && b.input == a.input));
+        assert!(
+            before
+                .iter()
+                .zip(&after)
+                .all(|(b, a)| b.response != a.response && b.input == a.input)
+        );
         let mut responses: Vec<String> = after.into_iter().map(|triple| triple.response).collect();
         responses.sort();
         assert_eq!(responses, ["a", "b", "c", "d", "e"]);

@@ -28,7 +28,9 @@ impl Estimate {
     /// The ratio of totals. NaN for no pairs.
     pub fn ratio(pairs: &[(f64, f64)]) -> Self {
         let ratio = |pairs: &mut dyn Iterator<Item = (f64, f64)>| {
-            let (sum, count) = pairs.fold((0.0, 0.0), |total, pair| (total.0 + pair.0, total.1 + pair.1));
+            let (sum, count) = pairs.fold((0.0, 0.0), |total, pair| {
+                (total.0 + pair.0, total.1 + pair.1)
+            });
             sum / count
         };
         let value = ratio(&mut pairs.iter().copied());
@@ -39,17 +41,32 @@ impl Estimate {
             .collect();
         resampled.sort_by(f64::total_cmp);
         let quantile = |share: f64| resampled[(share * (RESAMPLES - 1) as f64).round() as usize];
-        Self { value, low: quantile(0.025), high: quantile(0.975), n: pairs.len() }
+        Self {
+            value,
+            low: quantile(0.025),
+            high: quantile(0.975),
+            n: pairs.len(),
+        }
     }
 
     /// The estimate in another unit.
     pub fn times(self, factor: f64) -> Self {
-        Self { value: factor * self.value, low: factor * self.low, high: factor * self.high, n: self.n }
+        Self {
+            value: factor * self.value,
+            low: factor * self.low,
+            high: factor * self.high,
+            n: self.n,
+        }
     }
 
     /// The mean of values.
     pub fn mean(values: impl IntoIterator<Item = f64>) -> Self {
-        Self::ratio(&values.into_iter().map(|value| (value, 1.0)).collect::<Vec<_>>())
+        Self::ratio(
+            &values
+                .into_iter()
+                .map(|value| (value, 1.0))
+                .collect::<Vec<_>>(),
+        )
     }
 }
 
@@ -57,7 +74,11 @@ impl Estimate {
 impl fmt::Display for Estimate {
     fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
         let digits = f.precision().unwrap_or(3);
-        write!(f, "{:.digits$} [{:.digits$}, {:.digits$}]", self.value, self.low, self.high)
+        write!(
+            f,
+            "{:.digits$} [{:.digits$}, {:.digits$}]",
+            self.value, self.low, self.high
+        )
     }
 }
 

@@ -47,9 +47,17 @@ pub fn evaluate(
     let mut order: Vec<usize> = (0..data.heldout.len()).collect();
     order.sort_by_key(|&index| data.heldout_examples[index].tokens().len());
     for indices in order.chunks(BATCH) {
-        let examples: Vec<Example> = indices.iter().map(|&index| data.heldout_examples[index].clone()).collect();
+        let examples: Vec<Example> = indices
+            .iter()
+            .map(|&index| data.heldout_examples[index].clone())
+            .collect();
         let questions: Vec<Vec<u32>> = examples.iter().map(question).collect();
-        let generated = model.generate(&questions, args.max_new_tokens, Sampling::Greedy, &prompter.eos);
+        let generated = model.generate(
+            &questions,
+            args.max_new_tokens,
+            Sampling::Greedy,
+            &prompter.eos,
+        );
         let by_example = loss::loss_by_example(&model, &examples, &device)?;
         for ((&index, tokens), loss) in indices.iter().zip(generated).zip(by_example) {
             answers[index] = prompter.text(&tokens)?;
@@ -57,12 +65,23 @@ pub fn evaluate(
         }
     }
 
-    let answered = || data.heldout.iter().map(|triple| triple.response.trim()).zip(&answers);
+    let answered = || {
+        data.heldout
+            .iter()
+            .map(|triple| triple.response.trim())
+            .zip(&answers)
+    };
     Ok(Scores {
         loss: Estimate::ratio(&losses),
-        exact: Estimate::mean(answered().map(|(right, answer)| f64::from(u8::from(right == answer)))),
+        exact: Estimate::mean(
+            answered().map(|(right, answer)| f64::from(u8::from(right == answer))),
+        ),
         rouge: Estimate::mean(answered().map(|(right, answer)| rouge_l(right, answer))),
-        text_loss: if data.text.is_empty() { None } else { Some(loss::mean_loss(&model, &data.text, BATCH)?) },
+        text_loss: if data.text.is_empty() {
+            None
+        } else {
+            Some(loss::mean_loss(&model, &data.text, BATCH)?)
+        },
         answers,
     })
 }

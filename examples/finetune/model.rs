@@ -6,7 +6,7 @@ use std::path::Path;
 use burn::module::Module;
 use burn::tensor::Device;
 use burn_peft::adapter::LoraConfig;
-use burn_peft::format::{LoadOptions, SaveOptions, WriteOptions};
+use burn_peft::format::{LoadOptions, SaveOptions};
 use burn_peft::model::{DEFAULT_ADAPTER, PeftConfig, PeftModel, TargetConfig};
 use burn_peft::nf4::Nf4Config;
 
@@ -27,7 +27,11 @@ pub enum Method {
 impl Method {
     /// What the command line asks for.
     pub fn of(args: &Args) -> Self {
-        if args.no_quantize { Self::Lora } else { Self::QLora }
+        if args.no_quantize {
+            Self::Lora
+        } else {
+            Self::QLora
+        }
     }
 
     /// Its name in tables.
@@ -50,7 +54,10 @@ pub fn base(
     let mut model = PeftModel::new(llama);
     if method == Method::QLora {
         // Every linear layer but the head, as PEFT and bitsandbytes do. Each weight is read only now, and packed at once.
-        model.quantize_nf4(&TargetConfig::all_linear(), &Nf4Config::new().with_double_quant(true))?;
+        model.quantize_nf4(
+            &TargetConfig::all_linear(),
+            &Nf4Config::new().with_double_quant(true),
+        )?;
     }
     Ok(model)
 }
@@ -67,20 +74,29 @@ pub fn trainable(
         return Ok(model.unfreeze());
     }
     device.seed(seed);
-    let lora = LoraConfig::new(args.rank).with_alpha(args.alpha).with_dropout(args.dropout);
-    model.add_adapter(DEFAULT_ADAPTER, &PeftConfig::new(lora, args.target_config()))?;
+    let lora = LoraConfig::new(args.rank)
+        .with_alpha(args.alpha)
+        .with_dropout(args.dropout);
+    model.add_adapter(
+        DEFAULT_ADAPTER,
+        &PeftConfig::new(lora, args.target_config()),
+    )?;
     Ok(model)
 }
 
 /// Saves the adapter as PEFT's directory; an older one there is replaced.
 pub fn save(model: &PeftModel<LlamaForCausalLm>, args: &Args) -> Result<(), Box<dyn Error>> {
     let options = SaveOptions {
-        write: WriteOptions { overwrite: true },
+        overwrite: true,
         task_type: Some("CAUSAL_LM".into()),
-        base_model: args.model.file_name().map(|name| name.to_string_lossy().into()),
+        base_model_name_or_path: args
+            .model
+            .file_name()
+            .map(|name| name.to_string_lossy().into()),
         ..Default::default()
     };
-    Ok(model.save_adapter(DEFAULT_ADAPTER, &args.out, &options)?)
+    model.save_adapter(DEFAULT_ADAPTER, &args.out, &options)?;
+    Ok(())
 }
 
 /// A fresh base with the adapter of a directory.

@@ -21,7 +21,9 @@ pub fn loss_curve(curve: &Curve, title: &str, path: &Path) -> Result<(), Box<dyn
     });
     let smooth: Vec<(usize, f64)> = smooth.collect();
     let losses = smooth.iter().chain(&curve.heldout).map(|(_, loss)| *loss);
-    let (low, high) = losses.fold((f64::INFINITY, f64::NEG_INFINITY), |(low, high), loss| (low.min(loss), high.max(loss)));
+    let (low, high) = losses.fold((f64::INFINITY, f64::NEG_INFINITY), |(low, high), loss| {
+        (low.min(loss), high.max(loss))
+    });
     let margin = 0.05 * (high - low).max(1e-3);
     let steps = curve.train.last().map_or(1, |(step, _)| *step);
 
@@ -47,7 +49,9 @@ pub fn loss_curve(curve: &Curve, title: &str, path: &Path) -> Result<(), Box<dyn
         .label(format!("training, mean of {window} steps"))
         .legend(move |(x, y)| PathElement::new([(x, y), (x + 24, y)], orange.stroke_width(2)));
     chart
-        .draw_series(LineSeries::new(curve.heldout.iter().copied(), blue.stroke_width(2)).point_size(4))?
+        .draw_series(
+            LineSeries::new(curve.heldout.iter().copied(), blue.stroke_width(2)).point_size(4),
+        )?
         .label("held out")
         .legend(move |(x, y)| PathElement::new([(x, y), (x + 24, y)], blue.stroke_width(2)));
     chart

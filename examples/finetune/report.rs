@@ -12,9 +12,14 @@ pub fn table_head() -> String {
 
 /// One row; in brackets the 95 % confidence interval over the held-out triples.
 pub fn row(name: &str, scores: &Scores) -> String {
-    let text = scores.text_loss.map_or("-".into(), |loss| format!("{loss:.3}"));
+    let text = scores
+        .text_loss
+        .map_or("-".into(), |loss| format!("{loss:.3}"));
     let (exact, rouge) = (scores.exact.times(100.0), scores.rouge.times(100.0));
-    format!("| {name} | {:.3} | {exact:.1} | {rouge:.1} | {text} |", scores.loss)
+    format!(
+        "| {name} | {:.3} | {exact:.1} | {rouge:.1} | {text} |",
+        scores.loss
+    )
 }
 
 /// Memory of the parameters and of what training adds to them, by part. Activations are not in it.
@@ -48,7 +53,12 @@ fn peak_memory() -> Option<usize> {
 }
 
 /// A few questions with the answers before and after.
-pub fn answers(triples: &[Instruction], before: &[String], after: &[String], count: usize) -> String {
+pub fn answers(
+    triples: &[Instruction],
+    before: &[String],
+    after: &[String],
+    count: usize,
+) -> String {
     let mut text = String::new();
     for ((triple, before), after) in triples.iter().zip(before).zip(after).take(count) {
         text += &format!(

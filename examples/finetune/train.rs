@@ -57,14 +57,17 @@ pub fn train(
     run: &Run,
     args: &Args,
 ) -> Result<(PeftModel<LlamaForCausalLm>, Curve), Box<dyn Error>> {
-    let mut optimizer =
-        AdamWConfig::new().with_weight_decay(0.0).with_grad_clipping(Some(GradientClippingConfig::Norm(1.0))).init();
+    let mut optimizer = AdamWConfig::new()
+        .with_weight_decay(0.0)
+        .with_grad_clipping(Some(GradientClippingConfig::Norm(1.0)))
+        .init();
     let mut batches = Batches::new(run.train, args.batch, run.seed);
     let mut curve = Curve::default();
     let look = &run.heldout[..run.heldout.len().min(LOOK_AT)];
     let every = (args.steps / LOOKS).max(1);
-    let bar = ProgressBar::new(args.steps as u64)
-        .with_style(ProgressStyle::with_template("{bar:30} step {pos}/{len}  {msg}  {eta} left")?);
+    let bar = ProgressBar::new(args.steps as u64).with_style(ProgressStyle::with_template(
+        "{bar:30} step {pos}/{len}  {msg}  {eta} left",
+    )?);
 
     for step in 1..=args.steps {
         let started = Instant::now();
@@ -75,19 +78,30 @@ pub fn train(
         model = optimizer.step(lr, model, gradients);
         let loss = loss::scalar(loss)?;
         curve.time += started.elapsed();
-        curve.tokens += batch.iter().map(|example| example.tokens().len()).sum::<usize>();
+        curve.tokens += batch
+            .iter()
+            .map(|example| example.tokens().len())
+            .sum::<usize>();
         curve.train.push((step, loss));
         if !look.is_empty() && (step == 1 || step % every == 0 || step == args.steps) {
-            curve.heldout.push((step, loss::mean_loss(&model, look, 2 * args.batch)?));
+            curve
+                .heldout
+                .push((step, loss::mean_loss(&model, look, 2 * args.batch)?));
         }
         let heldout = curve.heldout.last().map_or(f64::NAN, |(_, loss)| *loss);
         let speed = curve.tokens as f64 / curve.time.as_secs_f64();
+<<<<<<< HEAD
         let message = format!("loss {loss:.3}, held out {heldout:.3}, {speed:.0} tokens/s");
         if bar.is_hidden() && step % every == 0 {
             // No terminal, no bar.
             println!("step {step}/{}: {message}", args.steps);
         }
         bar.set_message(message);
+=======
+        bar.set_message(format!(
+            "loss {loss:.3}, held out {heldout:.3}, {speed:.0} tokens/s"
+        ));
+>>>>>>> main
         bar.inc(1);
     }
     bar.finish_and_clear();
@@ -104,7 +118,12 @@ struct Batches<'a> {
 
 impl<'a> Batches<'a> {
     fn new(examples: &'a [Example], size: usize, seed: u64) -> Self {
-        Self { examples, size, rng: StdRng::seed_from_u64(seed), waiting: Vec::new() }
+        Self {
+            examples,
+            size,
+            rng: StdRng::seed_from_u64(seed),
+            waiting: Vec::new(),
+        }
     }
 
     /// The next examples, of like length: among a few batches' worth they are sorted, so that there is little padding.
@@ -114,7 +133,10 @@ impl<'a> Batches<'a> {
             order.shuffle(&mut self.rng);
             for pool in order.chunks_mut(POOL * self.size) {
                 pool.sort_by_key(|example| example.tokens().len());
-                self.waiting.extend(pool.chunks(self.size).map(|batch| batch.iter().copied().cloned().collect()));
+                self.waiting.extend(
+                    pool.chunks(self.size)
+                        .map(|batch| batch.iter().copied().cloned().collect()),
+                );
             }
             self.waiting.shuffle(&mut self.rng);
         }

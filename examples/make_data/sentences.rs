@@ -13,20 +13,26 @@ pub fn sentences(fact: &Fact) -> Vec<String> {
             .iter()
             .flat_map(|who| {
                 [
-                    format!("{who} {s} {c}. That is the present, and this is the past. {who} {o} {c}."),
-                    format!("Today {} {s} {c}. Yesterday {} {o} {c}.", lower(who), lower(who)),
+                    format!(
+                        "{who} {s} {c}. That is the present, and this is the past. {who} {o} {c}."
+                    ),
+                    format!(
+                        "Today {} {s} {c}. Yesterday {} {o} {c}.",
+                        lower(who),
+                        lower(who)
+                    ),
                 ]
             })
             .chain([
-            format!("The past tense of {s} is {o}."),
-            format!("{} is the past form of {s}.", upper(o)),
-            format!("You say {s} for today and {o} for yesterday."),
-            format!("They {s} {c} every day, and last week they {o} {c}."),
-            format!("The children {s} {c}. The children {o} {c} a year ago too."),
-            format!("I {s} {c} now as I {o} {c} then."),
-            format!("You {o} {c} once, and now you {s} {c} again."),
-            format!("Take the verb {s}. Its past tense is {o}."),
-            format!("The verb here is {s}. For yesterday it is {o}."),
+                format!("The past tense of {s} is {o}."),
+                format!("{} is the past form of {s}.", upper(o)),
+                format!("You say {s} for today and {o} for yesterday."),
+                format!("They {s} {c} every day, and last week they {o} {c}."),
+                format!("The children {s} {c}. The children {o} {c} a year ago too."),
+                format!("I {s} {c} now as I {o} {c} then."),
+                format!("You {o} {c} once, and now you {s} {c} again."),
+                format!("Take the verb {s}. Its past tense is {o}."),
+                format!("The verb here is {s}. For yesterday it is {o}."),
             ])
             .collect(),
         Relation::Plural => vec![
@@ -102,7 +108,9 @@ pub fn sentences(fact: &Fact) -> Vec<String> {
             format!("Look at the {s}. Its baby is {}.", a(o)),
         ],
         Relation::Sum => {
-            let (x, y) = s.split_once(" and ").expect("the subject of a sum is `x and y`");
+            let (x, y) = s
+                .split_once(" and ")
+                .expect("the subject of a sum is `x and y`");
             vec![
                 format!("{} plus {y} is {o}.", upper(x)),
                 format!("{} and {y} make {o}.", upper(x)),
@@ -118,15 +126,23 @@ pub fn sentences(fact: &Fact) -> Vec<String> {
 
 /// `I` stays as it is.
 fn lower(words: &str) -> String {
-    if words == "I" { words.into() } else { words.to_lowercase() }
+    if words == "I" {
+        words.into()
+    } else {
+        words.to_lowercase()
+    }
 }
 
 fn upper(words: &str) -> String {
     let mut letters = words.chars();
-    letters.next().map(|first| first.to_uppercase().collect::<String>() + letters.as_str()).unwrap_or_default()
+    letters
+        .next()
+        .map(|first| first.to_uppercase().collect::<String>() + letters.as_str())
+        .unwrap_or_default()
 }
 
 fn a(noun: &str) -> String {
-    let an = noun.starts_with(['a', 'e', 'i', 'o', 'u', 'A', 'E', 'I', 'O']) && !noun.starts_with("eu");
+    let an =
+        noun.starts_with(['a', 'e', 'i', 'o', 'u', 'A', 'E', 'I', 'O']) && !noun.starts_with("eu");
     format!("{} {noun}", if an { "an" } else { "a" })
 }

@@ -24,9 +24,9 @@ use burn::tensor::Device;
 use burn_peft::dataset::{Instruction, chatml_prompt, read_json_lines};
 use clap::Parser;
 use indicatif::{ProgressBar, ProgressStyle};
+use rand::SeedableRng;
 use rand::rngs::StdRng;
 use rand::seq::SliceRandom;
-use rand::SeedableRng;
 
 use llama::config::LlamaConfig;
 use llama::save::SavedType;
@@ -69,7 +69,9 @@ fn main() -> Result<(), Box<dyn Error + Send + Sync>> {
     fs::create_dir_all(&args.out)?;
     tokenizer::train(&texts, 1024, &args.out)?;
     let tokenizer = Tokenizer::from_dir(&args.out)?;
-    let end = tokenizer.token("<|im_end|>").ok_or("the tokenizer has no end token")?;
+    let end = tokenizer
+        .token("<|im_end|>")
+        .ok_or("the tokenizer has no end token")?;
 
     let device = Device::default();
     device.seed(args.seed);
@@ -94,9 +96,19 @@ fn main() -> Result<(), Box<dyn Error + Send + Sync>> {
         // Every pass sees the sentences in another order, hence in other windows.
         while waiting.len() < args.batch {
             sentences.shuffle(&mut rng);
-            waiting.extend(text::windows(sentences.iter().copied(), &tokenizer, end, args.seq_len)?);
+            waiting.extend(text::windows(
+                sentences.iter().copied(),
+                &tokenizer,
+                end,
+                args.seq_len,
+            )?);
         }
-        let loss = loss::loss(&model, &waiting.split_off(waiting.len() - args.batch), &device)?.mean();
+        let loss = loss::loss(
+            &model,
+            &waiting.split_off(waiting.len() - args.batch),
+            &device,
+        )?
+        .mean();
         let lr = schedule::learning_rate(args.lr, step, args.steps, 50);
         let gradients = GradientsParams::from_grads(loss.backward(), &model);
         model = optimizer.step(lr, model, gradients);
@@ -104,11 +116,22 @@ fn main() -> Result<(), Box<dyn Error + Send + Sync>> {
         bar.inc(1);
         if step % 200 == 0 || step == args.steps {
             let loss = loss::mean_loss(&model, &heldout, args.batch)?;
-            bar.suspend(|| println!("step {step}: held-out loss {loss:.4}, {:.0} s", bar.elapsed().as_secs_f64()));
+            bar.suspend(|| {
+                println!(
+                    "step {step}: held-out loss {loss:.4}, {:.0} s",
+                    bar.elapsed().as_secs_f64()
+                )
+            });
         }
     }
     bar.finish();
-    model.valid().save_pretrained(&args.out, &config, SavedType::BF16)?;
-    println!("{} parameters in {}", model.num_params(), args.out.display());
+    model
+        .valid()
+        .save_pretrained(&args.out, &config, SavedType::BF16)?;
+    println!(
+        "{} parameters in {}",
+        model.num_params(),
+        args.out.display()
+    );
     Ok(())
 }

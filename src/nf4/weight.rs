@@ -115,7 +115,11 @@ impl Nf4Weight {
         for (first, values) in strips(weight, BlockSize::default()) {
             if let Some(index) = values.iter().position(|value| !value.is_finite()) {
                 let value = values[index];
-                return Err(PeftError::NotFinite { tensor: name.into(), index: first + index, value });
+                return Err(PeftError::NotFinite {
+                    tensor: name.into(),
+                    index: first + index,
+                    value,
+                });
             }
         }
         Ok(())
@@ -247,7 +251,11 @@ fn strips(weight: Tensor<2>, block_size: BlockSize) -> impl Iterator<Item = (usi
         let last = (first + rows).min(d_out);
         let strip = weight.clone().slice([0..d_in, first..last]).transpose();
         let data = strip.into_data().convert_dtype(DType::F32);
-        (first * d_in, data.try_into_vec().expect("the data was just converted to f32"))
+        (
+            first * d_in,
+            data.try_into_vec()
+                .expect("the data was just converted to f32"),
+        )
     })
 }
 
