@@ -56,7 +56,11 @@ fn main() -> ExitCode {
 
 fn run(args: &Args) -> Result<(), Box<dyn Error>> {
     let device = Device::default().autodiff();
-    let prompter = Prompter::new(Tokenizer::from_dir(&args.model)?, &LlamaConfig::from_dir(&args.model)?, args)?;
+    let prompter = Prompter::new(
+        Tokenizer::from_dir(&args.model)?,
+        &LlamaConfig::from_dir(&args.model)?,
+        args,
+    )?;
     let data = Data::load(args, &prompter)?;
     if args.compare {
         return compare::compare(args, &data, &prompter, &device);
@@ -67,7 +71,9 @@ fn run(args: &Args) -> Result<(), Box<dyn Error>> {
     let base = model::base(args, method, &device)?;
     let before = eval::evaluate(&base, &data, &prompter, args)?;
     drop(base);
-    let base_name = args.few_shot.map_or("base".into(), |shots| format!("base, {shots} examples in the prompt"));
+    let base_name = args.few_shot.map_or("base".into(), |shots| {
+        format!("base, {shots} examples in the prompt")
+    });
     table.push(report::row(&base_name, &before));
     if args.few_shot.is_some() {
         println!("{}", table.join("\n"));
@@ -76,7 +82,12 @@ fn run(args: &Args) -> Result<(), Box<dyn Error>> {
 
     let model = model::trainable(args, method, args.seed, &device)?;
     println!("{}", model.report());
-    let run = train::Run { train: &data.train, heldout: &data.heldout_examples, lr: args.lr, seed: args.seed };
+    let run = train::Run {
+        train: &data.train,
+        heldout: &data.heldout_examples,
+        lr: args.lr,
+        seed: args.seed,
+    };
     let (model, curve) = train::train(model, &device, &run, args)?;
     println!(
         "{} steps, {} tokens in {:.0} s",
@@ -87,25 +98,49 @@ fn run(args: &Args) -> Result<(), Box<dyn Error>> {
     println!("{}", report::memory(&model.report()));
 
     let after = eval::evaluate(&model, &data, &prompter, args)?;
-    let name = if args.shuffle_responses { "adapter, responses shuffled" } else { "adapter" };
+    let name = if args.shuffle_responses {
+        "adapter, responses shuffled"
+    } else {
+        "adapter"
+    };
     table.push(report::row(name, &after));
-    println!("{}", report::answers(&data.heldout, &before.answers, &after.answers, 6));
+    println!(
+        "{}",
+        report::answers(&data.heldout, &before.answers, &after.answers, 6)
+    );
     println!("{}", table.join("\n"));
-    println!("in brackets the 95 % confidence interval over {} held-out triples, by bootstrap", after.loss.n);
+    println!(
+        "in brackets the 95 % confidence interval over {} held-out triples, by bootstrap",
+        after.loss.n
+    );
 
     model::save(&model, args)?;
-    let title = format!("{} of {} on {}", method.name(), name_of(&args.model), name_of(&args.data));
+    let title = format!(
+        "{} of {} on {}",
+        method.name(),
+        name_of(&args.model),
+        name_of(&args.data)
+    );
     plot::loss_curve(&curve, &title, &args.out.join("loss.png"))?;
     let fresh = model::reload(args, method, &args.out, &device)?;
     for example in data.heldout_examples.iter().take(4) {
-        let (trained, loaded) = (logits(&model, example, &device), logits(&fresh, example, &device));
+        let (trained, loaded) = (
+            logits(&model, example, &device),
+            logits(&fresh, example, &device),
+        );
         let differences = trained.iter().zip(&loaded).map(|(a, b)| (a - b).abs());
         if trained != loaded {
             let largest = differences.fold(0.0, f32::max);
-            return Err(format!("saved and loaded again, the adapter gives other logits: they differ by {largest}").into());
+            return Err(format!(
+                "saved and loaded again, the adapter gives other logits: they differ by {largest}"
+            )
+            .into());
         }
     }
-    println!("adapter and loss.png are in {}; loaded into a fresh base, it gives the same logits", args.out.display());
+    println!(
+        "adapter and loss.png are in {}; loaded into a fresh base, it gives the same logits",
+        args.out.display()
+    );
     Ok(())
 }
 
@@ -113,10 +148,18 @@ fn run(args: &Args) -> Result<(), Box<dyn Error>> {
 fn logits(model: &LlamaForCausalLm, example: &Example, device: &Device) -> Vec<f32> {
     let tokens: Vec<i64> = example.tokens().iter().map(|&token| token.into()).collect();
     let shape = [1, tokens.len()];
-    let tokens = Tensor::<2, Int>::from_data(TensorData::new(tokens, shape), device).without_autodiff();
-    model.valid().forward(tokens).into_data().iter::<f32>().collect()
+    let tokens =
+        Tensor::<2, Int>::from_data(TensorData::new(tokens, shape), device).without_autodiff();
+    model
+        .valid()
+        .forward(tokens)
+        .into_data()
+        .iter::<f32>()
+        .collect()
 }
 
 fn name_of(path: &Path) -> String {
-    path.file_name().map(|name| name.to_string_lossy().into()).unwrap_or_default()
+    path.file_name()
+        .map(|name| name.to_string_lossy().into())
+        .unwrap_or_default()
 }
