@@ -24,7 +24,8 @@ pub fn compare(
         "|---|---|---|---|---|---|---|".into(),
     ];
     for (name, method) in [("base", Method::Full), ("base, NF4", Method::QLora)] {
-        let scores = evaluate(&base(args, method, device)?, data, prompter, args)?;
+        let model = base(args, method, device)?;
+        let scores = evaluate(&model, data, prompter, args)?;
         rows.push(row(name, 0, &[scores], &[]));
     }
     for method in [Method::QLora, Method::Lora, Method::Full] {

@@ -91,9 +91,10 @@ pub fn mean_loss(model: &LlamaForCausalLm, examples: &[Example], batch: usize) -
     let device = model.devices()[0].clone();
     let (mut sum, mut count) = (0.0, 0);
     for examples in examples.chunks(batch) {
-        let loss = loss(&model, examples, &device)?;
-        sum += scalar(loss.sum)?;
-        count += loss.count;
+        for loss in loss_by_example(&model, examples, &device)? {
+            sum += scalar(loss.sum)?;
+            count += loss.count;
+        }
     }
     Ok(sum / count as f64)
 }

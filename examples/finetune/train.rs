@@ -90,9 +90,12 @@ pub fn train(
         }
         let heldout = curve.heldout.last().map_or(f64::NAN, |(_, loss)| *loss);
         let speed = curve.tokens as f64 / curve.time.as_secs_f64();
-        bar.set_message(format!(
-            "loss {loss:.3}, held out {heldout:.3}, {speed:.0} tokens/s"
-        ));
+        let message = format!("loss {loss:.3}, held out {heldout:.3}, {speed:.0} tokens/s");
+        if bar.is_hidden() && step % every == 0 {
+            // No terminal, no bar.
+            println!("step {step}/{}: {message}", args.steps);
+        }
+        bar.set_message(message);
         bar.inc(1);
     }
     bar.finish_and_clear();

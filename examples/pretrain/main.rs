@@ -116,10 +116,14 @@ fn main() -> Result<(), Box<dyn Error + Send + Sync>> {
         bar.inc(1);
         if step % 200 == 0 || step == args.steps {
             let loss = loss::mean_loss(&model, &heldout, args.batch)?;
-            bar.println(format!(
-                "step {step}: held-out loss {loss:.4}, {:.0} s",
-                bar.elapsed().as_secs_f64()
-            ));
+            // Asked for inside `suspend`, the bar would wait for itself.
+            let seconds = bar.elapsed().as_secs_f64();
+            bar.suspend(|| {
+                println!(
+                    "step {step}: held-out loss {loss:.4}, {:.0} s",
+                    seconds
+                )
+            });
         }
     }
     bar.finish();

@@ -64,6 +64,23 @@ pub(super) fn check_finite(tensor: &str, data: &TensorData) -> Result<()> {
     }
 }
 
+/// The transpose of a matrix, its values laid out row-major.
+///
+/// Of a transposed view on a device, products add up in another order than of the tensor that was saved, and a reloaded
+/// adapter would give other last bits than the trained one.
+pub(super) fn transposed(data: &TensorData) -> TensorData {
+    let [rows, columns] = data.shape().dims();
+    let (values, size) = (data.as_bytes(), data.dtype().size());
+    let mut bytes = Vec::with_capacity(values.len());
+    for column in 0..columns {
+        for row in 0..rows {
+            let start = (row * columns + column) * size;
+            bytes.extend_from_slice(&values[start..start + size]);
+        }
+    }
+    TensorData::from_bytes_vec(bytes, [columns, rows], data.dtype())
+}
+
 /// Turns little-endian values into host-endian ones, or back.
 pub(super) fn swap_to_host(bytes: &mut [u8], dtype: DType) {
     if cfg!(target_endian = "big") {
@@ -108,5 +125,23 @@ impl View for Stored<'_> {
 
     fn data_len(&self) -> usize {
         self.data.as_bytes().len()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use half::bf16;
+
+    use super::*;
+
+    #[test]
+    fn a_transpose_moves_values_of_any_size() {
+        let data = TensorData::from([[1f32, 2.0, 3.0], [4.0, 5.0, 6.0]]);
+        let expected = TensorData::from([[1f32, 4.0], [2.0, 5.0], [3.0, 6.0]]);
+        assert_eq!(transposed(&data), expected);
+        let half = |data: TensorData| data.convert::<bf16>();
+        assert_eq!(transposed(&half(data)), half(expected));
+        let empty = TensorData::new(Vec::<f32>::new(), [0, 3]);
+        assert_eq!(transposed(&empty).shape().as_slice(), [3, 0]);
     }
 }

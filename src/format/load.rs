@@ -11,7 +11,7 @@ use super::config::{AdapterConfig, InitLoraWeights};
 use super::elements;
 use super::explicit::{self, Adapted};
 use super::keys::{Factor, NameMap, tensor_key};
-use super::read::ReadOptions;
+use super::read::{ReadOptions, WEIGHTS_FILE};
 use super::report::{LoadReport, Mismatch};
 use crate::adapter::{Lora, LoraConfig, LoraInit};
 use crate::model::{PeftConfig, PeftModel, TargetModules};
@@ -45,7 +45,8 @@ impl Default for LoadOptions {
 impl<M: Module> PeftModel<M> {
     /// Reads the adapter in `dir`, adds it to the model under `name` and makes it the active one.
     ///
-    /// `dir` is the directory that holds the two files, as for PEFT: see [`adapter_dir`](super::adapter_dir).
+    /// `dir` is the directory that holds the two files, as for PEFT, whatever `name` is: what
+    /// [`save_adapter`](Self::save_adapter) returned. [`adapter_dir`](super::adapter_dir) tells where it lies.
     ///
     /// # Errors
     ///
@@ -56,7 +57,12 @@ impl<M: Module> PeftModel<M> {
         dir: &Path,
         options: &LoadOptions,
     ) -> Result<LoadReport> {
-        AdapterFile::read(dir, &options.read)?.attach(self, name, options)
+        let file = AdapterFile::read(dir, &options.read)?;
+        file.attach(self, name, options)
+            .map_err(|error| match error {
+                PeftError::Incomplete { .. } => error.in_file(&dir.join(WEIGHTS_FILE)),
+                error => error,
+            })
     }
 }
 
@@ -206,27 +212,17 @@ impl Fit<'_> {
                 found: format!("{dtype:?}"),
             });
         }
-        let factors = [self.a, self.b].map(|data| transposed(data).convert_dtype(dtype.into()));
         // They live as long as the model: keep them out of the pools of transient tensors.
-        let [a, b] = self.device.memory_persistent_allocations(factors, |factors| {
-            factors.map(|data| Tensor::<2>::from_data(data, (&self.device, dtype.into())))
+        let [a, b] = self.device.memory_persistent_allocations((), |()| {
+            [self.a, self.b].map(|data| {
+                let data = elements::transposed(data).convert_dtype(dtype.into());
+                Tensor::<2>::from_data(data, (&self.device, dtype.into()))
+            })
         });
         let mut config = config.clone().with_alpha(self.adapted.alpha);
         config.rank = self.adapted.rank;
         config.with_factors(a, b)
     }
-}
-
-/// The transpose of a matrix of one of the file's types, row by row, in f32, which holds all three.
-///
-/// Not a transposed view: products with a view may sum in another order than with the factors that were saved, and so
-/// round otherwise.
-fn transposed(data: &TensorData) -> TensorData {
-    let (rows, columns) = (data.shape()[0], data.shape()[1]);
-    let values: Vec<f32> = data.iter::<f32>().collect();
-    let column = |column| (0..rows).map(move |row| row * columns + column);
-    let transposed = (0..columns).flat_map(column).map(|index| values[index]).collect();
-    TensorData::new::<f32, _>(transposed, [columns, rows])
 }
 
 fn init(config: &AdapterConfig) -> LoraInit {

