@@ -254,7 +254,10 @@ impl PeftError {
     pub(crate) fn in_file(self, path: &Path) -> Self {
         match self {
             Self::InFile { .. } | Self::Malformed { .. } | Self::Io { .. } => self,
-            other => Self::InFile { path: path.to_owned(), source: Box::new(other) },
+            other => Self::InFile {
+                path: path.to_owned(),
+                source: Box::new(other),
+            },
         }
     }
 }

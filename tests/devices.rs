@@ -14,7 +14,11 @@ fn random(shape: [usize; 2], device: &Device) -> Tensor<2> {
 }
 
 fn values(tensor: Tensor<2>) -> Vec<f32> {
-    tensor.into_data().convert_dtype(burn::tensor::DType::F32).try_into_vec().unwrap()
+    tensor
+        .into_data()
+        .convert_dtype(burn::tensor::DType::F32)
+        .try_into_vec()
+        .unwrap()
 }
 
 fn configs() -> impl Iterator<Item = Nf4Config> {
@@ -27,18 +31,24 @@ fn configs() -> impl Iterator<Item = Nf4Config> {
 /// `left [n, k] · right [k, m]` in f64.
 fn product(left: &[f32], right: &[f32], [n, k, m]: [usize; 3]) -> Vec<f64> {
     let at = |i: usize, j: usize| -> f64 {
-        (0..k).map(|l| f64::from(left[i * k + l]) * f64::from(right[l * m + j])).sum()
+        (0..k)
+            .map(|l| f64::from(left[i * k + l]) * f64::from(right[l * m + j]))
+            .sum()
     };
     (0..n * m).map(|index| at(index / m, index % m)).collect()
 }
 
 fn transpose(values: &[f32], [rows, columns]: [usize; 2]) -> Vec<f32> {
-    (0..rows * columns).map(|i| values[i % rows * columns + i / rows]).collect()
+    (0..rows * columns)
+        .map(|i| values[i % rows * columns + i / rows])
+        .collect()
 }
 
 fn close(found: &[f32], expected: &[f64], tolerance: f64) {
     assert_eq!(found.len(), expected.len());
-    let scale = expected.iter().fold(1.0, |max: f64, value| max.max(value.abs()));
+    let scale = expected
+        .iter()
+        .fold(1.0, |max: f64, value| max.max(value.abs()));
     for (found, expected) in found.iter().zip(expected) {
         let error = (f64::from(*found) - expected).abs();
         assert!(error <= tolerance * scale, "{found} against {expected}");
@@ -61,11 +71,18 @@ fn packed_weights_and_products_are_those_of_the_host() {
             for (found, expected) in found.iter().zip(&expected) {
                 // Equal on a CPU; a GPU may contract the product and sum of a doubly quantised scale.
                 let error = (found - expected).abs();
-                assert!(error <= 2.0 * f32::EPSILON * expected.abs(), "{found} against {expected}");
+                assert!(
+                    error <= 2.0 * f32::EPSILON * expected.abs(),
+                    "{found} against {expected}"
+                );
             }
 
             let x = random([5, d_in], &device);
-            let y = product(&values(x.clone()), &transpose(&expected, [d_out, d_in]), [5, d_in, d_out]);
+            let y = product(
+                &values(x.clone()),
+                &transpose(&expected, [d_out, d_in]),
+                [5, d_in, d_out],
+            );
             // Sums of at most 300 f32 products.
             close(&values(weight.matmul(x)), &y, 1e-5);
             let y = random([5, d_out], &device);
@@ -87,9 +104,15 @@ fn gradients_flow_through_packed_layers() {
         let base = Nf4Linear::from_linear(linear, &config).unwrap();
         let lora = LoraConfig::new(3).with_alpha(5.0);
         let (a, b) = (random([40, 3], &device), random([3, 24], &device));
-        let packed = Adapted { base: base.clone(), delta: lora.with_factors(a.clone(), b.clone()).unwrap() };
+        let packed = Adapted {
+            base: base.clone(),
+            delta: lora.with_factors(a.clone(), b.clone()).unwrap(),
+        };
         let dense = base.dequantize(FloatDType::F32);
-        let dense = Adapted { base: dense, delta: lora.with_factors(a, b).unwrap() };
+        let dense = Adapted {
+            base: dense,
+            delta: lora.with_factors(a, b).unwrap(),
+        };
         let x = random([6, 40], &device).require_grad();
         let left = packed.forward(x.clone()).powi_scalar(2).sum().backward();
         let right = dense.forward(x.clone()).powi_scalar(2).sum().backward();
@@ -98,7 +121,10 @@ fn gradients_flow_through_packed_layers() {
             close(&values(left), &expected, 2e-5);
         };
         same(x.grad(&left).unwrap(), x.grad(&right).unwrap());
-        for (l, r) in [(&packed.delta.a, &dense.delta.a), (&packed.delta.b, &dense.delta.b)] {
+        for (l, r) in [
+            (&packed.delta.a, &dense.delta.a),
+            (&packed.delta.b, &dense.delta.b),
+        ] {
             same(l.val().grad(&left).unwrap(), r.val().grad(&right).unwrap());
         }
     }
@@ -118,5 +144,8 @@ fn a_packed_weight_moves_between_devices_and_records() {
     assert_eq!(empty.load_record(record).to_data(), data);
     assert_eq!(Nf4Weight::from_data(&data, &device).to_data(), data);
     let x = Tensor::<2>::from_data(TensorData::ones::<f32, _>([1, 70]), &device);
-    assert_eq!(values(weight.clone().fork(&device).matmul(x.clone())), values(weight.matmul(x)));
+    assert_eq!(
+        values(weight.clone().fork(&device).matmul(x.clone())),
+        values(weight.matmul(x))
+    );
 }

@@ -200,7 +200,7 @@ fn greedy_text_equals_transformers_one_by_one_and_batched() {
                 Sampling::Greedy,
                 &[],
             );
-            assert_eq!(text, [expected.clone()], "{name}");
+            assert_eq!(text, std::slice::from_ref(expected), "{name}");
         }
         assert_eq!(prompts.iter().map(Vec::len).collect::<Vec<_>>(), [9, 3, 6]);
         let texts = model.generate(&prompts, expected[0].len(), Sampling::Greedy, &[]);
@@ -294,7 +294,7 @@ fn sampling_follows_the_distribution_of_the_k_best() {
     assert_ne!(text(1, 20), text(2, 20));
     assert_eq!(
         text(1, 1),
-        model.generate(&[prompt.clone()], 8, Sampling::Greedy, &[])
+        model.generate(std::slice::from_ref(&prompt), 8, Sampling::Greedy, &[])
     );
 }
 

@@ -21,11 +21,21 @@ pub fn loss(model: &LlamaForCausalLm, examples: &[Example], device: &Device) -> 
 }
 
 /// The loss of each example by itself.
-pub fn loss_by_example(model: &LlamaForCausalLm, examples: &[Example], device: &Device) -> Result<Vec<SftLoss>> {
+pub fn loss_by_example(
+    model: &LlamaForCausalLm,
+    examples: &[Example],
+    device: &Device,
+) -> Result<Vec<SftLoss>> {
     let columns = PaddedBatcher::new(PADDING).collate(examples).columns;
     losses(model, examples, device, |positions| {
         (0..examples.len())
-            .map(|row| positions.iter().copied().filter(|position| position / columns == row).collect())
+            .map(|row| {
+                positions
+                    .iter()
+                    .copied()
+                    .filter(|position| position / columns == row)
+                    .collect()
+            })
             .collect()
     })
 }
@@ -39,18 +49,32 @@ fn losses(
 ) -> Result<Vec<SftLoss>> {
     let batch = PaddedBatcher::new(PADDING).collate(examples);
     let (rows, columns) = (batch.rows, batch.columns);
-    let tokens = Tensor::<2, Int>::from_data(TensorData::new(batch.tokens.clone(), [rows, columns]), device);
-    let hidden = model.model.forward(tokens, &Layout::causal(columns, 0, device), None);
+    let tokens = Tensor::<2, Int>::from_data(
+        TensorData::new(batch.tokens.clone(), [rows, columns]),
+        device,
+    );
+    let hidden = model
+        .model
+        .forward(tokens, &Layout::causal(columns, 0, device), None);
     let [_, _, width] = hidden.dims();
     let hidden: Tensor<2> = hidden.reshape([rows * columns, width]);
-    let supervised = (0..rows * columns).filter(|&position| batch.mask[position]).collect();
+    let supervised = (0..rows * columns)
+        .filter(|&position| batch.mask[position])
+        .collect();
     groups(supervised)
         .into_iter()
         .map(|positions| {
             let count = positions.len();
-            let targets: Vec<i64> = positions.iter().map(|&position| batch.targets[position]).collect();
-            let positions: Vec<i64> = positions.into_iter().map(|position| position as i64).collect();
-            let positions = Tensor::<1, Int>::from_data(TensorData::new(positions, [count]), device);
+            let targets: Vec<i64> = positions
+                .iter()
+                .map(|&position| batch.targets[position])
+                .collect();
+            let positions: Vec<i64> = positions
+                .into_iter()
+                .map(|position| position as i64)
+                .collect();
+            let positions =
+                Tensor::<1, Int>::from_data(TensorData::new(positions, [count]), device);
             let logits = model.head(hidden.clone().select(0, positions).unsqueeze());
             sft_loss(
                 logits,
@@ -76,9 +100,11 @@ pub fn mean_loss(model: &LlamaForCausalLm, examples: &[Example], batch: usize) -
 
 /// The value of a tensor of one element.
 pub fn scalar(tensor: Tensor<1>) -> Result<f64> {
-    let values = tensor.try_into_vec_as::<f32>().map_err(|error| PeftError::DeviceRead {
-        tensor: "loss".into(),
-        reason: error.to_string(),
-    })?;
+    let values = tensor
+        .try_into_vec_as::<f32>()
+        .map_err(|error| PeftError::DeviceRead {
+            tensor: "loss".into(),
+            reason: error.to_string(),
+        })?;
     Ok(values[0].into())
 }

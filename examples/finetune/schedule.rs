@@ -18,7 +18,10 @@ mod tests {
         // One rounding or two of f64.
         let near = |a: f64, b: f64| (a - b).abs() < 1e-15;
         let lr = |t| learning_rate(2.0, t, 100, 10);
-        assert!(near(lr(5), 0.5 * 2.0 * 0.5 * (1.0 + (0.05 * std::f64::consts::PI).cos())));
+        assert!(near(
+            lr(5),
+            0.5 * 2.0 * 0.5 * (1.0 + (0.05 * std::f64::consts::PI).cos())
+        ));
         assert!(near(lr(50), 1.0));
         assert!(near(lr(100), 0.0));
         assert!(lr(1) < lr(10) && lr(10) > lr(60));

@@ -4,16 +4,18 @@ use burn_peft::dataset::Example;
 
 use crate::llama::{error::Result, tokenizer::Tokenizer};
 
-/// Tokenises the lines, each with its line break, one after the other, and cuts windows of `length + 1` tokens, so that
-/// every token but the very first is learned once; what is left over at the end is dropped.
+/// Tokenises the lines, each a text of its own that `end` ends, one after the other, and cuts windows of `length + 1`
+/// tokens, so that every token but the very first is learned once; what is left over at the end is dropped.
 pub fn windows<'l>(
     lines: impl IntoIterator<Item = &'l str>,
     tokenizer: &Tokenizer,
+    end: u32,
     length: usize,
 ) -> Result<Vec<Example>> {
     let mut tokens = Vec::new();
     for line in lines {
-        tokens.extend(tokenizer.encode(&format!("{line}\n"), false)?);
+        tokens.extend(tokenizer.encode(line, false)?);
+        tokens.push(end);
     }
     let starts = (0..tokens.len().saturating_sub(1) / length).map(|window| window * length);
     let windows = starts.map(|start| {

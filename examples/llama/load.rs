@@ -33,8 +33,8 @@ impl LlamaForCausalLm {
         let config = LlamaConfig::from_dir(dir)?;
         let mut checkpoint = checkpoint::open(dir)?;
         checkpoint.retain(|name, _| {
-            !name.ends_with("rotary_emb.inv_freq")
-                && !(config.tie_word_embeddings && name == "lm_head.weight")
+            let tied_head = config.tie_word_embeddings && name == "lm_head.weight";
+            !(tied_head || name.ends_with("rotary_emb.inv_freq"))
         });
         let mut loader = Loader {
             unexpected: checkpoint.keys().cloned().collect(),

@@ -84,7 +84,11 @@ pub fn facts(tsv: &str) -> Vec<Fact> {
             group: format!("{name} {subject}"),
         };
         if relation == Relation::Opposite {
-            facts.push(Fact { subject: fact.object.clone(), object: fact.subject.clone(), ..fact.clone() });
+            facts.push(Fact {
+                subject: fact.object.clone(),
+                object: fact.subject.clone(),
+                ..fact.clone()
+            });
         }
         facts.push(fact);
     }

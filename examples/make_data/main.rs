@@ -22,7 +22,11 @@ const HELD_OUT: usize = 5;
 fn main() -> std::io::Result<()> {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/data");
     for (name, text) in files(&fs::read_to_string(folder.join("facts.tsv"))?) {
-        println!("{name}: {} lines, {} bytes", text.lines().count(), text.len());
+        println!(
+            "{name}: {} lines, {} bytes",
+            text.lines().count(),
+            text.len()
+        );
         fs::write(folder.join(name), text)?;
     }
     Ok(())
@@ -46,7 +50,11 @@ fn files(tsv: &str) -> [(&'static str, String); 4] {
     let (mut train, mut heldout) = (Vec::new(), Vec::new());
     let asked_later = held_out_groups(&facts, &mut random);
     for fact in &facts {
-        let lines = if asked_later.contains(&&*fact.group) { &mut heldout } else { &mut train };
+        let lines = if asked_later.contains(&&*fact.group) {
+            &mut heldout
+        } else {
+            &mut train
+        };
         for question in triples::questions(fact, random.below(5)) {
             let instruction = question.instructions[random.below(3)];
             // Written by hand for the order of the keys.
@@ -123,7 +131,10 @@ mod tests {
         let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/data");
         for (name, text) in files(&fs::read_to_string(folder.join("facts.tsv")).unwrap()) {
             // Not assert_eq: a difference would print both files.
-            assert!(fs::read_to_string(folder.join(name)).unwrap() == text, "{name} is stale: run this example");
+            assert!(
+                fs::read_to_string(folder.join(name)).unwrap() == text,
+                "{name} is stale: run this example"
+            );
         }
     }
 }

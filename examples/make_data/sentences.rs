@@ -2,23 +2,39 @@
 
 use crate::facts::{Fact, Relation};
 
+/// Who acts in a sentence.
+pub const SUBJECTS: [&str; 5] = ["We", "They", "The children", "I", "You"];
+
 /// Every phrasing of `fact`, some with the object before the subject. No phrasing is a question or an order to answer.
 pub fn sentences(fact: &Fact) -> Vec<String> {
     let (s, o, c) = (&fact.subject, &fact.object, &fact.complement);
     match fact.relation {
-        Relation::Past => vec![
-            format!("The past tense of {s} is {o}."),
-            format!("{} is the past form of {s}.", upper(o)),
-            format!("You say {s} for today and {o} for yesterday."),
-            format!("Today we {s} {c}. Yesterday we {o} {c}."),
-            format!("They {s} {c} every day, and last week they {o} {c}."),
-            format!("The children {s} {c}. The children {o} {c} a year ago too."),
-            format!("I {s} {c} now as I {o} {c} then."),
-            format!("You {o} {c} once, and now you {s} {c} again."),
-            format!("We {s} {c}. That is the present, and this is the past. We {o} {c}."),
-            format!("Take the verb {s}. Its past tense is {o}."),
-            format!("The verb here is {s}. For yesterday it is {o}."),
-        ],
+        Relation::Past => SUBJECTS
+            .iter()
+            .flat_map(|who| {
+                [
+                    format!(
+                        "{who} {s} {c}. That is the present, and this is the past. {who} {o} {c}."
+                    ),
+                    format!(
+                        "Today {} {s} {c}. Yesterday {} {o} {c}.",
+                        lower(who),
+                        lower(who)
+                    ),
+                ]
+            })
+            .chain([
+                format!("The past tense of {s} is {o}."),
+                format!("{} is the past form of {s}.", upper(o)),
+                format!("You say {s} for today and {o} for yesterday."),
+                format!("They {s} {c} every day, and last week they {o} {c}."),
+                format!("The children {s} {c}. The children {o} {c} a year ago too."),
+                format!("I {s} {c} now as I {o} {c} then."),
+                format!("You {o} {c} once, and now you {s} {c} again."),
+                format!("Take the verb {s}. Its past tense is {o}."),
+                format!("The verb here is {s}. For yesterday it is {o}."),
+            ])
+            .collect(),
         Relation::Plural => vec![
             format!("The plural of {s} is {o}."),
             format!("{} is the plural form of {s}.", upper(o)),
@@ -78,6 +94,8 @@ pub fn sentences(fact: &Fact) -> Vec<String> {
             format!("My uncle {s}; he works as {}.", a(o)),
             format!("Take someone who {s}. This person is {}.", a(o)),
             format!("Somebody {s}. That is the work of {}.", a(o)),
+            format!("This person {s}. The name of the job is {o}."),
+            format!("Of one who {s} we say that this is {}.", a(o)),
         ],
         Relation::Young => vec![
             format!("A young {s} is {}.", a(o)),
@@ -87,9 +105,12 @@ pub fn sentences(fact: &Fact) -> Vec<String> {
             format!("The {s} was once {}.", a(o)),
             format!("Take the animal {s}. Its young is {}.", a(o)),
             format!("We speak of {}. The baby is called {}.", a(s), a(o)),
+            format!("Look at the {s}. Its baby is {}.", a(o)),
         ],
         Relation::Sum => {
-            let (x, y) = s.split_once(" and ").expect("the subject of a sum is `x and y`");
+            let (x, y) = s
+                .split_once(" and ")
+                .expect("the subject of a sum is `x and y`");
             vec![
                 format!("{} plus {y} is {o}.", upper(x)),
                 format!("{} and {y} make {o}.", upper(x)),
@@ -103,12 +124,25 @@ pub fn sentences(fact: &Fact) -> Vec<String> {
     }
 }
 
+/// `I` stays as it is.
+fn lower(words: &str) -> String {
+    if words == "I" {
+        words.into()
+    } else {
+        words.to_lowercase()
+    }
+}
+
 fn upper(words: &str) -> String {
     let mut letters = words.chars();
-    letters.next().map(|first| first.to_uppercase().collect::<String>() + letters.as_str()).unwrap_or_default()
+    letters
+        .next()
+        .map(|first| first.to_uppercase().collect::<String>() + letters.as_str())
+        .unwrap_or_default()
 }
 
 fn a(noun: &str) -> String {
-    let an = noun.starts_with(['a', 'e', 'i', 'o', 'u', 'A', 'E', 'I', 'O']) && !noun.starts_with("eu");
+    let an =
+        noun.starts_with(['a', 'e', 'i', 'o', 'u', 'A', 'E', 'I', 'O']) && !noun.starts_with("eu");
     format!("{} {noun}", if an { "an" } else { "a" })
 }

@@ -24,9 +24,9 @@ use burn::tensor::Device;
 use burn_peft::dataset::{Instruction, chatml_prompt, read_json_lines};
 use clap::Parser;
 use indicatif::{ProgressBar, ProgressStyle};
+use rand::SeedableRng;
 use rand::rngs::StdRng;
 use rand::seq::SliceRandom;
-use rand::SeedableRng;
 
 use llama::config::LlamaConfig;
 use llama::save::SavedType;
@@ -62,19 +62,22 @@ fn main() -> Result<(), Box<dyn Error + Send + Sync>> {
     let heldout = fs::read_to_string(data.join("pretrain_heldout.txt"))?;
 
     // The tokenizer also knows how prompts are worded, so that they are short; the model does not.
-    let mut texts: Vec<String> = pretrain.lines().map(|line| format!("{line}\n")).collect();
+    let mut texts: Vec<String> = pretrain.lines().map(str::to_owned).collect();
     for triple in read_json_lines::<Instruction>(data.join("train.jsonl"))? {
         texts.push(chatml_prompt(&triple.messages()[..1]));
     }
     fs::create_dir_all(&args.out)?;
     tokenizer::train(&texts, 1024, &args.out)?;
     let tokenizer = Tokenizer::from_dir(&args.out)?;
+    let end = tokenizer
+        .token("<|im_end|>")
+        .ok_or("the tokenizer has no end token")?;
 
     let device = Device::default();
     device.seed(args.seed);
     let device = device.autodiff();
     let mut config = LlamaConfig::new(1024, 128, 384, 4, 4, 2);
-    config.eos_token_ids = tokenizer.token("<|im_end|>").into_iter().collect();
+    config.eos_token_ids = vec![end];
     let mut model = config.init(&device);
     let mut optimizer = AdamWConfig::new()
         .with_beta_2(0.98)
@@ -82,7 +85,7 @@ fn main() -> Result<(), Box<dyn Error + Send + Sync>> {
         .with_grad_clipping(Some(GradientClippingConfig::Norm(1.0)))
         .init();
 
-    let heldout = text::windows(heldout.lines(), &tokenizer, args.seq_len)?;
+    let heldout = text::windows(heldout.lines(), &tokenizer, end, args.seq_len)?;
     let mut rng = StdRng::seed_from_u64(args.seed);
     let mut sentences: Vec<&str> = pretrain.lines().collect();
     let mut waiting = Vec::new();
@@ -93,9 +96,19 @@ fn main() -> Result<(), Box<dyn Error + Send + Sync>> {
         // Every pass sees the sentences in another order, hence in other windows.
         while waiting.len() < args.batch {
             sentences.shuffle(&mut rng);
-            waiting.extend(text::windows(sentences.iter().copied(), &tokenizer, args.seq_len)?);
+            waiting.extend(text::windows(
+                sentences.iter().copied(),
+                &tokenizer,
+                end,
+                args.seq_len,
+            )?);
         }
-        let loss = loss::loss(&model, &waiting.split_off(waiting.len() - args.batch), &device)?.mean();
+        let loss = loss::loss(
+            &model,
+            &waiting.split_off(waiting.len() - args.batch),
+            &device,
+        )?
+        .mean();
         let lr = schedule::learning_rate(args.lr, step, args.steps, 50);
         let gradients = GradientsParams::from_grads(loss.backward(), &model);
         model = optimizer.step(lr, model, gradients);
@@ -103,11 +116,20 @@ fn main() -> Result<(), Box<dyn Error + Send + Sync>> {
         bar.inc(1);
         if step % 200 == 0 || step == args.steps {
             let loss = loss::mean_loss(&model, &heldout, args.batch)?;
-            bar.println(format!("step {step}: held-out loss {loss:.4}, {:.0} s", bar.elapsed().as_secs_f64()));
+            bar.println(format!(
+                "step {step}: held-out loss {loss:.4}, {:.0} s",
+                bar.elapsed().as_secs_f64()
+            ));
         }
     }
     bar.finish();
-    model.valid().save_pretrained(&args.out, &config, SavedType::BF16)?;
-    println!("{} parameters in {}", model.num_params(), args.out.display());
+    model
+        .valid()
+        .save_pretrained(&args.out, &config, SavedType::BF16)?;
+    println!(
+        "{} parameters in {}",
+        model.num_params(),
+        args.out.display()
+    );
     Ok(())
 }

@@ -9,7 +9,8 @@
 //!
 //! The form of [OpenAI's ChatML](https://github.com/openai/openai-python/blob/release-v0.28.0/chatml.md), which Qwen,
 //! SmolLM2 and others speak. The markers are meant to be special tokens of the tokenizer; text of a message that spells
-//! a marker is not escaped.
+//! a marker is not escaped. Nothing is added: where a model's own template puts a system message before conversations
+//! that have none (SmolLM2: "You are a helpful AI assistant named SmolLM, trained by Hugging Face"), so must the caller.
 
 use serde::{Deserialize, Serialize};
 

@@ -112,16 +112,22 @@ mod tests {
     fn only_the_default_adapter_lies_in_the_directory_itself() {
         let dir = Path::new("out");
         assert_eq!(adapter_dir(dir, "default").unwrap(), dir);
-        assert_eq!(adapter_dir(dir, "my-adapter 2").unwrap(), dir.join("my-adapter 2"));
+        assert_eq!(
+            adapter_dir(dir, "my-adapter 2").unwrap(),
+            dir.join("my-adapter 2")
+        );
     }
 
     #[test]
     fn names_that_lead_elsewhere_or_break_keys_are_refused() {
-        for name in
-            ["", ".", "..", "../x", "/etc", "a/b", "a\\b", "C:x", "a\0b", "a\nb", "v1.0", "lora_A"]
-        {
+        for name in [
+            "", ".", "..", "../x", "/etc", "a/b", "a\\b", "C:x", "a\0b", "a\nb", "v1.0", "lora_A",
+        ] {
             let error = adapter_dir(Path::new("out"), name).unwrap_err();
-            assert!(matches!(error, PeftError::AdapterName { .. }), "{name:?}: {error}");
+            assert!(
+                matches!(error, PeftError::AdapterName { .. }),
+                "{name:?}: {error}"
+            );
         }
     }
 }

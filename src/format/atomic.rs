@@ -45,16 +45,21 @@ fn write_in(dir: &Path, files: &[(&str, &[u8])], overwrite: bool) -> Result<()> 
         match &old {
             Some(_) if !overwrite => return Err(PeftError::Exists { path }),
             Some(old) if !old.is_file() => {
-                return Err(PeftError::Malformed { path, reason: "not a regular file".to_owned() });
-            }
-            Some(old) if old.len() == content.len() as u64 => {
-                if fs::read(&path).map_err(PeftError::io(&path))? == *content {
-                    continue;
-                }
+                return Err(PeftError::Malformed {
+                    path,
+                    reason: "not a regular file".to_owned(),
+                });
             }
             _ => {}
         }
-        let scratch = stage(dir, content, old.map(|old| old.permissions())).map_err(PeftError::io(&path))?;
+        let same_length = old
+            .as_ref()
+            .is_some_and(|old| old.len() == content.len() as u64);
+        if same_length && fs::read(&path).map_err(PeftError::io(&path))? == *content {
+            continue;
+        }
+        let scratch =
+            stage(dir, content, old.map(|old| old.permissions())).map_err(PeftError::io(&path))?;
         staged.push((path, scratch));
     }
     commit(dir, staged, overwrite)
@@ -185,7 +190,9 @@ fn lock(dir: &Path) -> Result<Option<File>> {
 /// Makes renames in `dir` last through a loss of power, where directories can be synchronised.
 fn sync_dir(dir: &Path) -> Result<()> {
     if cfg!(unix) {
-        File::open(dir).and_then(|dir| dir.sync_all()).map_err(PeftError::io(dir))?;
+        File::open(dir)
+            .and_then(|dir| dir.sync_all())
+            .map_err(PeftError::io(dir))?;
     }
     Ok(())
 }
@@ -209,7 +216,10 @@ mod tests {
     }
 
     fn pairs(files: &[(&str, &str)]) -> Vec<(String, String)> {
-        files.iter().map(|&(name, text)| (name.to_owned(), text.to_owned())).collect()
+        files
+            .iter()
+            .map(|&(name, text)| (name.to_owned(), text.to_owned()))
+            .collect()
     }
 
     #[test]
@@ -220,7 +230,10 @@ mod tests {
         assert_eq!(content(&dir), pairs(&[("c", "1"), ("w", "1")]));
 
         let error = write_files(&dir, &[("w", b"2"), ("c", b"2")], false).unwrap_err();
-        assert!(matches!(&error, PeftError::Exists { path } if path.ends_with("w")), "{error}");
+        assert!(
+            matches!(&error, PeftError::Exists { path } if path.ends_with("w")),
+            "{error}"
+        );
         assert_eq!(content(&dir), pairs(&[("c", "1"), ("w", "1")]));
 
         write_files(&dir, &[("w", b"2"), ("c", b"2")], true).unwrap();
@@ -234,7 +247,10 @@ mod tests {
         let scratch = tempfile::tempdir().unwrap();
         fs::write(scratch.path().join("c"), "old").unwrap();
         let error = write_files(scratch.path(), &[("w", b"2"), ("c", b"2")], false).unwrap_err();
-        assert!(matches!(&error, PeftError::Exists { path } if path.ends_with("c")), "{error}");
+        assert!(
+            matches!(&error, PeftError::Exists { path } if path.ends_with("c")),
+            "{error}"
+        );
         assert_eq!(content(scratch.path()), pairs(&[("c", "old")]));
     }
 
@@ -246,8 +262,12 @@ mod tests {
         let scratch = tempfile::tempdir().unwrap();
         let dir = scratch.path().join("a/b");
         for overwrite in [false, true] {
-            let error = write_files(&dir, &[("w", b"1"), (UNPLACEABLE, b"1")], overwrite).unwrap_err();
-            assert!(matches!(&error, PeftError::Io { path, .. } if path.ends_with(UNPLACEABLE)), "{error}");
+            let error =
+                write_files(&dir, &[("w", b"1"), (UNPLACEABLE, b"1")], overwrite).unwrap_err();
+            assert!(
+                matches!(&error, PeftError::Io { path, .. } if path.ends_with(UNPLACEABLE)),
+                "{error}"
+            );
             assert_eq!(content(scratch.path()), []);
         }
     }
@@ -278,7 +298,8 @@ mod tests {
     fn a_file_in_the_place_of_the_directory_is_an_error_that_names_it() {
         let scratch = tempfile::tempdir().unwrap();
         fs::write(scratch.path().join("file"), "old").unwrap();
-        let error = write_files(&scratch.path().join("file/dir"), &[("w", b"1")], true).unwrap_err();
+        let error =
+            write_files(&scratch.path().join("file/dir"), &[("w", b"1")], true).unwrap_err();
         assert!(error.to_string().contains("file"), "{error}");
         assert_eq!(content(scratch.path()), pairs(&[("file", "old")]));
     }

@@ -56,7 +56,10 @@ impl InitLoraWeights {
         match self {
             Self::Flag(_) => true,
             Self::Named(name) => {
-                matches!(name.to_lowercase().as_str(), "gaussian" | "eva" | "orthogonal" | "mica")
+                matches!(
+                    name.to_lowercase().as_str(),
+                    "gaussian" | "eva" | "orthogonal" | "mica"
+                )
             }
         }
     }
@@ -169,7 +172,11 @@ impl AdapterConfig {
         let targets = if fields.get("target_modules").is_some() {
             serde_json::from_slice(json).map_err(PeftError::json)?
         } else {
-            return Err(config_error("target_modules", "null", "a list of names or an expression"));
+            return Err(config_error(
+                "target_modules",
+                "null",
+                "a list of names or an expression",
+            ));
         };
         let defaults = Self::new(8, 8.0, targets);
         let mut config = Self {
@@ -183,7 +190,11 @@ impl AdapterConfig {
                 defaults.init_lora_weights.clone(),
             )?,
             task_type: fields.parse("task_type", "a string or null", None)?,
-            base_model_name_or_path: fields.parse("base_model_name_or_path", "a string or null", None)?,
+            base_model_name_or_path: fields.parse(
+                "base_model_name_or_path",
+                "a string or null",
+                None,
+            )?,
             revision: fields.parse("revision", "a string or null", None)?,
             inference_mode: fields.parse("inference_mode", "a boolean", false)?,
             peft_version: fields.parse("peft_version", "a string or null", None)?,
@@ -238,7 +249,11 @@ impl AdapterConfig {
             return Err(config_error("lora_alpha", self.lora_alpha, alphas));
         }
         if !(0.0..1.0).contains(&self.lora_dropout) {
-            return Err(config_error("lora_dropout", self.lora_dropout, "a number in [0, 1)"));
+            return Err(config_error(
+                "lora_dropout",
+                self.lora_dropout,
+                "a number in [0, 1)",
+            ));
         }
         for (key, &r) in self.targets.rank_pattern.iter() {
             if !rank_is_valid(r) {
@@ -247,7 +262,11 @@ impl AdapterConfig {
         }
         for (key, &alpha) in self.targets.alpha_pattern.iter() {
             if !alpha_is_valid(alpha) {
-                return Err(config_error("alpha_pattern", format!("{key:?}: {alpha}"), alphas));
+                return Err(config_error(
+                    "alpha_pattern",
+                    format!("{key:?}: {alpha}"),
+                    alphas,
+                ));
             }
         }
         self.targets.compile(None)
@@ -261,10 +280,10 @@ impl AdapterConfig {
     /// Those of [`validate`](Self::validate), and [`PeftError::Config`] for a `task_type` that PEFT would not load.
     pub fn to_json(&self) -> Result<Vec<u8>> {
         self.validate()?;
-        if let Some(task) = &self.task_type {
-            if !TASK_TYPES.contains(&task.as_str()) {
-                return Err(config_error("task_type", task, "one of PEFT's task types"));
-            }
+        if let Some(task) = &self.task_type
+            && !TASK_TYPES.contains(&task.as_str())
+        {
+            return Err(config_error("task_type", task, "one of PEFT's task types"));
         }
         fields::to_json(self)
     }
@@ -279,12 +298,15 @@ impl Fields<'_> {
         self.0.get(key).filter(|value| !value.is_null())
     }
 
-    fn parse<T: for<'de> Deserialize<'de>>(&self, key: &str, expected: &str, default: T) -> Result<T> {
+    fn parse<T: for<'de> Deserialize<'de>>(
+        &self,
+        key: &str,
+        expected: &str,
+        default: T,
+    ) -> Result<T> {
         match self.get(key) {
             None => Ok(default),
-            Some(value) => {
-                T::deserialize(value).map_err(|_| config_error(key, value, expected))
-            }
+            Some(value) => T::deserialize(value).map_err(|_| config_error(key, value, expected)),
         }
     }
 

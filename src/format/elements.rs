@@ -50,7 +50,11 @@ fn unsupported(tensor: &str, found: String) -> PeftError {
 ///
 /// [`PeftError::NotFinite`] that names `tensor`, the row-major index and the value.
 pub(super) fn check_finite(tensor: &str, data: &TensorData) -> Result<()> {
-    match data.iter::<f32>().enumerate().find(|(_, value)| !value.is_finite()) {
+    match data
+        .iter::<f32>()
+        .enumerate()
+        .find(|(_, value)| !value.is_finite())
+    {
         None => Ok(()),
         Some((index, value)) => Err(PeftError::NotFinite {
             tensor: tensor.to_owned(),
@@ -63,7 +67,9 @@ pub(super) fn check_finite(tensor: &str, data: &TensorData) -> Result<()> {
 /// Turns little-endian values into host-endian ones, or back.
 pub(super) fn swap_to_host(bytes: &mut [u8], dtype: DType) {
     if cfg!(target_endian = "big") {
-        bytes.chunks_exact_mut(dtype.size()).for_each(<[u8]>::reverse);
+        bytes
+            .chunks_exact_mut(dtype.size())
+            .for_each(<[u8]>::reverse);
     }
 }
 

@@ -56,51 +56,126 @@ use Rule::{Honoured, Inert, Refused};
 
 /// All keys that PEFT 0.21 writes for LoRA, in the order of the file.
 pub(super) const KEYS: [(&str, Rule); 41] = [
-    ("alora_invocation_tokens", Refused(Null, "aLoRA acts on some tokens only")),
-    ("alpha_pattern", Honoured(|c| {
-        let alphas = c.targets.alpha_pattern.iter();
-        let alphas = alphas.map(|(key, &alpha)| Ok((key, number("alpha_pattern", alpha)?)));
-        Ok(Field::Alphas(alphas.collect::<Result<_>>()?))
-    })),
-    ("arrow_config", Refused(Null, "Arrow routes between adapters")),
+    (
+        "alora_invocation_tokens",
+        Refused(Null, "aLoRA acts on some tokens only"),
+    ),
+    (
+        "alpha_pattern",
+        Honoured(|c| {
+            let alphas = c.targets.alpha_pattern.iter();
+            let alphas = alphas.map(|(key, &alpha)| Ok((key, number("alpha_pattern", alpha)?)));
+            Ok(Field::Alphas(alphas.collect::<Result<_>>()?))
+        }),
+    ),
+    (
+        "arrow_config",
+        Refused(Null, "Arrow routes between adapters"),
+    ),
     ("auto_mapping", Inert(Null)),
-    ("base_model_name_or_path", Honoured(|c| json(&c.base_model_name_or_path))),
-    ("bias", Refused(Text("none"), "it trains biases of the base model")),
+    (
+        "base_model_name_or_path",
+        Honoured(|c| json(&c.base_model_name_or_path)),
+    ),
+    (
+        "bias",
+        Refused(Text("none"), "it trains biases of the base model"),
+    ),
     ("corda_config", Inert(Null)),
-    ("ensure_weight_tying", Refused(False, "it shares adapters between tied weights")),
+    (
+        "ensure_weight_tying",
+        Refused(False, "it shares adapters between tied weights"),
+    ),
     ("eva_config", Inert(Null)),
-    ("exclude_modules", Honoured(|c| json(&c.targets.exclude_modules))),
-    ("fan_in_fan_out", Refused(False, "the base weight would be stored transposed")),
+    (
+        "exclude_modules",
+        Honoured(|c| json(&c.targets.exclude_modules)),
+    ),
+    (
+        "fan_in_fan_out",
+        Refused(False, "the base weight would be stored transposed"),
+    ),
     ("inference_mode", Honoured(|_| json(true))),
-    ("init_lora_weights", Honoured(|c| json(&c.init_lora_weights))),
-    ("kasa_config", Refused(Null, "KaSA adds a diagonal between the factors")),
-    ("layer_replication", Refused(Null, "it repeats layers of the base model")),
-    ("layers_pattern", Honoured(|c| json(&c.targets.layers_pattern))),
-    ("layers_to_transform", Honoured(|c| json(&c.targets.layers_to_transform))),
+    (
+        "init_lora_weights",
+        Honoured(|c| json(&c.init_lora_weights)),
+    ),
+    (
+        "kasa_config",
+        Refused(Null, "KaSA adds a diagonal between the factors"),
+    ),
+    (
+        "layer_replication",
+        Refused(Null, "it repeats layers of the base model"),
+    ),
+    (
+        "layers_pattern",
+        Honoured(|c| json(&c.targets.layers_pattern)),
+    ),
+    (
+        "layers_to_transform",
+        Honoured(|c| json(&c.targets.layers_to_transform)),
+    ),
     ("loftq_config", Inert(Object)),
-    ("lora_alpha", Honoured(|c| json(number("lora_alpha", c.lora_alpha)?))),
-    ("lora_bias", Refused(False, "it adds a bias to the factor B")),
+    (
+        "lora_alpha",
+        Honoured(|c| json(number("lora_alpha", c.lora_alpha)?)),
+    ),
+    (
+        "lora_bias",
+        Refused(False, "it adds a bias to the factor B"),
+    ),
     ("lora_dropout", Honoured(|c| json(c.lora_dropout))),
     ("lora_ga_config", Inert(Null)),
     ("megatron_config", Inert(Null)),
     ("megatron_core", Inert(Text("megatron.core"))),
-    ("modules_to_save", Refused(Null, "it replaces whole modules of the base model")),
-    ("monteclora_config", Refused(Null, "MonteCLoRA samples the factors")),
+    (
+        "modules_to_save",
+        Refused(Null, "it replaces whole modules of the base model"),
+    ),
+    (
+        "monteclora_config",
+        Refused(Null, "MonteCLoRA samples the factors"),
+    ),
     ("peft_type", Honoured(|_| json("LORA"))),
     ("peft_version", Honoured(|c| json(&c.peft_version))),
     ("qalora_group_size", Inert(Integer(16))),
     ("r", Honoured(|c| json(c.r))),
-    ("rank_pattern", Honoured(|c| Ok(Field::Ranks(&c.targets.rank_pattern)))),
+    (
+        "rank_pattern",
+        Honoured(|c| Ok(Field::Ranks(&c.targets.rank_pattern))),
+    ),
     ("revision", Honoured(|c| json(&c.revision))),
-    ("target_modules", Honoured(|c| json(&c.targets.target_modules))),
-    ("target_parameters", Refused(Null, "it adapts parameters that are no linear layer's")),
+    (
+        "target_modules",
+        Honoured(|c| json(&c.targets.target_modules)),
+    ),
+    (
+        "target_parameters",
+        Refused(Null, "it adapts parameters that are no linear layer's"),
+    ),
     ("task_type", Honoured(|c| json(&c.task_type))),
-    ("trainable_token_indices", Refused(Null, "it replaces rows of the embedding")),
-    ("use_bdlora", Refused(Null, "BD-LoRA makes a factor block-diagonal")),
-    ("use_dora", Refused(False, "DoRA rescales the rows of the weight")),
-    ("use_qalora", Refused(False, "QALoRA pools the adapter's input")),
+    (
+        "trainable_token_indices",
+        Refused(Null, "it replaces rows of the embedding"),
+    ),
+    (
+        "use_bdlora",
+        Refused(Null, "BD-LoRA makes a factor block-diagonal"),
+    ),
+    (
+        "use_dora",
+        Refused(False, "DoRA rescales the rows of the weight"),
+    ),
+    (
+        "use_qalora",
+        Refused(False, "QALoRA pools the adapter's input"),
+    ),
     ("use_rslora", Honoured(|c| json(c.use_rslora))),
-    ("velora_config", Refused(Null, "VeLoRA changes the backward pass")),
+    (
+        "velora_config",
+        Refused(Null, "VeLoRA changes the backward pass"),
+    ),
 ];
 
 /// What `key` means, or `None` for a key PEFT 0.21 does not have.
@@ -138,7 +213,11 @@ pub(super) fn to_json(config: &AdapterConfig) -> Result<Vec<u8>> {
             Honoured(write) => write(config)?,
             Refused(default, _) => Field::Json(default.value()),
             Inert(default) => {
-                let mut value = config.inert.get(key).cloned().unwrap_or_else(|| default.value());
+                let mut value = config
+                    .inert
+                    .get(key)
+                    .cloned()
+                    .unwrap_or_else(|| default.value());
                 value.sort_all_objects();
                 Field::Json(value)
             }
@@ -149,7 +228,9 @@ pub(super) fn to_json(config: &AdapterConfig) -> Result<Vec<u8>> {
 }
 
 fn json(value: impl Serialize) -> Result<Field<'static>> {
-    serde_json::to_value(value).map(Field::Json).map_err(PeftError::json)
+    serde_json::to_value(value)
+        .map(Field::Json)
+        .map_err(PeftError::json)
 }
 
 /// An alpha as PEFT writes it: an integer where it is one.

@@ -45,11 +45,16 @@ impl SafetensorsFile {
     /// [`PeftError::Io`], and [`PeftError::Malformed`] for what is no regular file, is larger than `max_bytes`, or is
     /// no whole safetensors file.
     pub fn open(path: &Path, max_bytes: u64) -> Result<Self> {
-        let malformed = |reason: String| PeftError::Malformed { path: path.to_owned(), reason };
+        let malformed = |reason: String| PeftError::Malformed {
+            path: path.to_owned(),
+            reason,
+        };
         let (mut file, size) = open_regular(path, max_bytes)?;
         let mut length = [0; 8];
         if size < 8 {
-            return Err(malformed(format!("{size} bytes are too few for a safetensors file")));
+            return Err(malformed(format!(
+                "{size} bytes are too few for a safetensors file"
+            )));
         }
         file.read_exact(&mut length).map_err(PeftError::io(path))?;
         let length = u64::from_le_bytes(length);
@@ -72,10 +77,20 @@ impl SafetensorsFile {
         let tensors = header.tensors();
         if tensors.len() > MAX_TENSORS {
             let count = tensors.len();
-            return Err(malformed(format!("{count} tensors: at most {MAX_TENSORS} are read")));
+            return Err(malformed(format!(
+                "{count} tensors: at most {MAX_TENSORS} are read"
+            )));
         }
-        let tensors = tensors.into_iter().map(|(name, info)| (name, info.clone())).collect();
-        Ok(Self { path: path.to_owned(), file, start, tensors })
+        let tensors = tensors
+            .into_iter()
+            .map(|(name, info)| (name, info.clone()))
+            .collect();
+        Ok(Self {
+            path: path.to_owned(),
+            file,
+            start,
+            tensors,
+        })
     }
 
     /// The file's path.
@@ -85,7 +100,9 @@ impl SafetensorsFile {
 
     /// The names of the tensors, sorted, each with its shape.
     pub fn shapes(&self) -> impl ExactSizeIterator<Item = (&str, &[usize])> {
-        self.tensors.iter().map(|(name, info)| (name.as_str(), info.shape.as_slice()))
+        self.tensors
+            .iter()
+            .map(|(name, info)| (name.as_str(), info.shape.as_slice()))
     }
 
     /// Reads the tensor `name` in its own element type. Holds one copy of the values.
@@ -95,10 +112,14 @@ impl SafetensorsFile {
     /// [`PeftError::DType`] for what is not F32, BF16 or F16, in [`PeftError::InFile`]; [`PeftError::Malformed`] for a
     /// tensor that the file does not have; [`PeftError::Io`], also when the file shrank since it was opened.
     pub fn read(&mut self, name: &str) -> Result<TensorData> {
-        let malformed = |reason: String| PeftError::Malformed { path: self.path.clone(), reason };
+        let malformed = |reason: String| PeftError::Malformed {
+            path: self.path.clone(),
+            reason,
+        };
         let info = self.tensors.get(name);
         let info = info.ok_or_else(|| malformed(format!("there is no tensor `{name}`")))?;
-        let dtype = elements::from_file(name, info.dtype).map_err(|error| error.in_file(&self.path))?;
+        let dtype =
+            elements::from_file(name, info.dtype).map_err(|error| error.in_file(&self.path))?;
         let (begin, end) = info.data_offsets;
         let mut bytes = vec![0; end - begin];
         self.file

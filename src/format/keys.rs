@@ -130,9 +130,17 @@ impl NameMap {
         check_round_trip(path, &file, &self.rename(&file))
     }
 
+    /// Whether there is no rule.
+    pub fn is_empty(&self) -> bool {
+        self.prefixes.is_empty() && self.segments.is_empty()
+    }
+
     fn rename(&self, path: &str) -> String {
         let mut path: Vec<&str> = path.split('.').collect();
-        let matching = self.prefixes.iter().filter(|rule| starts_with(&path, &rule.file));
+        let matching = self
+            .prefixes
+            .iter()
+            .filter(|rule| starts_with(&path, &rule.file));
         if let Some(rule) = matching.max_by_key(|rule| rule.file.len()) {
             path.splice(..rule.file.len(), rule.model.iter().map(String::as_str));
         }
@@ -147,7 +155,10 @@ impl NameMap {
         for rule in self.segments.iter().rev() {
             path = replace_runs(path, &rule.model, &rule.file);
         }
-        let matching = self.prefixes.iter().filter(|rule| starts_with(&path, &rule.model));
+        let matching = self
+            .prefixes
+            .iter()
+            .filter(|rule| starts_with(&path, &rule.model));
         if let Some(rule) = matching.max_by_key(|rule| rule.model.len()) {
             path.splice(..rule.model.len(), rule.file.iter().map(String::as_str));
         }
@@ -264,7 +275,9 @@ mod tests {
 
     #[test]
     fn segments_are_replaced_wherever_they_stand() {
-        let names = NameMap::new().with_segments("mlp.gate_proj", "gate").with_segments("layers", "blocks");
+        let names = NameMap::new()
+            .with_segments("mlp.gate_proj", "gate")
+            .with_segments("layers", "blocks");
         let (file, model) = ("layers.3.mlp.gate_proj", "blocks.3.gate");
         assert_eq!(names.to_model(file).unwrap(), model);
         assert_eq!(names.to_file(model).unwrap(), file);
@@ -276,10 +289,23 @@ mod tests {
         let names = NameMap::new().with_segments("a", "b");
         assert!(names.to_model("x.a").is_ok());
         let error = names.to_model("x.b").unwrap_err().to_string();
-        assert!(error.contains("`x.b` becomes `x.b`, which becomes `x.a`"), "{error}");
+        assert!(
+            error.contains("`x.b` becomes `x.b`, which becomes `x.a`"),
+            "{error}"
+        );
         // The whole path is stripped.
-        assert!(NameMap::new().with_prefix("model", "").to_model("model").is_err());
-        assert!(NameMap::new().with_segments("model", "").to_model(Q).is_err());
+        assert!(
+            NameMap::new()
+                .with_prefix("model", "")
+                .to_model("model")
+                .is_err()
+        );
+        assert!(
+            NameMap::new()
+                .with_segments("model", "")
+                .to_model(Q)
+                .is_err()
+        );
         // An empty model prefix claims every path on the way back, also one that never had the prefix; a longer one
         // takes it back.
         let names = NameMap::new().with_prefix("model", "");

@@ -7,7 +7,8 @@
 //! * `adapter_model.safetensors`: the factors `A [r, d_in]` and `B [d_out, r]` of each module, under
 //!   `base_model.model.PATH.lora_A.weight` and `.lora_B.weight`.
 //!
-//! [`AdapterFile`] holds both. Everything in a file is hostile until it was checked: errors name the file and the key or
+//! [`PeftModel::save_adapter`](crate::model::PeftModel::save_adapter) writes one and
+//! [`load_adapter`](crate::model::PeftModel::load_adapter) reads one; [`AdapterFile`] is what lies between, on the host. Everything in a file is hostile until it was checked: errors name the file and the key or
 //! tensor, limits are named constants, nothing is allocated before its size was checked, and no string of a file is ever
 //! opened, fetched, imported or run. Module paths are those of the file; a [`NameMap`] maps them to a model's own.
 
@@ -15,19 +16,24 @@ mod adapter;
 mod atomic;
 mod config;
 mod elements;
+mod explicit;
 mod fields;
 mod file;
 mod keys;
-mod model;
+mod load;
 mod read;
 mod report;
+mod save;
 mod write;
 
 pub use adapter::{AdapterFile, LoraTensors, adapter_dir};
-pub use config::{AdapterConfig, CONFIG_FILE, InitLoraWeights, MAX_CONFIG_BYTES, MAX_RANK, PEFT_VERSION};
+pub use config::{
+    AdapterConfig, CONFIG_FILE, InitLoraWeights, MAX_CONFIG_BYTES, MAX_RANK, PEFT_VERSION,
+};
 pub use file::{MAX_HEADER_BYTES, MAX_TENSORS, SafetensorsFile};
-pub use model::{LoadOptions, SaveOptions};
 pub use keys::{Factor, NameMap, PREFIX, parse_key, tensor_key};
+pub use load::LoadOptions;
 pub use read::{MAX_WEIGHTS_BYTES, ReadOptions, WEIGHTS_FILE};
 pub use report::{LoadReport, Mismatch};
+pub use save::SaveOptions;
 pub use write::WriteOptions;

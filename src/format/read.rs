@@ -35,7 +35,11 @@ pub struct ReadOptions {
 
 impl Default for ReadOptions {
     fn default() -> Self {
-        Self { allow_unknown_keys: false, allow_non_finite: false, max_bytes: MAX_WEIGHTS_BYTES }
+        Self {
+            allow_unknown_keys: false,
+            allow_non_finite: false,
+            max_bytes: MAX_WEIGHTS_BYTES,
+        }
     }
 }
 
@@ -47,7 +51,9 @@ pub(super) fn read(dir: &Path, options: &ReadOptions) -> Result<AdapterFile> {
     if !weights.exists() && pickle.exists() {
         return Err(PeftError::Malformed {
             path: pickle,
-            reason: format!("a pickle, which is never read; `save_pretrained` of PEFT writes {WEIGHTS_FILE}"),
+            reason: format!(
+                "a pickle, which is never read; `save_pretrained` of PEFT writes {WEIGHTS_FILE}"
+            ),
         });
     }
     let mut file = SafetensorsFile::open(&weights, options.max_bytes)?;
@@ -120,7 +126,11 @@ pub(super) fn check_shape(
     if shape == expected {
         return Ok(tensor);
     }
-    Err(Mismatch { tensor, expected: expected.to_vec(), found: shape.to_vec() })
+    Err(Mismatch {
+        tensor,
+        expected: expected.to_vec(),
+        found: shape.to_vec(),
+    })
 }
 
 /// Opens a regular file of at most `max_bytes` bytes and returns it with its size.
@@ -133,7 +143,10 @@ pub(super) fn open_regular(path: &Path, max_bytes: u64) -> Result<(File, u64)> {
             size if size > max_bytes => format!("{size} bytes: at most {max_bytes} are read"),
             size => return Ok(size),
         };
-        Err(PeftError::Malformed { path: path.to_owned(), reason })
+        Err(PeftError::Malformed {
+            path: path.to_owned(),
+            reason,
+        })
     };
     check(std::fs::metadata(path).map_err(PeftError::io(path))?)?;
     let file = File::open(path).map_err(PeftError::io(path))?;
@@ -146,6 +159,8 @@ pub(super) fn read_bounded(path: &Path, max_bytes: u64) -> Result<Vec<u8>> {
     let (file, size) = open_regular(path, max_bytes)?;
     let mut bytes = Vec::with_capacity(size as usize);
     // The file may have grown since.
-    file.take(max_bytes).read_to_end(&mut bytes).map_err(PeftError::io(path))?;
+    file.take(max_bytes)
+        .read_to_end(&mut bytes)
+        .map_err(PeftError::io(path))?;
     Ok(bytes)
 }

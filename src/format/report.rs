@@ -35,7 +35,12 @@ impl LoadReport {
     /// Whether nothing is missing, unexpected or mismatched, and something was loaded: an adapter that lands nowhere
     /// would otherwise pass for a good one.
     pub fn is_complete(&self) -> bool {
-        let Self { loaded, missing, unexpected, mismatched } = self;
+        let Self {
+            loaded,
+            missing,
+            unexpected,
+            mismatched,
+        } = self;
         !loaded.is_empty() && missing.is_empty() && unexpected.is_empty() && mismatched.is_empty()
     }
 
@@ -48,7 +53,9 @@ impl LoadReport {
         if self.is_complete() {
             Ok(self)
         } else {
-            Err(PeftError::Incomplete { report: Box::new(self) })
+            Err(PeftError::Incomplete {
+                report: Box::new(self),
+            })
         }
     }
 }
@@ -56,11 +63,29 @@ impl LoadReport {
 impl fmt::Display for LoadReport {
     fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
         write!(f, "{} tensors loaded", self.loaded.len())?;
-        list(f, "missing", &self.missing, |f, name| write!(f, "`{}`", name.escape_debug()))?;
-        list(f, "unexpected", &self.unexpected, |f, name| write!(f, "`{}`", name.escape_debug()))?;
-        list(f, "mismatched", &self.mismatched, |f, Mismatch { tensor, expected, found }| {
-            write!(f, "`{}` (expected shape {expected:?}, found {found:?})", tensor.escape_debug())
-        })
+        list(f, "missing", &self.missing, |f, name| {
+            write!(f, "`{}`", name.escape_debug())
+        })?;
+        list(f, "unexpected", &self.unexpected, |f, name| {
+            write!(f, "`{}`", name.escape_debug())
+        })?;
+        list(
+            f,
+            "mismatched",
+            &self.mismatched,
+            |f,
+             Mismatch {
+                 tensor,
+                 expected,
+                 found,
+             }| {
+                write!(
+                    f,
+                    "`{}` (expected shape {expected:?}, found {found:?})",
+                    tensor.escape_debug()
+                )
+            },
+        )
     }
 }
 
@@ -93,11 +118,30 @@ mod tests {
     #[test]
     fn a_report_is_complete_only_if_something_was_loaded_and_nothing_else_happened() {
         assert!(LoadReport::default().strict().is_err());
-        let good = LoadReport { loaded: vec!["a".into()], ..Default::default() };
+        let good = LoadReport {
+            loaded: vec!["a".into()],
+            ..Default::default()
+        };
         assert_eq!(good.clone().strict().unwrap(), good);
-        assert!(!LoadReport { missing: vec!["b".into()], ..good.clone() }.is_complete());
-        assert!(!LoadReport { unexpected: vec!["b".into()], ..good.clone() }.is_complete());
-        let mismatched = vec![Mismatch { tensor: "b".into(), expected: vec![1], found: vec![2] }];
+        assert!(
+            !LoadReport {
+                missing: vec!["b".into()],
+                ..good.clone()
+            }
+            .is_complete()
+        );
+        assert!(
+            !LoadReport {
+                unexpected: vec!["b".into()],
+                ..good.clone()
+            }
+            .is_complete()
+        );
+        let mismatched = vec![Mismatch {
+            tensor: "b".into(),
+            expected: vec![1],
+            found: vec![2],
+        }];
         assert!(!LoadReport { mismatched, ..good }.is_complete());
     }
 
@@ -107,7 +151,11 @@ mod tests {
             loaded: vec!["a".into()],
             missing: vec!["b".into()],
             unexpected: (0..23).map(|i| format!("c{i:02}")).collect(),
-            mismatched: vec![Mismatch { tensor: "d".into(), expected: vec![4, 2], found: vec![2, 4] }],
+            mismatched: vec![Mismatch {
+                tensor: "d".into(),
+                expected: vec![4, 2],
+                found: vec![2, 4],
+            }],
         };
         let text = report.strict().unwrap_err().to_string();
         for part in [

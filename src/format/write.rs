@@ -23,7 +23,11 @@ pub(super) fn write(adapter: &AdapterFile, dir: &Path, options: &WriteOptions) -
     let config = adapter.config.to_json()?;
     let weights = weights(adapter)?;
     // The configuration comes last: a directory without it is no adapter.
-    atomic::write_files(dir, &[(WEIGHTS_FILE, &weights), (CONFIG_FILE, &config)], options.overwrite)
+    atomic::write_files(
+        dir,
+        &[(WEIGHTS_FILE, &weights), (CONFIG_FILE, &config)],
+        options.overwrite,
+    )
 }
 
 /// The bytes of the file of tensors, in the order of PEFT's own: by element type, then by name.
@@ -38,10 +42,12 @@ fn weights(adapter: &AdapterFile) -> Result<Vec<u8>> {
             if parse_key(&key) != Some((path, factor)) {
                 return Err(bad_path(path, "dotted names, none of them empty"));
             }
-            check_shape(key.clone(), factor, data.shape(), r).map_err(|mismatch| PeftError::Shape {
-                tensor: mismatch.tensor,
-                expected: mismatch.expected,
-                found: mismatch.found,
+            check_shape(key.clone(), factor, data.shape(), r).map_err(|mismatch| {
+                PeftError::Shape {
+                    tensor: mismatch.tensor,
+                    expected: mismatch.expected,
+                    found: mismatch.found,
+                }
             })?;
             check_finite(&key, data)?;
             let stored = Stored::new(&key, data)?;
@@ -57,7 +63,10 @@ fn weights(adapter: &AdapterFile) -> Result<Vec<u8>> {
             }
         }
         if !matcher.matches(path)? {
-            return Err(bad_path(path, "modules that `target_modules` names, or PEFT would not load them"));
+            return Err(bad_path(
+                path,
+                "modules that `target_modules` names, or PEFT would not load them",
+            ));
         }
     }
     if tensors.is_empty() {

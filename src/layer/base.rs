@@ -95,7 +95,11 @@ pub(crate) fn weight_dims(weight: &Param<Tensor<2>>) -> [usize; 2] {
     }
     let probe = Tensor::zeros([1, 2], &weight.lazy_device());
     let loaded = weight.clone().transform_for_load(probe, weight.id);
-    if loaded.base().dims() == [2, 1] { [columns, rows] } else { [rows, columns] }
+    if loaded.base().dims() == [2, 1] {
+        [columns, rows]
+    } else {
+        [rows, columns]
+    }
 }
 
 /// Applies a map on rows `[rows, d_in]` to an input of any rank, `[..., d_in] -> [..., d_out]`.

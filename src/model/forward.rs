@@ -46,7 +46,10 @@ impl PeftForward for Linear {
             return rows(x, d_out, |x| {
                 let (a, b) = (lora.a.val(), lora.b.val());
                 let y = linear(x.clone(), self.weight.base(), bias());
-                let delta = cast(x, a.dtype().into()).matmul(a).mul_scalar(lora.scale).matmul(b);
+                let delta = cast(x, a.dtype().into())
+                    .matmul(a)
+                    .mul_scalar(lora.scale)
+                    .matmul(b);
                 let dtype = y.dtype().into();
                 y + cast(delta, dtype)
             });

@@ -18,8 +18,14 @@ use crate::layer::MergeReport;
 /// Folds the active deltas into dense weights.
 pub(super) fn merge<M: Module>(module: M) -> Result<(M, MergeReport)> {
     let sites = collect(&module);
-    let mut report = MergeReport { max_cast_error: 0.0 };
-    let mut bases = Bases { sites: &sites, path: Vec::new(), report: &mut report };
+    let mut report = MergeReport {
+        max_cast_error: 0.0,
+    };
+    let mut bases = Bases {
+        sites: &sites,
+        path: Vec::new(),
+        report: &mut report,
+    };
     module.visit(&mut bases);
     let module = remove(module, sites, |state| !state.deltas().is_empty())?;
     Ok((module, report))
@@ -37,7 +43,9 @@ fn remove<M: Module>(module: M, sites: Vec<Site>, fold: impl Fn(&PeftWeight) -> 
     let mut aside = HashMap::new();
     let mut packed = HashMap::new();
     for site in sites {
-        let Some(state) = site.state.filter(|state| !fold(state)) else { continue };
+        let Some(state) = site.state.filter(|state| !fold(state)) else {
+            continue;
+        };
         if state.nf4.is_some() {
             let mut state = state.clone();
             state.adapters.clear();

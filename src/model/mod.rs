@@ -3,7 +3,9 @@
 //! [`PeftModel`] wraps any Burn module. What it attaches to a linear weight `W` is a reparameterization of Burn, so that
 //! an unchanged model computes `x·(W + s·A·B) + b` at once; [`PeftForward`] at its call sites makes that
 //! `x·W + s·((x·A)·B) + b`, with `W` packed if it was [quantised](PeftModel::quantize_nf4).
+//! [`AdaptersOnly`] is the same model for trainers, whose checkpoints then leave the base out.
 
+mod adapters_only;
 mod config;
 mod forward;
 mod merge;
@@ -14,6 +16,7 @@ mod target;
 mod traverse;
 mod weight;
 
+pub use adapters_only::AdaptersOnly;
 pub use config::PeftConfig;
 pub use forward::PeftForward;
 pub use peft_model::{DEFAULT_ADAPTER, PeftModel};

@@ -4,7 +4,8 @@ use std::collections::HashMap;
 use std::ops::Deref;
 
 use burn::module::{
-    Content, Devices, Module, ModuleDisplay, ModuleDisplayDefault, ModuleMapper, ModuleVisitor, ParamGroup,
+    Content, Devices, Module, ModuleDisplay, ModuleDisplayDefault, ModuleMapper, ModuleVisitor,
+    ParamGroup,
 };
 use burn::tensor::Device;
 
@@ -52,6 +53,16 @@ pub struct PeftModel<M> {
     head: String,
 }
 
+/// A linear module of a model.
+pub(crate) struct LinearModule {
+    /// Its path.
+    pub path: String,
+    /// `[d_in, d_out]`.
+    pub dims: [usize; 2],
+    /// Where its weight lies.
+    pub device: Device,
+}
+
 impl<M: Module> PeftModel<M> {
     /// Wraps a module and freezes its every parameter; its dropout and other training behaviour stay on.
     pub fn new(module: M) -> Self {
@@ -73,7 +84,9 @@ impl<M: Module> PeftModel<M> {
 
     /// The module with its adapters attached.
     pub fn module(&self) -> &M {
-        self.module.as_ref().expect("only empty inside an operation")
+        self.module
+            .as_ref()
+            .expect("only empty inside an operation")
     }
 
     /// Takes the module with everything attached to it.
@@ -89,7 +102,11 @@ impl<M: Module> PeftModel<M> {
     /// [`PeftError::NotFinite`] with the path of the weight; [`PeftError::AlreadyQuantized`] for one that is packed
     /// already; [`PeftError::ForeignReparameterization`]; and those of the targets. Nothing has changed then (only the
     /// initialiser of a weight not yet initialised can still fail later, by yielding what is not finite).
-    pub fn quantize_nf4(&mut self, targets: &TargetConfig, config: &Nf4Config) -> Result<QuantizeReport> {
+    pub fn quantize_nf4(
+        &mut self,
+        targets: &TargetConfig,
+        config: &Nf4Config,
+    ) -> Result<QuantizeReport> {
         let sites = self.linear_sites();
         let chosen = self.resolve(targets, &sites)?;
         let module = self.module.take().expect("only empty inside an operation");
@@ -118,10 +135,16 @@ impl<M: Module> PeftModel<M> {
             lora.rank = matcher.rank_for(&target.path, lora.rank)?;
             lora.alpha = matcher.alpha_for(&target.path, lora.alpha)?;
             let [d_in, d_out] = site.dims();
-            factors.push((target.path.clone(), lora.init(d_in, d_out, &self.device_of(site))?));
+            factors.push((
+                target.path.clone(),
+                lora.init(d_in, d_out, &self.device_of(site))?,
+            ));
         }
         self.insert_adapter(name, config, factors)?;
-        Ok(AttachReport { targets, model: self.report() })
+        Ok(AttachReport {
+            targets,
+            model: self.report(),
+        })
     }
 
     /// Adds an adapter of given factors, by the path of their module, and makes it the active one.
@@ -150,7 +173,10 @@ impl<M: Module> PeftModel<M> {
                 });
             }
             let mut state = site.state.clone().unwrap_or_else(PeftWeight::new);
-            state.adapters.push(NamedAdapter { name: name.into(), lora });
+            state.adapters.push(NamedAdapter {
+                name: name.into(),
+                lora,
+            });
             if states.insert(site.path.clone(), state).is_some() {
                 return Err(PeftError::AdapterName {
                     name: name.into(),
@@ -230,10 +256,12 @@ impl<M: Module> PeftModel<M> {
     /// [`PeftError::UnknownAdapter`].
     pub fn config(&self, name: &str) -> Result<&PeftConfig> {
         let found = self.adapters.iter().find(|(adapter, _)| adapter == name);
-        found.map(|(_, config)| config).ok_or_else(|| PeftError::UnknownAdapter {
-            name: name.into(),
-            adapters: self.adapters().map(str::to_owned).collect(),
-        })
+        found
+            .map(|(_, config)| config)
+            .ok_or_else(|| PeftError::UnknownAdapter {
+                name: name.into(),
+                adapters: self.adapters().map(str::to_owned).collect(),
+            })
     }
 
     /// The factors of an adapter with the paths of their modules, in the order of the model. Tensors are shared.
@@ -255,8 +283,15 @@ impl<M: Module> PeftModel<M> {
     /// `model.into_record_group(group)`.
     pub fn adapter_params(&self) -> ParamGroup {
         let sites = collect(self.module());
-        let adapters = sites.iter().filter_map(|site| site.state.as_ref()).flat_map(|state| &state.adapters);
-        ParamGroup::from_ids(adapters.flat_map(|adapter| [adapter.lora.a.id, adapter.lora.b.id]).collect())
+        let adapters = sites
+            .iter()
+            .filter_map(|site| site.state.as_ref())
+            .flat_map(|state| &state.adapters);
+        ParamGroup::from_ids(
+            adapters
+                .flat_map(|adapter| [adapter.lora.a.id, adapter.lora.b.id])
+                .collect(),
+        )
     }
 
     /// Merges the active adapter into dense weights and takes the plain module.
@@ -286,10 +321,15 @@ impl<M: Module> PeftModel<M> {
         ModelReport::new(collect(self.module()), self.active.clone(), self.enabled)
     }
 
-    /// `[d_in, d_out]` and the device of every linear module, by path.
-    pub(crate) fn linears(&self) -> HashMap<String, ([usize; 2], Device)> {
-        let sites = self.linear_sites().into_iter();
-        sites.map(|site| (site.module().to_owned(), (site.dims(), self.device_of(&site)))).collect()
+    /// Every linear module, in the model's order.
+    pub(crate) fn linear_modules(&self) -> Vec<LinearModule> {
+        let sites = self.linear_sites();
+        let module = |site: &Site| LinearModule {
+            path: site.module().to_owned(),
+            dims: site.dims(),
+            device: self.device_of(site),
+        };
+        sites.iter().map(module).collect()
     }
 
     fn linear_sites(&self) -> Vec<Site> {
@@ -299,7 +339,9 @@ impl<M: Module> PeftModel<M> {
     }
 
     fn resolve(&self, targets: &TargetConfig, sites: &[Site]) -> Result<TargetReport> {
-        targets.compile(self.head_of(sites))?.resolve(&modules(sites))
+        targets
+            .compile(self.head_of(sites))?
+            .resolve(&modules(sites))
     }
 
     /// Path of the output head.
@@ -321,7 +363,10 @@ impl<M: Module> PeftModel<M> {
             format!("it must have 1 to {MAX_NAME} bytes")
         } else if name == NF4 {
             "it is the name of the packed base".into()
-        } else if let Some(c) = name.chars().find(|c| !(c.is_alphanumeric() || "_-".contains(*c))) {
+        } else if let Some(c) = name
+            .chars()
+            .find(|c| !(c.is_alphanumeric() || "_-".contains(*c)))
+        {
             // A dot separates paths of parameters, a slash those of files.
             format!("it holds {c:?}; only letters, digits, `_` and `-` are allowed")
         } else if self.adapters().any(|adapter| adapter == name) {
@@ -329,7 +374,10 @@ impl<M: Module> PeftModel<M> {
         } else {
             return Ok(());
         };
-        Err(PeftError::AdapterName { name: name.into(), reason })
+        Err(PeftError::AdapterName {
+            name: name.into(),
+            reason,
+        })
     }
 
     fn use_adapter(&mut self, name: Option<&str>) {
@@ -362,9 +410,10 @@ fn modules(sites: &[Site]) -> Vec<String> {
 }
 
 fn find<'a>(sites: &'a [Site], path: &str) -> Result<&'a Site> {
-    sites.iter().find(|site| site.module() == path).ok_or_else(|| PeftError::UnknownModule {
-        path: path.into(),
-    })
+    sites
+        .iter()
+        .find(|site| site.module() == path)
+        .ok_or_else(|| PeftError::UnknownModule { path: path.into() })
 }
 
 /// Burn puts an attached reparameterization back whatever is attached in its place.
@@ -438,7 +487,10 @@ impl<M: Module + ModuleDisplay> ModuleDisplayDefault for PeftModel<M> {
     fn content(&self, content: Content) -> Option<Content> {
         content
             .add("adapters", &self.adapters().collect::<Vec<_>>().join(", "))
-            .add("active", &self.active.clone().unwrap_or_else(|| "none".into()))
+            .add(
+                "active",
+                &self.active.clone().unwrap_or_else(|| "none".into()),
+            )
             .add("module", self.module())
             .optional()
     }

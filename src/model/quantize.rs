@@ -1,7 +1,7 @@
 //! Packing the weights of a whole model, one at a time.
 
 use burn::module::{Module, Param, Reparameterizer};
-use burn::tensor::{Shape, Tensor, TensorData, DType};
+use burn::tensor::{DType, Shape, Tensor, TensorData};
 
 use super::peft_model::refuse_foreign;
 use super::target::TargetReport;
@@ -32,13 +32,20 @@ pub(super) fn quantize<M: Module>(
 ) -> (M, Result<QuantizeReport>) {
     let chosen: Vec<Site> = sites
         .into_iter()
-        .filter(|site| targets.matched.iter().any(|target| target.path == site.module()))
+        .filter(|site| {
+            targets
+                .matched
+                .iter()
+                .any(|target| target.path == site.module())
+        })
         .collect();
     if let Err(error) = check(&module, &chosen) {
         return (module, Err(error));
     }
     let mut packed = Ok((0, 0, 0));
-    let states = chosen.into_iter().map(|site| (site.path, site.state.unwrap_or_else(PeftWeight::new)));
+    let states = chosen
+        .into_iter()
+        .map(|site| (site.path, site.state.unwrap_or_else(PeftWeight::new)));
     let module = module.apply_reparameterization(Packer {
         states: states.collect(),
         config,
@@ -59,10 +66,15 @@ fn check<M: Module>(module: &M, chosen: &[Site]) -> Result<()> {
     for site in chosen {
         refuse_foreign(site)?;
         if site.state.as_ref().is_some_and(|state| state.nf4.is_some()) {
-            return Err(PeftError::AlreadyQuantized { path: site.path.clone() });
+            return Err(PeftError::AlreadyQuantized {
+                path: site.path.clone(),
+            });
         }
         if let Some(dtype) = site.dtype
-            && !matches!(dtype, DType::F32 | DType::F16 | DType::BF16 | DType::F64 | DType::Flex32)
+            && !matches!(
+                dtype,
+                DType::F32 | DType::F16 | DType::BF16 | DType::F64 | DType::Flex32
+            )
         {
             return Err(PeftError::DType {
                 tensor: site.path.clone(),
@@ -71,7 +83,11 @@ fn check<M: Module>(module: &M, chosen: &[Site]) -> Result<()> {
             });
         }
     }
-    let mut finite = Finite { chosen, path: Vec::new(), result: Ok(()) };
+    let mut finite = Finite {
+        chosen,
+        path: Vec::new(),
+        result: Ok(()),
+    };
     module.visit(&mut finite);
     finite.result
 }
@@ -93,7 +109,10 @@ impl burn::module::ModuleVisitor for Finite<'_> {
 
     fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
         let path = self.path.join(".");
-        if self.result.is_ok() && param.is_initialized() && self.chosen.iter().any(|site| site.path == path) {
+        if self.result.is_ok()
+            && param.is_initialized()
+            && self.chosen.iter().any(|site| site.path == path)
+        {
             let base = param.base().without_autodiff();
             let dims = base.dims();
             let weight: Tensor<2> = base.reshape([dims[0], dims[D - 1]]);
@@ -125,7 +144,10 @@ impl Reparameterizer for Packer<'_> {
         let (device, dtype, dims) = (dense.device(), dense.dtype(), dense.dims());
         let bytes = dense.shape().num_elements() * dtype.size();
         let weight: Tensor<2> = dense.clone().reshape([dims[0], dims[D - 1]]);
-        match (Nf4Weight::quantize(path, weight, self.config), &mut *self.packed) {
+        match (
+            Nf4Weight::quantize(path, weight, self.config),
+            &mut *self.packed,
+        ) {
             (Ok(nf4), Ok((weights, dense_bytes, packed_bytes))) => {
                 *weights += 1;
                 *dense_bytes += bytes;

@@ -89,8 +89,13 @@ impl ModelReport {
             if site.trainable {
                 report.trainable_params += stored;
             }
-            let (module, dims) = (site.module().to_owned(), site.state.is_some().then(|| site.dims()));
-            let (Some(state), Some(dims)) = (site.state, dims) else { continue };
+            let (module, dims) = (
+                site.module().to_owned(),
+                site.state.is_some().then(|| site.dims()),
+            );
+            let (Some(state), Some(dims)) = (site.state, dims) else {
+                continue;
+            };
             if let Some(nf4) = &state.nf4 {
                 report.total_params += nf4.num_weights();
                 report.nf4_bytes += nf4.num_bytes();
@@ -107,8 +112,16 @@ impl ModelReport {
             report.weights.push(WeightReport {
                 path: module,
                 dims,
-                base: if state.nf4.is_some() { Base::Nf4 } else { Base::Dense(site.dtype) },
-                adapters: state.adapters.iter().map(|adapter| adapter.name.clone()).collect(),
+                base: if state.nf4.is_some() {
+                    Base::Nf4
+                } else {
+                    Base::Dense(site.dtype)
+                },
+                adapters: state
+                    .adapters
+                    .iter()
+                    .map(|adapter| adapter.name.clone())
+                    .collect(),
                 way: state.way(),
             });
         }
@@ -122,7 +135,10 @@ impl ModelReport {
 
     /// Paths of the modules that a forward pass has composed densely: their call sites lack `forward_peft`.
     pub fn composed(&self) -> impl Iterator<Item = &str> {
-        let composed = self.weights.iter().filter(|weight| weight.way == Way::Composed);
+        let composed = self
+            .weights
+            .iter()
+            .filter(|weight| weight.way == Way::Composed);
         composed.map(|weight| weight.path.as_str())
     }
 }

@@ -5,13 +5,11 @@
 
 use std::collections::HashMap;
 
-use burn::module::{
-    Module, ModuleVisitor, Param, Reparameterization, Reparameterizer,
-};
+use burn::module::{Module, ModuleVisitor, Param, Reparameterization, Reparameterizer};
 use burn::tensor::{DType, Device, Tensor};
 
-use crate::layer::weight_dims;
 use super::weight::{PeftWeight, REPARAMETERIZATION, Transfer};
+use crate::layer::weight_dims;
 
 /// One float parameter of a model and what is attached to it.
 #[derive(Debug)]
@@ -100,7 +98,10 @@ impl ModuleVisitor for Collector {
         }
         let names: Vec<&str> = self.path.iter().map(|(name, _)| name.as_str()).collect();
         let linear = D == 2
-            && self.path.last().is_some_and(|(name, container)| name == "weight" && container == "Struct:Linear");
+            && self
+                .path
+                .last()
+                .is_some_and(|(name, container)| name == "weight" && container == "Struct:Linear");
         self.sites.push(Site {
             path: names.join("."),
             shape: match linear {
@@ -122,7 +123,10 @@ impl ModuleVisitor for Collector {
 /// The same parameter, known to be a matrix.
 fn as_matrix<const D: usize>(param: &Param<Tensor<D>>) -> Param<Tensor<2>> {
     let param: &dyn std::any::Any = param;
-    param.downcast_ref::<Param<Tensor<2>>>().expect("asked for matrices only").clone()
+    param
+        .downcast_ref::<Param<Tensor<2>>>()
+        .expect("asked for matrices only")
+        .clone()
 }
 
 /// Gives the weights at these parameter paths a new state. Paths that `module` does not have are ignored.
@@ -158,4 +162,3 @@ pub(super) fn replace_next(state: &Option<PeftWeight>) {
         None => Transfer::Idle.swap(),
     };
 }
-

@@ -18,6 +18,9 @@ use crate::nf4::Nf4Weight;
 /// Name under which Burn's traversals find the packed base: `weight.peft.nf4.codes`.
 pub(super) const NF4: &str = "nf4";
 
+/// Container that traversals are told of what is attached to a weight: the packed base and each adapter.
+pub(super) const CONTAINER: &str = "PeftWeight";
+
 /// Container that Burn names when it traverses a reparameterization.
 pub(super) const REPARAMETERIZATION: &str = "Reparameterization";
 
@@ -70,7 +73,10 @@ impl PeftWeight {
     }
 
     pub(super) fn adapter(&self, name: &str) -> Option<&Lora> {
-        self.adapters.iter().find(|adapter| adapter.name == name).map(|adapter| &adapter.lora)
+        self.adapters
+            .iter()
+            .find(|adapter| adapter.name == name)
+            .map(|adapter| &adapter.lora)
     }
 
     /// The deltas in use, in order of application.
@@ -83,7 +89,9 @@ impl PeftWeight {
 
     /// Uses the adapter `name`, or none. Only the factors of the one in use require a gradient.
     pub(super) fn activate(&mut self, name: Option<&str>) {
-        self.active = name.filter(|name| self.adapter(name).is_some()).map(str::to_owned);
+        self.active = name
+            .filter(|name| self.adapter(name).is_some())
+            .map(str::to_owned);
         for adapter in std::mem::take(&mut self.adapters) {
             let train = self.active.as_deref() == Some(adapter.name.as_str());
             self.adapters.push(NamedAdapter {
@@ -111,8 +119,19 @@ impl PeftWeight {
         self.way.fetch_max(1, Ordering::Relaxed);
         let deltas = self.deltas();
         match &self.nf4 {
-            Some(weight) => Chain { deltas: &deltas, map: &Nf4Map { weight, bias } }.apply(x),
-            None => Chain { deltas: &deltas, map: &DenseMap { weight: base.base(), bias } }.apply(x),
+            Some(weight) => Chain {
+                deltas: &deltas,
+                map: &Nf4Map { weight, bias },
+            }
+            .apply(x),
+            None => Chain {
+                deltas: &deltas,
+                map: &DenseMap {
+                    weight: base.base(),
+                    bias,
+                },
+            }
+            .apply(x),
         }
     }
 
@@ -125,7 +144,9 @@ impl PeftWeight {
                 _ => cast(base, FloatDType::F32),
             },
         };
-        self.deltas().into_iter().fold(base, |weight, delta| delta.merge(weight))
+        self.deltas()
+            .into_iter()
+            .fold(base, |weight, delta| delta.merge(weight))
     }
 
     /// Dtype of the effective weight.
@@ -137,16 +158,28 @@ impl PeftWeight {
         }
     }
 
-    fn each(self, mut nf4: impl FnMut(Nf4Weight) -> Nf4Weight, mut lora: impl FnMut(&str, Lora) -> Lora) -> Self {
+    fn each(
+        self,
+        mut nf4: impl FnMut(Nf4Weight) -> Nf4Weight,
+        mut lora: impl FnMut(&str, Lora) -> Lora,
+    ) -> Self {
         Self {
             nf4: self.nf4.map(&mut nf4),
             adapters: self
                 .adapters
                 .into_iter()
-                .map(|NamedAdapter { name, lora: factors }| {
-                    let factors = lora(&name, factors);
-                    NamedAdapter { name, lora: factors }
-                })
+                .map(
+                    |NamedAdapter {
+                         name,
+                         lora: factors,
+                     }| {
+                        let factors = lora(&name, factors);
+                        NamedAdapter {
+                            name,
+                            lora: factors,
+                        }
+                    },
+                )
                 .collect(),
             ..self
         }
@@ -163,7 +196,13 @@ impl<M: FrozenMap> FrozenMap for Chain<'_, M> {
     fn apply(&self, x: Tensor<2>) -> Tensor<2> {
         match self.deltas.split_last() {
             None => self.map.apply(x),
-            Some((last, deltas)) => last.forward(x, &Chain { deltas, map: self.map }),
+            Some((last, deltas)) => last.forward(
+                x,
+                &Chain {
+                    deltas,
+                    map: self.map,
+                },
+            ),
         }
     }
 }
@@ -218,14 +257,14 @@ impl Module for PeftWeight {
             }
         });
         if let Some(nf4) = &self.nf4 {
-            visitor.enter_module(NF4, "PeftWeight");
+            visitor.enter_module(NF4, CONTAINER);
             nf4.visit(visitor);
-            visitor.exit_module(NF4, "PeftWeight");
+            visitor.exit_module(NF4, CONTAINER);
         }
         for adapter in &self.adapters {
-            visitor.enter_module(&adapter.name, "PeftWeight");
+            visitor.enter_module(&adapter.name, CONTAINER);
             adapter.lora.visit(visitor);
-            visitor.exit_module(&adapter.name, "PeftWeight");
+            visitor.exit_module(&adapter.name, CONTAINER);
         }
     }
 
@@ -238,28 +277,36 @@ impl Module for PeftWeight {
         self.each(
             |nf4| {
                 let mapper = &mut *mapper.borrow_mut();
-                mapper.enter_module(NF4, "PeftWeight");
+                mapper.enter_module(NF4, CONTAINER);
                 let nf4 = nf4.map(*mapper);
-                mapper.exit_module(NF4, "PeftWeight");
+                mapper.exit_module(NF4, CONTAINER);
                 nf4
             },
             |name, lora| {
                 let mapper = &mut *mapper.borrow_mut();
-                mapper.enter_module(name, "PeftWeight");
+                mapper.enter_module(name, CONTAINER);
                 let lora = lora.map(*mapper);
-                mapper.exit_module(name, "PeftWeight");
+                mapper.exit_module(name, CONTAINER);
                 lora
             },
         )
     }
 
     fn collect_devices(&self, devices: Devices) -> Devices {
-        let devices = self.nf4.iter().fold(devices, |devices, nf4| nf4.collect_devices(devices));
-        self.adapters.iter().fold(devices, |devices, adapter| adapter.lora.collect_devices(devices))
+        let devices = self
+            .nf4
+            .iter()
+            .fold(devices, |devices, nf4| nf4.collect_devices(devices));
+        self.adapters.iter().fold(devices, |devices, adapter| {
+            adapter.lora.collect_devices(devices)
+        })
     }
 
     fn to_device(self, device: &Device) -> Self {
-        self.each(|nf4| nf4.to_device(device), |_, lora| lora.to_device(device))
+        self.each(
+            |nf4| nf4.to_device(device),
+            |_, lora| lora.to_device(device),
+        )
     }
 
     fn fork(self, device: &Device) -> Self {

@@ -12,6 +12,8 @@
 
 // `backend_extension` checks the features of this crate and of Burn in what it generates.
 #![allow(unexpected_cfgs)]
+// Burn deprecates its ndarray backend; it is served for as long as Burn has it.
+#![cfg_attr(feature = "ndarray", allow(deprecated))]
 
 use burn::backend::{
     Autodiff, AutodiffBackend, Backend, Dispatch, DispatchTensorKind, ExtensionType,
@@ -96,7 +98,6 @@ impl Nf4Ops for burn::backend::Flex {
 }
 
 #[cfg(feature = "ndarray")]
-#[allow(deprecated)]
 impl Nf4Ops for burn::backend::NdArray {}
 
 // The alias is the plain or the fusing backend, whichever Burn was built with, so that a user's own `fusion` feature
@@ -110,71 +111,55 @@ impl<B: Nf4Ops, C: CheckpointStrategy> Nf4Ops for Autodiff<B, C> {
     }
 
     fn nf4_matmul(x: FloatTensor<Self>, weight: Nf4Tensors<Self>) -> FloatTensor<Self> {
-        #[derive(Debug)]
-        struct Nf4Matmul;
-
-        impl<B: Nf4Ops> Backward<B, 1> for Nf4Matmul {
-            type State = Nf4Tensors<B>;
-
-            fn backward(
-                self,
-                ops: Ops<Self::State, 1>,
-                grads: &mut Gradients,
-                _checkpointer: &mut Checkpointer,
-            ) {
-                unary::<B, _>(ops.parents, ops.node, grads, |grad| {
-                    B::nf4_matmul_transposed(grad, ops.state)
-                });
-            }
-        }
-
-        let weight = weight.into_inner();
-        match Nf4Matmul
-            .prepare::<C>([x.node()])
-            .compute_bound()
-            .stateful()
-        {
-            OpsKind::Tracked(prep) => {
-                let output = B::nf4_matmul(x.into_primitive(), weight.clone());
-                prep.finish(weight, output)
-            }
-            OpsKind::UnTracked(prep) => prep.finish(B::nf4_matmul(x.into_primitive(), weight)),
-        }
+        Product::<false>::tracked::<B, C>(x, weight)
     }
 
     fn nf4_matmul_transposed(y: FloatTensor<Self>, weight: Nf4Tensors<Self>) -> FloatTensor<Self> {
-        #[derive(Debug)]
-        struct Nf4MatmulTransposed;
+        Product::<true>::tracked::<B, C>(y, weight)
+    }
+}
 
-        impl<B: Nf4Ops> Backward<B, 1> for Nf4MatmulTransposed {
-            type State = Nf4Tensors<B>;
+/// The product `x · Wᵀ`, or `y · W` if transposed; each is the other's backward.
+#[derive(Debug)]
+struct Product<const TRANSPOSED: bool>;
 
-            fn backward(
-                self,
-                ops: Ops<Self::State, 1>,
-                grads: &mut Gradients,
-                _checkpointer: &mut Checkpointer,
-            ) {
-                unary::<B, _>(ops.parents, ops.node, grads, |grad| {
-                    B::nf4_matmul(grad, ops.state)
-                });
-            }
+impl<const TRANSPOSED: bool> Product<TRANSPOSED> {
+    fn forward<B: Nf4Ops>(x: FloatTensor<B>, weight: Nf4Tensors<B>) -> FloatTensor<B> {
+        match TRANSPOSED {
+            false => B::nf4_matmul(x, weight),
+            true => B::nf4_matmul_transposed(x, weight),
         }
+    }
 
+    fn tracked<B: Nf4Ops, C: CheckpointStrategy>(
+        x: FloatTensor<Autodiff<B, C>>,
+        weight: Nf4Tensors<Autodiff<B, C>>,
+    ) -> FloatTensor<Autodiff<B, C>> {
         let weight = weight.into_inner();
-        match Nf4MatmulTransposed
-            .prepare::<C>([y.node()])
-            .compute_bound()
-            .stateful()
-        {
+        match Self.prepare::<C>([x.node()]).compute_bound().stateful() {
             OpsKind::Tracked(prep) => {
-                let output = B::nf4_matmul_transposed(y.into_primitive(), weight.clone());
+                let output = Self::forward::<B>(x.into_primitive(), weight.clone());
                 prep.finish(weight, output)
             }
-            OpsKind::UnTracked(prep) => {
-                prep.finish(B::nf4_matmul_transposed(y.into_primitive(), weight))
-            }
+            OpsKind::UnTracked(prep) => prep.finish(Self::forward::<B>(x.into_primitive(), weight)),
         }
+    }
+}
+
+impl<B: Nf4Ops, const TRANSPOSED: bool> Backward<B, 1> for Product<TRANSPOSED> {
+    /// The packed weight, shared: neither `x` nor a dense weight.
+    type State = Nf4Tensors<B>;
+
+    fn backward(
+        self,
+        ops: Ops<Self::State, 1>,
+        grads: &mut Gradients,
+        _checkpointer: &mut Checkpointer,
+    ) {
+        unary::<B, _>(ops.parents, ops.node, grads, |grad| match TRANSPOSED {
+            false => Product::<true>::forward::<B>(grad, ops.state),
+            true => Product::<false>::forward::<B>(grad, ops.state),
+        });
     }
 }
 

@@ -95,7 +95,7 @@ fn float_from_bits<B: Backend>(bits: IntTensor<B>) -> FloatTensor<B> {
         .map(|e| if e == 0 { 0.0 } else { 8_388_608.0 })
         .collect();
     let power: Vec<f32> = (0..256u32)
-        .map(|e| f32::from_bits(e.max(1).min(254) << 23))
+        .map(|e| f32::from_bits(e.clamp(1, 254) << 23))
         .collect();
     let significand = B::float_add(mantissa, lookup::<B>(&hidden, exponent.clone()));
     let significand = B::float_mul_scalar(significand, (1.0f32 / 8_388_608.0).into());

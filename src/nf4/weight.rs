@@ -16,8 +16,8 @@ use super::words::{
 };
 use crate::{PeftError, Result};
 
-/// Values quantised at a time: what is copied from the device, transposed, before it is packed.
-const STRIP: usize = 1 << 20;
+/// Values quantised at a time: what is copied from the device, transposed, before it is packed. A mebibyte of f32.
+const STRIP: usize = 1 << 18;
 
 /// A frozen weight `[d_out, d_in]` in NF4, packed on a device.
 ///
@@ -84,28 +84,21 @@ impl Nf4Weight {
 
     /// Quantises a weight in the layout of `burn::nn::Linear`, `[d_in, d_out]`, of any float dtype, on its own device.
     ///
-    /// Reads the weight in strips of about a million values, so that no second dense copy ever exists.
+    /// Reads the weight in strips of about a mebibyte, so that no second dense copy ever exists.
     ///
     /// # Errors
     ///
     /// [`PeftError::NotFinite`] with `name` if a value is NaN or infinite; the index counts in the `[d_out, d_in]` layout.
     pub fn quantize(name: &str, weight: Tensor<2>, config: &Nf4Config) -> Result<Self> {
         let device = weight.device();
-        let weight = weight.without_autodiff();
         let [d_in, d_out] = weight.dims();
         let plain = config.with_double_quant(false);
-        // Rows of W whose values fill whole blocks, as many as make a strip.
-        let block = config.block_size.get();
-        let whole = block / gcd(d_in.max(1), block);
-        let rows = (STRIP / (whole * d_in).max(1)).max(1) * whole;
         let mut codes = Vec::with_capacity((d_in * d_out).div_ceil(2));
         let mut absmax = Vec::with_capacity(config.block_size.blocks(d_in * d_out));
-        for first in (0..d_out).step_by(rows) {
-            let last = (first + rows).min(d_out);
-            let strip = weight.clone().slice([0..d_in, first..last]).transpose();
-            let values = f32_values(strip);
-            let strip = Nf4Data::quantize(name, &values, [last - first, d_in], &plain)
-                .map_err(|error| shift_index(error, first * d_in))?;
+        for (first, values) in strips(weight, config.block_size) {
+            let shape = [values.len() / d_in.max(1), d_in];
+            let strip = Nf4Data::quantize(name, &values, shape, &plain)
+                .map_err(|error| shift_index(error, first))?;
             codes.extend_from_slice(strip.codes());
             absmax.extend(strip.absmax());
         }
@@ -119,12 +112,17 @@ impl Nf4Weight {
 
     /// Checks that every value of a weight `[d_in, d_out]` is finite, as [`quantize`](Self::quantize) demands.
     pub(crate) fn check_finite(name: &str, weight: Tensor<2>) -> Result<()> {
-        let finite = weight.clone().is_finite().all().into_scalar::<bool>();
-        match finite {
-            true => Ok(()),
-            // Quantising finds the value and names it.
-            false => Self::quantize(name, weight, &Nf4Config::new()).map(drop),
+        for (first, values) in strips(weight, BlockSize::default()) {
+            if let Some(index) = values.iter().position(|value| !value.is_finite()) {
+                let value = values[index];
+                return Err(PeftError::NotFinite {
+                    tensor: name.into(),
+                    index: first + index,
+                    value,
+                });
+            }
         }
+        Ok(())
     }
 
     /// Reads the packed weight back to the host.
@@ -242,10 +240,23 @@ fn host(words: &Param<Tensor<1, Int>>) -> Vec<i32> {
         .expect("the data was just converted to i32")
 }
 
-fn f32_values(tensor: Tensor<2>) -> Vec<f32> {
-    let data = tensor.into_data().convert_dtype(DType::F32);
-    data.try_into_vec()
-        .expect("the data was just converted to f32")
+/// The values of a weight `[d_in, d_out]` in f32, transposed to row-major `[d_out, d_in]`, in strips of whole rows that
+/// fill whole blocks; each with the flat index of its first value.
+fn strips(weight: Tensor<2>, block_size: BlockSize) -> impl Iterator<Item = (usize, Vec<f32>)> {
+    let weight = weight.without_autodiff();
+    let [d_in, d_out] = weight.dims();
+    let whole = block_size.get() / gcd(d_in.max(1), block_size.get());
+    let rows = (STRIP / (whole * d_in).max(1)).max(1) * whole;
+    (0..d_out).step_by(rows).map(move |first| {
+        let last = (first + rows).min(d_out);
+        let strip = weight.clone().slice([0..d_in, first..last]).transpose();
+        let data = strip.into_data().convert_dtype(DType::F32);
+        (
+            first * d_in,
+            data.try_into_vec()
+                .expect("the data was just converted to f32"),
+        )
+    })
 }
 
 fn shift_index(error: PeftError, by: usize) -> PeftError {

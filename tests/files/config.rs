@@ -44,7 +44,11 @@ fn keys_that_change_the_mathematics_are_refused_by_name() {
         let scratch = Scratch::new();
         let error = scratch.set(key, value.clone()).error();
         match inside(&error, CONFIG_FILE) {
-            PeftError::UnsupportedKey { key: found, value: shown, .. } => {
+            PeftError::UnsupportedKey {
+                key: found,
+                value: shown,
+                ..
+            } => {
                 assert_eq!(found, key);
                 assert_eq!(*shown, value.to_string());
             }
@@ -88,7 +92,9 @@ fn values_without_effect_are_read() {
 fn inert_keys_are_written_as_they_were_read() {
     let scratch = Scratch::new();
     let mapping = json!({"base_model_class": "Net", "parent_library": "os"});
-    scratch.set("auto_mapping", mapping.clone()).set("eva_config", json!({"rho": 2.0, "tau": 0.99}));
+    scratch
+        .set("auto_mapping", mapping.clone())
+        .set("eva_config", json!({"rho": 2.0, "tau": 0.99}));
     let config = read(scratch.path()).unwrap().config;
     let written: Value = serde_json::from_slice(&config.to_json().unwrap()).unwrap();
     assert_eq!(written["auto_mapping"], mapping);
@@ -99,15 +105,24 @@ fn inert_keys_are_written_as_they_were_read() {
 #[test]
 fn unknown_keys_that_say_nothing_are_passed_over_and_reported() {
     let scratch = Scratch::new();
-    scratch.set("z_later", Value::Null).set("a_later", json!({})).set("merge_weights", json!(false));
+    scratch
+        .set("z_later", Value::Null)
+        .set("a_later", json!({}))
+        .set("merge_weights", json!(false));
     scratch.set("runtime_config", json!({"ephemeral_gpu_offload": false}));
     let config = read(scratch.path()).unwrap().config;
-    assert_eq!(config.ignored(), ["a_later", "merge_weights", "runtime_config", "z_later"]);
+    assert_eq!(
+        config.ignored(),
+        ["a_later", "merge_weights", "runtime_config", "z_later"]
+    );
 }
 
 #[test]
 fn unknown_keys_are_read_over_when_asked_but_known_ones_are_refused_all_the_same() {
-    let options = ReadOptions { allow_unknown_keys: true, ..Default::default() };
+    let options = ReadOptions {
+        allow_unknown_keys: true,
+        ..Default::default()
+    };
     let scratch = Scratch::new();
     scratch.set("invented_later", json!(3));
     let read = AdapterFile::read(scratch.path(), &options).unwrap();
@@ -176,7 +191,11 @@ fn texts_that_are_no_configuration_are_errors() {
     }
     let scratch = Scratch::new();
     let nested = format!("{}{}", "[".repeat(100_000), "]".repeat(100_000));
-    scratch.config(&format!(r#"{{"peft_type": "LORA", "auto_mapping": {nested}}}"#)).error();
+    scratch
+        .config(&format!(
+            r#"{{"peft_type": "LORA", "auto_mapping": {nested}}}"#
+        ))
+        .error();
     std::fs::write(scratch.file(CONFIG_FILE), b"{\"peft_type\": \"\xff\"}").unwrap();
     scratch.error();
 }
@@ -184,7 +203,9 @@ fn texts_that_are_no_configuration_are_errors() {
 #[test]
 fn a_configuration_above_the_limit_is_not_parsed() {
     let scratch = Scratch::new();
-    let error = scratch.set("base_model_name_or_path", json!("x".repeat(1 << 20))).error();
+    let error = scratch
+        .set("base_model_name_or_path", json!("x".repeat(1 << 20)))
+        .error();
     assert!(matches!(error, PeftError::Malformed { .. }), "{error}");
 }
 
@@ -194,7 +215,10 @@ fn a_truncated_configuration_is_an_error_at_every_byte() {
     let scratch = Scratch::new();
     let text = std::fs::read(scratch.file(CONFIG_FILE)).unwrap();
     for end in 0..text.len() {
-        assert!(AdapterConfig::from_json(&text[..end], &ReadOptions::default()).is_err(), "{end}");
+        assert!(
+            AdapterConfig::from_json(&text[..end], &ReadOptions::default()).is_err(),
+            "{end}"
+        );
     }
 }
 

@@ -2,7 +2,11 @@
 
 mod config;
 mod golden;
+mod model;
 mod tensors;
+
+#[path = "../../examples/llama/mod.rs"]
+mod llama;
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -37,7 +41,8 @@ fn module(path: &str, r: usize, d_in: usize, d_out: usize) -> LoraTensors {
 /// A small adapter of two modules.
 fn adapter() -> AdapterFile {
     AdapterFile {
-        config: AdapterConfig::new(2, 3.5, TargetConfig::list(["q", "v"])).with_task_type("CAUSAL_LM"),
+        config: AdapterConfig::new(2, 3.5, TargetConfig::list(["q", "v"]))
+            .with_task_type("CAUSAL_LM"),
         tensors: vec![module("layers.0.q", 2, 3, 4), module("layers.0.v", 2, 3, 2)],
     }
 }
@@ -50,7 +55,9 @@ struct Scratch {
 impl Scratch {
     fn new() -> Self {
         let dir = tempfile::tempdir().unwrap();
-        adapter().write(dir.path(), &WriteOptions::default()).unwrap();
+        adapter()
+            .write(dir.path(), &WriteOptions::default())
+            .unwrap();
         Self { dir }
     }
 

@@ -29,22 +29,54 @@ fn error_of(tensors: &[(&str, &[usize])]) -> PeftError {
 fn all_tensors_that_do_not_fit_are_listed() {
     let stray = "base_model.model.layers.0.q.lora_magnitude_vector";
     let other = "base_model.model.layers.0.v.lora_B.weight";
-    let error = error_of(&[(QA, &[3, 2]), (QB, &[4, 2]), (stray, &[4]), (other, &[2, 2])]);
-    let PeftError::Incomplete { report } = inside(&error, WEIGHTS_FILE) else { panic!("{error}") };
+    let error = error_of(&[
+        (QA, &[3, 2]),
+        (QB, &[4, 2]),
+        (stray, &[4]),
+        (other, &[2, 2]),
+    ]);
+    let PeftError::Incomplete { report } = inside(&error, WEIGHTS_FILE) else {
+        panic!("{error}")
+    };
     assert_eq!(report.loaded, [QB, other]);
-    assert_eq!(report.missing, ["base_model.model.layers.0.v.lora_A.weight"]);
+    assert_eq!(
+        report.missing,
+        ["base_model.model.layers.0.v.lora_A.weight"]
+    );
     assert_eq!(report.unexpected, [stray]);
     let (expected, found) = (vec![2, 2], vec![3, 2]);
-    assert_eq!(report.mismatched, [Mismatch { tensor: QA.into(), expected, found }]);
+    assert_eq!(
+        report.mismatched,
+        [Mismatch {
+            tensor: QA.into(),
+            expected,
+            found
+        }]
+    );
 }
 
 #[test]
 fn shapes_that_are_no_factors_are_mismatches() {
-    for shape in [&[][..], &[2], &[2, 3, 1], &[3, 2], &[1, 3], &[2, 0], &[0, 3], &[0, usize::MAX]] {
+    for shape in [
+        &[][..],
+        &[2],
+        &[2, 3, 1],
+        &[3, 2],
+        &[1, 3],
+        &[2, 0],
+        &[0, 3],
+        &[0, usize::MAX],
+    ] {
         let mut header = json!({QB: f32_entry(&[4, 2], 0)});
-        let numel = if shape.contains(&0) { 0 } else { shape.iter().product() };
+        let numel = if shape.contains(&0) {
+            0
+        } else {
+            shape.iter().product()
+        };
         header[QA] = json!({"dtype": "F32", "shape": shape, "data_offsets": [32, 32 + 4 * numel]});
-        let error = Scratch::new().tensors(&header, &vec![0; 32 + 4 * numel]).error();
+        let error = Scratch::new()
+            .tensors(&header, &vec![0; 32 + 4 * numel])
+            .error();
         match inside(&error, WEIGHTS_FILE) {
             PeftError::Incomplete { report } => assert_eq!(report.mismatched[0].found, shape),
             other => panic!("{shape:?}: {other}"),
@@ -55,17 +87,29 @@ fn shapes_that_are_no_factors_are_mismatches() {
 #[test]
 fn a_file_without_tensors_is_no_adapter() {
     let error = error_of(&[]);
-    assert!(matches!(inside(&error, WEIGHTS_FILE), PeftError::Incomplete { .. }), "{error}");
+    assert!(
+        matches!(inside(&error, WEIGHTS_FILE), PeftError::Incomplete { .. }),
+        "{error}"
+    );
 }
 
 #[test]
 fn other_element_types_are_errors_that_name_the_tensor() {
-    for (dtype, size) in [("F64", 8), ("I64", 8), ("I32", 4), ("U8", 1), ("F8_E4M3", 1), ("BOOL", 1)] {
+    for (dtype, size) in [
+        ("F64", 8),
+        ("I64", 8),
+        ("I32", 4),
+        ("U8", 1),
+        ("F8_E4M3", 1),
+        ("BOOL", 1),
+    ] {
         let header = json!({
             QA: {"dtype": dtype, "shape": [2, 3], "data_offsets": [0, 6 * size]},
             QB: f32_entry(&[4, 2], 6 * size),
         });
-        let error = Scratch::new().tensors(&header, &vec![0; 6 * size + 32]).error();
+        let error = Scratch::new()
+            .tensors(&header, &vec![0; 6 * size + 32])
+            .error();
         match inside(&error, WEIGHTS_FILE) {
             PeftError::DType { tensor, .. } => assert_eq!(tensor, QA),
             other => panic!("{dtype}: {other}"),
@@ -104,10 +148,15 @@ fn values_that_are_not_finite_are_errors_unless_allowed() {
         let scratch = Scratch::new();
         let error = scratch.tensors(&header, &data).error();
         match inside(&error, WEIGHTS_FILE) {
-            PeftError::NotFinite { tensor, index, .. } => assert_eq!((tensor.as_str(), *index), (QA, 5)),
+            PeftError::NotFinite { tensor, index, .. } => {
+                assert_eq!((tensor.as_str(), *index), (QA, 5))
+            }
             other => panic!("{dtype}: {other}"),
         }
-        let options = ReadOptions { allow_non_finite: true, ..Default::default() };
+        let options = ReadOptions {
+            allow_non_finite: true,
+            ..Default::default()
+        };
         let adapter = AdapterFile::read(scratch.path(), &options).unwrap();
         assert_eq!(adapter.tensors[0].a.as_bytes(), &data[..6 * size]);
     }
@@ -120,10 +169,16 @@ fn a_truncated_file_is_an_error_at_every_byte() {
     let bytes = fs::read(scratch.file(WEIGHTS_FILE)).unwrap();
     for end in 0..bytes.len() {
         let error = scratch.weights(&bytes[..end]).error();
-        assert!(matches!(error, PeftError::Malformed { .. }), "{end}: {error}");
+        assert!(
+            matches!(error, PeftError::Malformed { .. }),
+            "{end}: {error}"
+        );
     }
     let longer = [&bytes[..], b"\0"].concat();
-    assert!(matches!(scratch.weights(&longer).error(), PeftError::Malformed { .. }));
+    assert!(matches!(
+        scratch.weights(&longer).error(),
+        PeftError::Malformed { .. }
+    ));
     scratch.weights(&bytes);
     read(scratch.path()).unwrap();
 }
@@ -176,7 +231,10 @@ fn garbage_is_an_error() {
 fn a_file_that_is_larger_than_allowed_is_not_read() {
     let scratch = Scratch::new();
     let size = fs::metadata(scratch.file(WEIGHTS_FILE)).unwrap().len();
-    let options = |max_bytes| ReadOptions { max_bytes, ..Default::default() };
+    let options = |max_bytes| ReadOptions {
+        max_bytes,
+        ..Default::default()
+    };
     assert!(AdapterFile::read(scratch.path(), &options(size)).is_ok());
     let error = AdapterFile::read(scratch.path(), &options(size - 1)).unwrap_err();
     assert!(matches!(error, PeftError::Malformed { .. }), "{error}");
@@ -188,10 +246,16 @@ fn missing_files_are_errors_that_name_them() {
         let scratch = Scratch::new();
         fs::remove_file(scratch.file(name)).unwrap();
         let error = scratch.error();
-        assert!(matches!(&error, PeftError::Io { path, .. } if path.ends_with(name)), "{error}");
+        assert!(
+            matches!(&error, PeftError::Io { path, .. } if path.ends_with(name)),
+            "{error}"
+        );
         fs::create_dir(scratch.file(name)).unwrap();
         let error = scratch.error();
-        assert!(matches!(&error, PeftError::Malformed { path, .. } if path.ends_with(name)), "{error}");
+        assert!(
+            matches!(&error, PeftError::Malformed { path, .. } if path.ends_with(name)),
+            "{error}"
+        );
     }
 }
 
@@ -209,7 +273,9 @@ fn a_pickle_is_refused_and_not_opened() {
 fn a_pipe_is_refused_without_waiting() {
     let scratch = Scratch::new();
     fs::remove_file(scratch.file(WEIGHTS_FILE)).unwrap();
-    let made = std::process::Command::new("mkfifo").arg(scratch.file(WEIGHTS_FILE)).status();
+    let made = std::process::Command::new("mkfifo")
+        .arg(scratch.file(WEIGHTS_FILE))
+        .status();
     assert!(made.unwrap().success());
     assert!(matches!(scratch.error(), PeftError::Malformed { .. }));
 }
@@ -222,14 +288,22 @@ fn nothing_is_overwritten_unless_asked() {
     let mut other = adapter();
     other.config.lora_alpha = 99.0;
     other.tensors.pop();
-    let error = other.write(scratch.path(), &WriteOptions::default()).unwrap_err();
+    let error = other
+        .write(scratch.path(), &WriteOptions::default())
+        .unwrap_err();
     assert!(matches!(error, PeftError::Exists { .. }), "{error}");
     assert_eq!(content(), before);
 
-    other.write(scratch.path(), &WriteOptions { overwrite: true }).unwrap();
+    other
+        .write(scratch.path(), &WriteOptions { overwrite: true })
+        .unwrap();
     let found = read(scratch.path()).unwrap();
     assert_eq!((found.config.lora_alpha, found.tensors.len()), (99.0, 1));
-    assert_eq!(fs::read_dir(scratch.path()).unwrap().count(), 2, "scratch files are left");
+    assert_eq!(
+        fs::read_dir(scratch.path()).unwrap().count(),
+        2,
+        "scratch files are left"
+    );
 }
 
 #[test]
@@ -245,20 +319,41 @@ fn tensors_that_could_not_be_read_back_are_not_written() {
         adapter
     };
     for (adapter, expected) in [
-        (replaced(TensorData::ones::<f32, _>([3, 2])), "expected shape [2, 2], found [3, 2]"),
-        (replaced(TensorData::ones::<f32, _>([2])), "expected shape [2, 1], found [2]"),
+        (
+            replaced(TensorData::ones::<f32, _>([3, 2])),
+            "expected shape [2, 2], found [3, 2]",
+        ),
+        (
+            replaced(TensorData::ones::<f32, _>([2])),
+            "expected shape [2, 1], found [2]",
+        ),
         (replaced(TensorData::ones::<f64, _>([2, 3])), "found F64"),
-        (replaced(TensorData::ones::<f32, _>([2, 3]).convert_dtype(DType::BF16)), "expected dtype F32, as for the other factor, found BF16"),
-        (replaced(TensorData::full::<f32, _>([2, 3], f32::NAN)), "is not finite"),
+        (
+            replaced(TensorData::ones::<f32, _>([2, 3]).convert_dtype(DType::BF16)),
+            "expected dtype F32, as for the other factor, found BF16",
+        ),
+        (
+            replaced(TensorData::full::<f32, _>([2, 3], f32::NAN)),
+            "is not finite",
+        ),
         (pathed(""), "``"),
         (pathed("layers..q"), "`layers..q`"),
         (pathed("layers.0.q"), "every module once"),
         (pathed("layers.0.k"), "`layers.0.k`"),
-        (AdapterFile { tensors: Vec::new(), ..super::adapter() }, "at least one module"),
+        (
+            AdapterFile {
+                tensors: Vec::new(),
+                ..super::adapter()
+            },
+            "at least one module",
+        ),
     ] {
         let scratch = tempfile::tempdir().unwrap();
         let dir = scratch.path().join("out");
-        let error = adapter.write(&dir, &WriteOptions::default()).unwrap_err().to_string();
+        let error = adapter
+            .write(&dir, &WriteOptions::default())
+            .unwrap_err()
+            .to_string();
         assert!(error.contains(expected), "{error}: not {expected}");
         assert!(!dir.exists());
     }
@@ -271,19 +366,33 @@ fn files_have_ordinary_modes() {
 
     let scratch = Scratch::new();
     fs::write(scratch.file("ordinary"), "").unwrap();
-    let mode = |name: &str| fs::metadata(scratch.file(name)).unwrap().permissions().mode() & 0o777;
+    let mode = |name: &str| {
+        fs::metadata(scratch.file(name))
+            .unwrap()
+            .permissions()
+            .mode()
+            & 0o777
+    };
     for name in [CONFIG_FILE, WEIGHTS_FILE] {
         assert_eq!(mode(name), mode("ordinary"), "{name}");
     }
-    assert_ne!(mode("ordinary") & 0o044, 0, "the umask of this machine hides what is tested");
+    assert_ne!(
+        mode("ordinary") & 0o044,
+        0,
+        "the umask of this machine hides what is tested"
+    );
 }
 
 #[test]
 fn a_header_is_read_by_names_that_json_escapes() {
     let header = json!({"\u{1b}[31m\"": f32_entry(&[1, 1], 0)});
     let error = Scratch::new().tensors(&header, &[0; 4]).error();
-    let Value::String(name) = json!("\u{1b}[31m\"") else { unreachable!() };
-    let PeftError::Incomplete { report } = inside(&error, WEIGHTS_FILE) else { panic!("{error}") };
+    let Value::String(name) = json!("\u{1b}[31m\"") else {
+        unreachable!()
+    };
+    let PeftError::Incomplete { report } = inside(&error, WEIGHTS_FILE) else {
+        panic!("{error}")
+    };
     assert_eq!(report.unexpected, [name]);
     // What is printed holds no control characters, which a terminal would obey.
     assert!(!error.to_string().contains('\u{1b}'), "{error}");

@@ -24,8 +24,11 @@ struct File<'a>(SafeTensors<'a>, &'a str);
 impl File<'_> {
     fn get<const D: usize>(&self, name: &str, device: &Device) -> Tensor<D> {
         let view = self.0.tensor(&format!("{}.{name}", self.1)).unwrap();
-        let values: Vec<f32> =
-            view.data().chunks(4).map(|b| f32::from_le_bytes(b.try_into().unwrap())).collect();
+        let values: Vec<f32> = view
+            .data()
+            .chunks(4)
+            .map(|b| f32::from_le_bytes(b.try_into().unwrap()))
+            .collect();
         Tensor::from_data(TensorData::new(values, view.shape().to_vec()), device)
     }
 }
@@ -54,7 +57,9 @@ fn check<const D: usize>(name: &str, case: &Case, file: &File) {
         weight: Param::from_tensor(weight.transpose()).set_require_grad(false),
         bias: has_bias.then(|| trainable(Param::from_tensor(file.get("bias", &device)))),
     };
-    let config = LoraConfig::new(case.r).with_alpha(case.lora_alpha).with_rslora(case.use_rslora);
+    let config = LoraConfig::new(case.r)
+        .with_alpha(case.lora_alpha)
+        .with_rslora(case.use_rslora);
     let a: Tensor<2> = file.get("lora_A", &device);
     let b: Tensor<2> = file.get("lora_B", &device);
     let layer = LoraLinear {
@@ -67,19 +72,41 @@ fn check<const D: usize>(name: &str, case: &Case, file: &File) {
 
     // Sums of at most 32 f32 products in another order than torch's, relative to the largest value.
     let close = |what: &str, diff: f32, scale: f32| {
-        assert!(diff <= 4e-6 * scale, "{name}.{what}: {diff:e} against {scale:e}");
+        assert!(
+            diff <= 4e-6 * scale,
+            "{name}.{what}: {diff:e} against {scale:e}"
+        );
     };
     let expected: Tensor<D> = file.get("y", &device);
     close("y", max_diff(&y, &expected), scale(&expected));
     let expected: Tensor<D> = file.get("dx", &device);
-    close("dx", max_diff(&grad(&x, &gradients), &expected), scale(&expected));
+    close(
+        "dx",
+        max_diff(&grad(&x, &gradients), &expected),
+        scale(&expected),
+    );
     let expected: Tensor<2> = file.get::<2>("dlora_A", &device).transpose();
-    close("dA", max_diff(&grad(&layer.delta.a.val(), &gradients), &expected), scale(&expected));
+    close(
+        "dA",
+        max_diff(&grad(&layer.delta.a.val(), &gradients), &expected),
+        scale(&expected),
+    );
     let expected: Tensor<2> = file.get::<2>("dlora_B", &device).transpose();
-    close("dB", max_diff(&grad(&layer.delta.b.val(), &gradients), &expected), scale(&expected));
+    close(
+        "dB",
+        max_diff(&grad(&layer.delta.b.val(), &gradients), &expected),
+        scale(&expected),
+    );
     if let Some(bias) = &layer.base.bias {
         let expected: Tensor<1> = file.get("dbias", &device);
-        close("dbias", max_diff(&grad(&bias.val(), &gradients), &expected), scale(&expected));
+        close(
+            "dbias",
+            max_diff(&grad(&bias.val(), &gradients), &expected),
+            scale(&expected),
+        );
     }
-    assert!(layer.base.weight.val().grad(&gradients).is_none(), "{name}: the base has a gradient");
+    assert!(
+        layer.base.weight.val().grad(&gradients).is_none(),
+        "{name}: the base has a gradient"
+    );
 }

@@ -55,7 +55,10 @@ fn finite_differences_of_a_packed_layer() {
     let base = nf4_linear(&device);
     let delta = lora(&config(), D_IN, D_OUT, &device);
     let x = random([ROWS, D_IN], &device);
-    let layer = Adapted { base: base.clone(), delta: delta.clone() };
+    let layer = Adapted {
+        base: base.clone(),
+        delta: delta.clone(),
+    };
     let (dx, da, db, dbias) = gradients(&layer, &x);
 
     let at = |x: &Tensor<2>, a: &Tensor<2>, b: &Tensor<2>, bias: &Tensor<1>| -> f64 {
@@ -64,7 +67,10 @@ fn finite_differences_of_a_packed_layer() {
         let delta = config().with_factors(a.clone(), b.clone()).unwrap();
         let y = Adapted { base, delta }.forward(x.clone());
         // In f64 over the outputs, so that the difference of two losses keeps its digits.
-        values(&y).iter().map(|&y| 0.5 * f64::from(y) * f64::from(y)).sum()
+        values(&y)
+            .iter()
+            .map(|&y| 0.5 * f64::from(y) * f64::from(y))
+            .sum()
     };
     let (a, b) = (delta.a.val().detach(), delta.b.val().detach());
     let bias = base.bias().unwrap().detach();
@@ -89,7 +95,11 @@ fn finite_differences_of_a_packed_layer() {
             };
             let difference = (shifted(STEP) - shifted(-STEP)) / (2.0 * f64::from(STEP));
             let error = (difference - f64::from(expected[i])).abs();
-            assert!(error <= tolerance, "{what}[{i}]: {difference} against {}", expected[i]);
+            assert!(
+                error <= tolerance,
+                "{what}[{i}]: {difference} against {}",
+                expected[i]
+            );
         }
     }
     check("x", &x, &dx, |x| at(x, &a, &b, &bias));
@@ -107,7 +117,10 @@ fn a_packed_layer_equals_a_dense_one_over_its_dequantised_weight() {
     let x = random([ROWS, D_IN], &device);
     let mut dense = base.dequantize(FloatDType::F32);
     dense.bias = dense.bias.map(trainable);
-    let packed: QLoraLinear = Adapted { base, delta: delta.clone() };
+    let packed: QLoraLinear = Adapted {
+        base,
+        delta: delta.clone(),
+    };
     let dense: LoraLinear = Adapted { base: dense, delta };
 
     // The same f32 products in a sum of another order: 24 terms, relative to the largest value.
@@ -127,10 +140,16 @@ fn checkpointing_gives_the_same_gradients() {
     let checkpointed = Device::default().autodiff().gradient_checkpointing();
     let run = |device: &Device| {
         device.seed(3);
-        let packed = Adapted { base: nf4_linear(device), delta: lora(&config(), D_IN, D_OUT, device) };
+        let packed = Adapted {
+            base: nf4_linear(device),
+            delta: lora(&config(), D_IN, D_OUT, device),
+        };
         let mut base = linear(D_IN, D_OUT, true, LinearLayout::Col, device);
         base.weight = base.weight.set_require_grad(false);
-        let dense = Adapted { base, delta: lora(&config(), D_IN, D_OUT, device) };
+        let dense = Adapted {
+            base,
+            delta: lora(&config(), D_IN, D_OUT, device),
+        };
         let x = random([ROWS, D_IN], device);
         (gradients(&packed, &x), gradients(&dense, &x))
     };
@@ -153,7 +172,10 @@ fn the_transposed_product_is_the_other_ones_backward() {
     let y = random([ROWS, D_OUT], &device).require_grad();
     let upstream = random([ROWS, D_IN], &device);
     let x = weight.matmul_transposed(y.clone());
-    let expected = y.clone().detach().matmul(weight.dequantize(FloatDType::F32));
+    let expected = y
+        .clone()
+        .detach()
+        .matmul(weight.dequantize(FloatDType::F32));
     assert!(max_diff(&x, &expected) <= 4e-6 * scale(&expected));
     let gradients = (x * upstream.clone()).sum().backward();
     let expected = weight.matmul(upstream);

@@ -21,7 +21,10 @@ fn random<const D: usize>(shape: [usize; D], device: &Device) -> Tensor<D> {
 }
 
 fn linear(d_in: usize, d_out: usize, bias: bool, layout: LinearLayout, device: &Device) -> Linear {
-    LinearConfig::new(d_in, d_out).with_bias(bias).with_layout(layout).init(device)
+    LinearConfig::new(d_in, d_out)
+        .with_bias(bias)
+        .with_layout(layout)
+        .init(device)
 }
 
 /// Factors with `B` not zero, which a fresh adapter would hide behind.
@@ -37,12 +40,18 @@ fn values<const D: usize>(tensor: &Tensor<D>) -> Vec<f32> {
 
 fn max_diff<const D: usize>(left: &Tensor<D>, right: &Tensor<D>) -> f32 {
     assert_eq!(left.dims(), right.dims());
-    values(left).iter().zip(values(right)).map(|(l, r)| (l - r).abs()).fold(0.0, f32::max)
+    values(left)
+        .iter()
+        .zip(values(right))
+        .map(|(l, r)| (l - r).abs())
+        .fold(0.0, f32::max)
 }
 
 /// Largest absolute value, at least 1: what a tolerance is relative to.
 fn scale<const D: usize>(tensor: &Tensor<D>) -> f32 {
-    values(tensor).iter().fold(1.0, |max: f32, value| max.max(value.abs()))
+    values(tensor)
+        .iter()
+        .fold(1.0, |max: f32, value| max.max(value.abs()))
 }
 
 fn trainable<const D: usize>(param: Param<Tensor<D>>) -> Param<Tensor<D>> {
@@ -50,7 +59,9 @@ fn trainable<const D: usize>(param: Param<Tensor<D>>) -> Param<Tensor<D>> {
 }
 
 fn grad<const D: usize>(tensor: &Tensor<D>, gradients: &burn::tensor::Gradients) -> Tensor<D> {
-    tensor.grad(gradients).expect("the gradient of a tensor that requires one")
+    tensor
+        .grad(gradients)
+        .expect("the gradient of a tensor that requires one")
 }
 
 fn num_params(module: &impl Module) -> usize {

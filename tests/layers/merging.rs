@@ -14,7 +14,10 @@ fn a_merged_packed_layer_is_dense_and_computes_the_same() {
     device.seed(9);
     let base = linear(48, 40, true, LinearLayout::Row, &device);
     let base = Nf4Linear::from_linear(base, &Nf4Config::new()).unwrap();
-    let layer = Adapted { base, delta: lora(&LoraConfig::new(4).with_alpha(2.0), 48, 40, &device) };
+    let layer = Adapted {
+        base,
+        delta: lora(&LoraConfig::new(4).with_alpha(2.0), 48, 40, &device),
+    };
     let (merged, report) = layer.merge();
     assert_eq!(report.max_cast_error, 0.0, "f32 is cast to itself");
     assert_eq!(merged.weight.val().dims(), [48, 40]);
@@ -35,7 +38,10 @@ fn a_merge_into_bf16_rounds_once_and_says_how_much() {
     let (merged, report) = Adapted { base, delta }.merge();
     assert_eq!(merged.weight.val().dtype(), DType::BF16);
     let rounded = merged.weight.val().cast(FloatDType::F32);
-    assert_eq!(values(&rounded), values(&exact.clone().cast(FloatDType::BF16).cast(FloatDType::F32)));
+    assert_eq!(
+        values(&rounded),
+        values(&exact.clone().cast(FloatDType::BF16).cast(FloatDType::F32))
+    );
     assert_eq!(report.max_cast_error, max_diff(&rounded, &exact));
     assert!(report.max_cast_error > 0.0);
 }
@@ -56,16 +62,32 @@ fn a_small_change_does_not_survive_nf4_and_a_large_one_does() {
             .with_alpha(alpha)
             .with_factors(delta.a.val(), delta.b.val())
             .unwrap();
-        let layer = Adapted { base: base.clone(), delta };
+        let layer = Adapted {
+            base: base.clone(),
+            delta,
+        };
         let (merged, report) = layer.merge_into_nf4(&Nf4Config::new()).unwrap();
-        assert!((low..high).contains(&report.survived), "{ratio}: {report:?}");
+        assert!(
+            (low..high).contains(&report.survived),
+            "{ratio}: {report:?}"
+        );
         assert_eq!(merged.weight.shape(), [256, 256]);
         let exact = layer.delta.delta_weight() + base.dense_weight();
         let error = norm(merged.dense_weight() - exact) / norm(layer.delta.delta_weight());
-        assert!((error - report.relative_error).abs() <= 1e-4 * error, "{error} against {report:?}");
+        assert!(
+            (error - report.relative_error).abs() <= 1e-4 * error,
+            "{error} against {report:?}"
+        );
     }
-    let fresh = Adapted { base: base.clone(), delta: LoraConfig::new(2).init(256, 256, &device).unwrap() };
+    let fresh = Adapted {
+        base: base.clone(),
+        delta: LoraConfig::new(2).init(256, 256, &device).unwrap(),
+    };
     let (same, report) = fresh.merge_into_nf4(&Nf4Config::new()).unwrap();
-    assert_eq!(same.weight.to_data(), base.weight.to_data(), "requantising NF4 is exact");
+    assert_eq!(
+        same.weight.to_data(),
+        base.weight.to_data(),
+        "requantising NF4 is exact"
+    );
     assert_eq!(report.survived, 1.0);
 }

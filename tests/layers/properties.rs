@@ -1,7 +1,7 @@
 //! `y = x·(W + s·A·B) + b` over random shapes, ranks and batches.
 
 use burn::nn::LinearLayout;
-use burn::tensor::{Distribution, DType, FloatDType, Tensor};
+use burn::tensor::{DType, Distribution, FloatDType, Tensor};
 use burn_peft::PeftError;
 use burn_peft::adapter::{LoraConfig, LoraInit};
 use burn_peft::layer::{Adapted, LoraLinear, Nf4Linear, Nf4LinearConfig, QLoraLinear};
@@ -58,7 +58,11 @@ fn a_fresh_adapter_changes_nothing() {
                 assert_eq!(values(&layer.forward(x.clone())), values(&y), "bit-equal");
                 let nf4 = Nf4Linear::from_linear(base.clone(), &Nf4Config::new()).unwrap();
                 let layer = QLoraLinear::from_nf4(nf4.clone(), &config).unwrap();
-                assert_eq!(values(&layer.forward(x.clone())), values(&nf4.forward(x.clone())), "bit-equal");
+                assert_eq!(
+                    values(&layer.forward(x.clone())),
+                    values(&nf4.forward(x.clone())),
+                    "bit-equal"
+                );
             }
         }
     }
@@ -67,8 +71,13 @@ fn a_fresh_adapter_changes_nothing() {
 #[test]
 fn inputs_of_any_rank() {
     let device = device();
-    let base = Nf4LinearConfig::new(12, 8).init(&Nf4Config::new(), &device).unwrap();
-    let layer = Adapted { base, delta: lora(&LoraConfig::new(2), 12, 8, &device) };
+    let base = Nf4LinearConfig::new(12, 8)
+        .init(&Nf4Config::new(), &device)
+        .unwrap();
+    let layer = Adapted {
+        base,
+        delta: lora(&LoraConfig::new(2), 12, 8, &device),
+    };
     let x = random([2, 3, 12], &device);
     let rows = layer.forward(x.clone().reshape([6, 12]));
     assert_eq!(values(&layer.forward(x.clone())), values(&rows));
@@ -77,7 +86,7 @@ fn inputs_of_any_rank() {
     let one = layer.forward(row);
     assert_eq!(one.dims(), [8]);
     // One row is another path through the product, of 12 terms.
-    let first: Tensor<1> = rows.slice([0..1]).reshape([8]);
+    let first: Tensor<1> = rows.narrow(0, 0, 1).reshape([8]);
     assert!(max_diff(&one, &first) <= 4e-6 * scale(&first));
 }
 
@@ -85,8 +94,12 @@ fn inputs_of_any_rank() {
 #[should_panic(expected = "axis 1 expected 12, got 11")]
 fn a_wrong_input_is_a_programmers_mistake() {
     let device = device();
-    let base = Nf4LinearConfig::new(12, 8).init(&Nf4Config::new(), &device).unwrap();
-    QLoraLinear::from_nf4(base, &LoraConfig::new(2)).unwrap().forward(random([1, 11], &device));
+    let base = Nf4LinearConfig::new(12, 8)
+        .init(&Nf4Config::new(), &device)
+        .unwrap();
+    QLoraLinear::from_nf4(base, &LoraConfig::new(2))
+        .unwrap()
+        .forward(random([1, 11], &device));
 }
 
 #[test]
@@ -103,7 +116,10 @@ fn initial_factors_are_those_of_peft() {
     assert!((mean / bound - 0.5).abs() < 0.01, "{mean} of {bound}");
     assert!(values(&kaiming.b.val()).iter().all(|b| *b == 0.0));
 
-    let gaussian = LoraConfig::new(rank).with_init(LoraInit::Gaussian).init(d_in, 30, &device).unwrap();
+    let gaussian = LoraConfig::new(rank)
+        .with_init(LoraInit::Gaussian)
+        .init(d_in, 30, &device)
+        .unwrap();
     let a = values(&gaussian.a.val());
     let deviation = (a.iter().map(|a| a * a).sum::<f32>() / a.len() as f32).sqrt();
     // A standard deviation from 20,000 values has a relative standard error of 0.5 %.
@@ -116,7 +132,14 @@ fn the_scale_is_alpha_over_the_rank_or_its_root() {
     let device = device();
     let config = LoraConfig::new(16).with_alpha(24.0);
     assert_eq!(config.init(8, 8, &device).unwrap().scale(), 1.5);
-    assert_eq!(config.with_rslora(true).init(8, 8, &device).unwrap().scale(), 6.0);
+    assert_eq!(
+        config
+            .with_rslora(true)
+            .init(8, 8, &device)
+            .unwrap()
+            .scale(),
+        6.0
+    );
 }
 
 #[test]
@@ -126,7 +149,10 @@ fn dropout_is_the_adapters_alone_and_trainings_alone() {
     device.seed(6);
     let base = linear(64, 32, true, LinearLayout::Row, &device);
     let config = LoraConfig::new(4).with_dropout(0.5);
-    let layer = Adapted { base: base.clone(), delta: lora(&config, 64, 32, &device) };
+    let layer = Adapted {
+        base: base.clone(),
+        delta: lora(&config, 64, 32, &device),
+    };
     let x = random([200, 64], &device);
     let certain = Adapted {
         base: base.clone(),
@@ -135,20 +161,36 @@ fn dropout_is_the_adapters_alone_and_trainings_alone() {
             .unwrap(),
     };
     let expected = certain.forward(x.clone());
-    assert!(max_diff(&layer.forward(x.clone()), &expected) > 1.0, "training drops");
-    let mean = (0..64).map(|_| layer.forward(x.clone())).reduce(|sum, y| sum + y).unwrap() / 64.0;
+    assert!(
+        max_diff(&layer.forward(x.clone()), &expected) > 1.0,
+        "training drops"
+    );
+    let mean = (0..64)
+        .map(|_| layer.forward(x.clone()))
+        .reduce(|sum, y| sum + y)
+        .unwrap()
+        / 64.0;
     // Kept values are scaled, so that the mean is that without dropout. Each delta has a standard deviation about its own
     // size, 64 draws make an eighth of it, and 6400 values together a tenth of that again in the mean square.
     let delta = values(&(expected.clone() - base.forward(x.clone())));
     let size = delta.iter().map(|d| d * d).sum::<f32>();
-    let error = values(&(mean - expected)).iter().map(|e| e * e).sum::<f32>();
+    let error = values(&(mean - expected))
+        .iter()
+        .map(|e| e * e)
+        .sum::<f32>();
     assert!(error < 0.03 * size, "{error} of {size}");
 
     let valid = layer.valid();
     let plain = x.clone().inner();
-    assert_eq!(values(&valid.forward(plain.clone())), values(&certain.valid().forward(plain)));
+    assert_eq!(
+        values(&valid.forward(plain.clone())),
+        values(&certain.valid().forward(plain))
+    );
     let frozen = layer.clone().freeze();
-    assert_eq!(values(&frozen.forward(x.clone())), values(&certain.forward(x)));
+    assert_eq!(
+        values(&frozen.forward(x.clone())),
+        values(&certain.forward(x))
+    );
 }
 
 #[test]
@@ -165,16 +207,28 @@ fn factors_and_inputs_of_half_precision() {
             .with_factors(exact.a.val().cast(dtype), exact.b.val().cast(dtype))
             .unwrap();
         let x = random([3, 32], &device);
-        let left = Adapted { base: base.clone(), delta: half };
-        let right = Adapted { base: base.clone(), delta: exact };
+        let left = Adapted {
+            base: base.clone(),
+            delta: half,
+        };
+        let right = Adapted {
+            base: base.clone(),
+            delta: exact,
+        };
         let (y, expected) = (left.forward(x.clone()), right.forward(x.clone()));
         assert_eq!(y.dtype(), DType::F32, "the dtype of the base's output");
         // Three roundings of relative 2^-9 (bf16), and sums of terms larger than their result.
-        assert!(max_diff(&y, &expected) <= 0.06 * scale(&expected), "{dtype:?}");
+        assert!(
+            max_diff(&y, &expected) <= 0.06 * scale(&expected),
+            "{dtype:?}"
+        );
     }
     // An input of bf16 over a packed base gives bf16.
     let nf4 = Nf4Linear::from_linear(base, &Nf4Config::new()).unwrap();
-    let layer = Adapted { base: nf4, delta: lora(&LoraConfig::new(4), 32, 16, &device) };
+    let layer = Adapted {
+        base: nf4,
+        delta: lora(&LoraConfig::new(4), 32, 16, &device),
+    };
     let x = Tensor::<2>::random([3, 32], Distribution::Default, &device);
     let y = layer.forward(x.clone().cast(FloatDType::BF16));
     assert_eq!(y.dtype(), DType::BF16);

@@ -26,7 +26,9 @@ fn two_steps_move_both_factors_and_not_the_base() {
     let mut optimizer = AdamWConfig::new().init();
     let mut losses = Vec::new();
     for _ in 0..2 {
-        let loss = (dense.forward(x.clone()) - target.clone()).powi_scalar(2).mean();
+        let loss = (dense.forward(x.clone()) - target.clone())
+            .powi_scalar(2)
+            .mean();
         losses.push(loss.clone().into_scalar::<f32>());
         let gradients = GradientsParams::from_grads(loss.backward(), &dense);
         dense = optimizer.step(1e-2, dense, gradients);
@@ -34,8 +36,14 @@ fn two_steps_move_both_factors_and_not_the_base() {
     assert_ne!(values(&dense.delta.a.val()), values(&start.delta.a.val()));
     assert_ne!(values(&dense.delta.b.val()), values(&start.delta.b.val()));
     assert_eq!(values(&dense.base.weight.val()), weight);
-    assert_eq!(values(&dense.base.bias.as_ref().unwrap().val()), values(&base.bias.unwrap().val()));
-    let last = (dense.forward(x) - target).powi_scalar(2).mean().into_scalar::<f32>();
+    assert_eq!(
+        values(&dense.base.bias.as_ref().unwrap().val()),
+        values(&base.bias.unwrap().val())
+    );
+    let last = (dense.forward(x) - target)
+        .powi_scalar(2)
+        .mean()
+        .into_scalar::<f32>();
     assert!(last < losses[0], "the loss falls: {losses:?}, {last}");
 }
 
@@ -69,19 +77,34 @@ fn packed_bytes_survive_whatever_walks_the_parameters() {
             layer = optimizer.step(1e-2, layer, gradients);
         }
         assert_ne!(values(&layer.delta.a.val()), values(&start.delta.a.val()));
-        assert_eq!(layer.base.weight.to_data(), bytes, "ten steps with weight decay");
+        assert_eq!(
+            layer.base.weight.to_data(),
+            bytes,
+            "ten steps with weight decay"
+        );
 
         let half = layer.clone().map(&mut Cast(FloatDType::BF16));
         assert_eq!(half.delta.a.val().dtype(), DType::BF16);
         assert_eq!(half.base.weight.to_data(), bytes, "a cast to bf16");
 
         let scheme = device.settings().quantization.scheme;
-        let quantized = layer.clone().valid().quantize_weights(&mut Quantizer::new(Calibration::MinMax, scheme));
+        let quantized = layer
+            .clone()
+            .valid()
+            .quantize_weights(&mut Quantizer::new(Calibration::MinMax, scheme));
         assert_eq!(quantized.base.weight.to_data(), bytes, "quantize_weights");
 
         let plain = device.clone().without_autodiff();
-        assert_eq!(layer.clone().to_device(&device).base.weight.to_data(), bytes, "to_device");
-        assert_eq!(layer.clone().fork(&device).base.weight.to_data(), bytes, "fork");
+        assert_eq!(
+            layer.clone().to_device(&device).base.weight.to_data(),
+            bytes,
+            "to_device"
+        );
+        assert_eq!(
+            layer.clone().fork(&device).base.weight.to_data(),
+            bytes,
+            "fork"
+        );
         assert_eq!(layer.valid().base.weight.to_data(), bytes, "valid");
         assert_eq!(layer.valid().train().base.weight.to_data(), bytes, "train");
         assert_eq!(layer.valid().to_device(&plain).base.weight.to_data(), bytes);
@@ -93,7 +116,10 @@ fn packed_bytes_survive_whatever_walks_the_parameters() {
         let record = burn::store::ModuleRecord::from_bytes(record).unwrap();
         let loaded = other.load_record(record);
         assert_eq!(loaded.base.weight.to_data(), bytes, "a record");
-        assert_eq!(values(&loaded.forward(x.clone())), values(&layer.forward(x)));
+        assert_eq!(
+            values(&loaded.forward(x.clone())),
+            values(&layer.forward(x))
+        );
     }
 }
 
@@ -104,12 +130,20 @@ fn only_the_factors_require_a_gradient() {
     let base = linear(16, 8, true, LinearLayout::Row, &device);
     let dense = LoraLinear::from_linear(base.clone(), &config()).unwrap();
     let packed = QLoraLinear::from_linear(base, &Nf4Config::new(), &config()).unwrap();
-    for dense in [dense.clone(), dense.clone().valid().train(), dense.clone().load_record(dense.into_record())] {
+    for dense in [
+        dense.clone(),
+        dense.clone().valid().train(),
+        dense.clone().load_record(dense.into_record()),
+    ] {
         assert!(dense.delta.a.val().is_require_grad() && dense.delta.b.val().is_require_grad());
         assert!(!dense.base.weight.val().is_require_grad());
         assert!(!dense.base.bias.as_ref().unwrap().val().is_require_grad());
     }
-    for packed in [packed.clone(), packed.clone().valid().train(), packed.clone().load_record(packed.into_record())] {
+    for packed in [
+        packed.clone(),
+        packed.clone().valid().train(),
+        packed.clone().load_record(packed.into_record()),
+    ] {
         assert!(packed.delta.a.val().is_require_grad() && packed.delta.b.val().is_require_grad());
         assert!(!packed.base.bias.as_ref().unwrap().val().is_require_grad());
     }
@@ -125,7 +159,13 @@ fn display_and_size() {
     assert_eq!(weight.num_bytes(), 64 * 32 / 2 + 4 * 32);
     assert_eq!(weight.num_bytes() * 8, 64 * 32 * 9 / 2, "4.5 bits a weight");
     let shown = packed.to_string();
-    for part in ["d_input: 64", "d_output: 32", "block_size: 64", "double_quant: false", "bytes: 1152"] {
+    for part in [
+        "d_input: 64",
+        "d_output: 32",
+        "block_size: 64",
+        "double_quant: false",
+        "bytes: 1152",
+    ] {
         assert!(shown.contains(part), "{part} in {shown}");
     }
     // 2^20 weights: 2^19 bytes of codes, 2^14 blocks of one byte each, 64 groups and one offset of four bytes each.

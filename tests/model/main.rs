@@ -28,7 +28,11 @@ const WIDTH: usize = 32;
 
 impl Net {
     fn new(device: &Device) -> Self {
-        let linear = |d_in, d_out, layout| LinearConfig::new(d_in, d_out).with_layout(layout).init(device);
+        let linear = |d_in, d_out, layout| {
+            LinearConfig::new(d_in, d_out)
+                .with_layout(layout)
+                .init(device)
+        };
         Self {
             first: linear(8, WIDTH, LinearLayout::Row),
             blocks: (0..2)
@@ -87,8 +91,14 @@ fn adapted(model: &mut PeftModel<Net>, name: &str, targets: TargetConfig) {
 }
 
 fn with_random_b(lora: &Lora) -> Lora {
-    let b = lora.b.val().detach().random_like(Distribution::Normal(0.0, 0.3));
-    lora.config().with_factors(lora.a.val().detach(), b).unwrap()
+    let b = lora
+        .b
+        .val()
+        .detach()
+        .random_like(Distribution::Normal(0.0, 0.3));
+    lora.config()
+        .with_factors(lora.a.val().detach(), b)
+        .unwrap()
 }
 
 fn values<const D: usize>(tensor: &Tensor<D>) -> Vec<f32> {
@@ -97,7 +107,11 @@ fn values<const D: usize>(tensor: &Tensor<D>) -> Vec<f32> {
 
 fn max_diff<const D: usize>(left: &Tensor<D>, right: &Tensor<D>) -> f32 {
     assert_eq!(left.dims(), right.dims());
-    values(left).iter().zip(values(right)).map(|(l, r)| (l - r).abs()).fold(0.0, f32::max)
+    values(left)
+        .iter()
+        .zip(values(right))
+        .map(|(l, r)| (l - r).abs())
+        .fold(0.0, f32::max)
 }
 
 /// Paths, ids and gradient requirements of all float parameters.
@@ -117,7 +131,8 @@ impl ModuleVisitor for Params {
     }
 
     fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
-        self.found.push((self.path.join("."), param.id, param.val().is_require_grad()));
+        self.found
+            .push((self.path.join("."), param.id, param.val().is_require_grad()));
     }
 }
 

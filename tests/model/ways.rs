@@ -18,14 +18,28 @@ fn both_ways_give_the_same_outputs_and_gradients() {
         let mut model = PeftModel::new(Net::new(&device));
         if pack {
             let nf4 = Nf4Config::new().with_double_quant(true);
-            model.quantize_nf4(&TargetConfig::all_linear(), &nf4).unwrap();
+            model
+                .quantize_nf4(&TargetConfig::all_linear(), &nf4)
+                .unwrap();
         }
         adapted(&mut model, "default", TargetConfig::all_linear());
         let x = input(&device).require_grad();
-        assert!(model.report().weights.iter().all(|weight| weight.way == Way::Unused));
+        assert!(
+            model
+                .report()
+                .weights
+                .iter()
+                .all(|weight| weight.way == Way::Unused)
+        );
 
         let fast = model.forward_peft(x.clone());
-        assert!(model.report().weights.iter().all(|weight| weight.way == Way::Factored));
+        assert!(
+            model
+                .report()
+                .weights
+                .iter()
+                .all(|weight| weight.way == Way::Factored)
+        );
         assert_eq!(model.report().composed().count(), 0);
         let slow = model.forward(x.clone());
         let report = model.report();
@@ -37,14 +51,26 @@ fn both_ways_give_the_same_outputs_and_gradients() {
         let slow = slow.powi_scalar(2).sum().backward();
         let fast = fast.powi_scalar(2).sum().backward();
         let close = |slow: Tensor<2>, fast: Tensor<2>| {
-            let size = values(&slow).iter().fold(1.0, |max: f32, value| max.max(value.abs()));
-            assert!(max_diff(&slow, &fast) <= 1e-4 * size, "{}", max_diff(&slow, &fast));
+            let size = values(&slow)
+                .iter()
+                .fold(1.0, |max: f32, value| max.max(value.abs()));
+            assert!(
+                max_diff(&slow, &fast) <= 1e-4 * size,
+                "{}",
+                max_diff(&slow, &fast)
+            );
             assert!(values(&slow).iter().any(|value| *value != 0.0));
         };
         close(x.grad(&slow).unwrap(), x.grad(&fast).unwrap());
         for (_, lora) in model.factors("default").unwrap() {
-            close(lora.a.val().grad(&slow).unwrap(), lora.a.val().grad(&fast).unwrap());
-            close(lora.b.val().grad(&slow).unwrap(), lora.b.val().grad(&fast).unwrap());
+            close(
+                lora.a.val().grad(&slow).unwrap(),
+                lora.a.val().grad(&fast).unwrap(),
+            );
+            close(
+                lora.b.val().grad(&slow).unwrap(),
+                lora.b.val().grad(&fast).unwrap(),
+            );
         }
     }
 }
@@ -55,14 +81,33 @@ fn burns_attention_and_transformer_are_right_unchanged() {
     let device = device();
     device.seed(12);
     let x = Tensor::<3>::random([2, 5, 16], Distribution::Normal(0.0, 1.0), &device);
-    let attention = MultiHeadAttentionConfig::new(16, 2).with_dropout(0.0).init(&device);
-    check(attention, |attention, x| attention.forward(MhaInput::self_attn(x)).context, &x, 4);
-    let encoder = TransformerEncoderConfig::new(16, 32, 2, 2).with_dropout(0.0).init(&device);
-    check(encoder, |encoder, x| encoder.forward(TransformerEncoderInput::new(x)), &x, 12);
+    let attention = MultiHeadAttentionConfig::new(16, 2)
+        .with_dropout(0.0)
+        .init(&device);
+    check(
+        attention,
+        |attention, x| attention.forward(MhaInput::self_attn(x)).context,
+        &x,
+        4,
+    );
+    let encoder = TransformerEncoderConfig::new(16, 32, 2, 2)
+        .with_dropout(0.0)
+        .init(&device);
+    check(
+        encoder,
+        |encoder, x| encoder.forward(TransformerEncoderInput::new(x)),
+        &x,
+        12,
+    );
 }
 
 /// The adapted module equals the module with merged weights, trains its factors, and disabled equals the base.
-fn check<M: Module>(module: M, forward: impl Fn(&M, Tensor<3>) -> Tensor<3>, x: &Tensor<3>, linears: usize) {
+fn check<M: Module>(
+    module: M,
+    forward: impl Fn(&M, Tensor<3>) -> Tensor<3>,
+    x: &Tensor<3>,
+    linears: usize,
+) {
     let base = forward(&module, x.clone());
     let mut model = PeftModel::new(module);
     let config = PeftConfig::new(LoraConfig::new(2), TargetConfig::all_linear());
@@ -70,7 +115,10 @@ fn check<M: Module>(module: M, forward: impl Fn(&M, Tensor<3>) -> Tensor<3>, x: 
     assert_eq!(report.targets.matched.len(), linears);
     assert_eq!(max_diff(&forward(&model, x.clone()), &base), 0.0);
     let factors = model.factors("fresh").unwrap();
-    let factors = factors.into_iter().map(|(path, lora)| (path, with_random_b(&lora))).collect();
+    let factors = factors
+        .into_iter()
+        .map(|(path, lora)| (path, with_random_b(&lora)))
+        .collect();
     model.insert_adapter("random", &config, factors).unwrap();
     let y = forward(&model, x.clone());
     assert!(max_diff(&y, &base) > 1e-3);
@@ -79,7 +127,10 @@ fn check<M: Module>(module: M, forward: impl Fn(&M, Tensor<3>) -> Tensor<3>, x: 
         assert!(lora.b.val().grad(&gradients).is_some(), "{path}");
     }
     assert_eq!(model.report().composed().count(), linears);
-    assert_eq!(values(&forward(&model.disabled(), x.clone())), values(&base));
+    assert_eq!(
+        values(&forward(&model.disabled(), x.clone())),
+        values(&base)
+    );
     let (merged, _) = model.merge_and_unload().unwrap();
     // The same weights, but for the order of two additions.
     assert!(max_diff(&forward(&merged, x.clone()), &y) <= 1e-5);

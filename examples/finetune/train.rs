@@ -1,0 +1,136 @@
+//! The training loop: AdamW on whatever of the model requires a gradient.
+
+use std::error::Error;
+use std::time::{Duration, Instant};
+
+use burn::grad_clipping::GradientClippingConfig;
+use burn::optim::{AdamWConfig, GradientsParams};
+use burn::tensor::Device;
+use burn_peft::dataset::Example;
+use burn_peft::model::PeftModel;
+use indicatif::{ProgressBar, ProgressStyle};
+use rand::SeedableRng;
+use rand::rngs::StdRng;
+use rand::seq::SliceRandom;
+
+use crate::args::Args;
+use crate::llama::model::LlamaForCausalLm;
+use crate::loss;
+use crate::schedule::learning_rate;
+
+/// How often the held-out loss is looked at, and on how many triples at most.
+const LOOKS: usize = 10;
+const LOOK_AT: usize = 128;
+
+/// Batches whose triples are sorted by length among themselves.
+const POOL: usize = 8;
+
+/// What is one run's own, beside the command line.
+pub struct Run<'a> {
+    /// What is trained on.
+    pub train: &'a [Example],
+    /// What is looked at in between.
+    pub heldout: &'a [Example],
+    /// Highest learning rate.
+    pub lr: f64,
+    /// Seed of the order of the triples.
+    pub seed: u64,
+}
+
+/// The losses by step, and how long it took.
+#[derive(Default)]
+pub struct Curve {
+    /// Of each step's batch.
+    pub train: Vec<(usize, f64)>,
+    /// Of held-out triples, every so often.
+    pub heldout: Vec<(usize, f64)>,
+    /// Time spent on training steps.
+    pub time: Duration,
+    /// Tokens trained on, prompts included and padding not.
+    pub tokens: usize,
+}
+
+/// Trains `model` on `device` for `args.steps` steps.
+pub fn train(
+    mut model: PeftModel<LlamaForCausalLm>,
+    device: &Device,
+    run: &Run,
+    args: &Args,
+) -> Result<(PeftModel<LlamaForCausalLm>, Curve), Box<dyn Error>> {
+    let mut optimizer = AdamWConfig::new()
+        .with_weight_decay(0.0)
+        .with_grad_clipping(Some(GradientClippingConfig::Norm(1.0)))
+        .init();
+    let mut batches = Batches::new(run.train, args.batch, run.seed);
+    let mut curve = Curve::default();
+    let look = &run.heldout[..run.heldout.len().min(LOOK_AT)];
+    let every = (args.steps / LOOKS).max(1);
+    let bar = ProgressBar::new(args.steps as u64).with_style(ProgressStyle::with_template(
+        "{bar:30} step {pos}/{len}  {msg}  {eta} left",
+    )?);
+
+    for step in 1..=args.steps {
+        let started = Instant::now();
+        let batch = batches.next_batch();
+        let loss = loss::loss(&model, &batch, device)?.mean();
+        let lr = learning_rate(run.lr, step, args.steps, args.steps / 20);
+        let gradients = GradientsParams::from_grads(loss.backward(), &model);
+        model = optimizer.step(lr, model, gradients);
+        let loss = loss::scalar(loss)?;
+        curve.time += started.elapsed();
+        curve.tokens += batch
+            .iter()
+            .map(|example| example.tokens().len())
+            .sum::<usize>();
+        curve.train.push((step, loss));
+        if !look.is_empty() && (step == 1 || step % every == 0 || step == args.steps) {
+            curve
+                .heldout
+                .push((step, loss::mean_loss(&model, look, 2 * args.batch)?));
+        }
+        let heldout = curve.heldout.last().map_or(f64::NAN, |(_, loss)| *loss);
+        let speed = curve.tokens as f64 / curve.time.as_secs_f64();
+        bar.set_message(format!(
+            "loss {loss:.3}, held out {heldout:.3}, {speed:.0} tokens/s"
+        ));
+        bar.inc(1);
+    }
+    bar.finish_and_clear();
+    Ok((model, curve))
+}
+
+/// Endless passes over the examples, each in a new order.
+struct Batches<'a> {
+    examples: &'a [Example],
+    size: usize,
+    rng: StdRng,
+    waiting: Vec<Vec<Example>>,
+}
+
+impl<'a> Batches<'a> {
+    fn new(examples: &'a [Example], size: usize, seed: u64) -> Self {
+        Self {
+            examples,
+            size,
+            rng: StdRng::seed_from_u64(seed),
+            waiting: Vec::new(),
+        }
+    }
+
+    /// The next examples, of like length: among a few batches' worth they are sorted, so that there is little padding.
+    fn next_batch(&mut self) -> Vec<Example> {
+        if self.waiting.is_empty() {
+            let mut order: Vec<&Example> = self.examples.iter().collect();
+            order.shuffle(&mut self.rng);
+            for pool in order.chunks_mut(POOL * self.size) {
+                pool.sort_by_key(|example| example.tokens().len());
+                self.waiting.extend(
+                    pool.chunks(self.size)
+                        .map(|batch| batch.iter().copied().cloned().collect()),
+                );
+            }
+            self.waiting.shuffle(&mut self.rng);
+        }
+        self.waiting.pop().expect("there is an example")
+    }
+}
