@@ -9,35 +9,24 @@
 
 #[path = "llama/mod.rs"]
 mod llama;
+#[path = "llama/open.rs"]
+mod open;
 
 use std::error::Error;
 use std::path::{Path, PathBuf};
 
 use burn::tensor::{DType, Device, Int, Tensor, TensorData};
-use burn_peft::format::LoadOptions;
-use burn_peft::model::{DEFAULT_ADAPTER, PeftModel, TargetConfig};
-use burn_peft::nf4::Nf4Config;
-use clap::{Parser, ValueEnum};
+use clap::Parser;
 use safetensors::tensor::TensorView;
 use safetensors::{Dtype, SafeTensors};
 
-use llama::model::LlamaForCausalLm;
+use open::ModelArgs;
 
 /// Writes the logits of a Llama for given tokens.
 #[derive(Parser)]
 struct Args {
-    /// Hugging Face directory of the base model.
-    #[arg(long)]
-    model: PathBuf,
-    /// PEFT directory of an adapter to put on it.
-    #[arg(long)]
-    adapter: Option<PathBuf>,
-    /// How the base's linear layers are held.
-    #[arg(long, value_enum, default_value_t = Quantize::None)]
-    quantize: Quantize,
-    /// Merge the adapter into dense weights first.
-    #[arg(long, requires = "adapter")]
-    merge: bool,
+    #[command(flatten)]
+    model: ModelArgs,
     /// File with `input_ids`.
     #[arg(long)]
     tokens: PathBuf,
@@ -46,43 +35,10 @@ struct Args {
     out: PathBuf,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-enum Quantize {
-    /// Dense, in the device's float type.
-    None,
-    /// NF4 in blocks of 64, f32 scales.
-    Nf4,
-    /// NF4 in blocks of 64, scales quantised again.
-    Nf4Double,
-}
-
-impl Quantize {
-    /// Whether the scales are quantised again; none if nothing is.
-    fn double_quant(self) -> Option<bool> {
-        match self {
-            Self::None => None,
-            Self::Nf4 => Some(false),
-            Self::Nf4Double => Some(true),
-        }
-    }
-}
-
 fn main() -> Result<(), Box<dyn Error>> {
     let args = Args::parse();
     let device = Device::default();
-    let (config, model) = LlamaForCausalLm::from_pretrained(&args.model, &device)?;
-    let mut model = PeftModel::new(model);
-    if let Some(double_quant) = args.quantize.double_quant() {
-        let nf4 = Nf4Config::new().with_double_quant(double_quant);
-        model.quantize_nf4(&TargetConfig::all_linear(), &nf4)?;
-    }
-    if let Some(adapter) = &args.adapter {
-        model.load_adapter(DEFAULT_ADAPTER, adapter, &LoadOptions::default())?;
-    }
-    let model = match args.merge {
-        true => model.merge_and_unload()?.0,
-        false => model.into_module(),
-    };
+    let (config, model) = args.model.open(&device)?;
     let tokens = read_tokens(&args.tokens, config.vocab_size)?;
     let logits = model.forward(Tensor::<2, Int>::from_data(tokens, &device));
     write_logits(&args.out, logits)

@@ -8,6 +8,7 @@ most likely next token differs anywhere.
 """
 
 import argparse
+import json
 import pathlib
 import subprocess
 import tempfile
@@ -26,13 +27,19 @@ TEXTS = [
 ]
 
 
-def logits_of_example(model: pathlib.Path, tokens: torch.Tensor) -> torch.Tensor:
+def build() -> str:
+    """Builds the example and returns its executable."""
+    command = ["cargo", "build", "--release", "--example", "logits", "--message-format", "json"]
+    lines = subprocess.run(command, check=True, cwd=ROOT, stdout=subprocess.PIPE, text=True).stdout.splitlines()
+    artefacts = (json.loads(line) for line in lines)
+    return next(a["executable"] for a in artefacts if a.get("executable") and a["target"]["name"] == "logits")
+
+
+def logits_of_example(example: str, model: pathlib.Path, tokens: torch.Tensor) -> torch.Tensor:
     with tempfile.TemporaryDirectory() as scratch:
         source, target = f"{scratch}/in.safetensors", f"{scratch}/out.safetensors"
         save_file({"input_ids": tokens}, source)
-        command = ["cargo", "run", "--quiet", "--release", "--example", "logits", "--"]
-        arguments = ["--model", str(model.resolve()), "--tokens", source, "--out", target]
-        subprocess.run(command + arguments, check=True, cwd=ROOT)
+        subprocess.run([example, "--model", str(model), "--tokens", source, "--out", target], check=True)
         return load_file(target)["logits"]
 
 
@@ -42,8 +49,10 @@ def main() -> None:
     # SmolLM2's logits reach about 40. 30 layers of sums of up to 1536 terms in another order leave 1e-5 of that.
     parser.add_argument("--tolerance", type=float, default=5e-4)
     parser.add_argument("--text", action="append")
+    parser.add_argument("--example", help="the built example, in place of building it")
     args = parser.parse_args()
 
+    example = args.example or build()
     model = AutoModelForCausalLM.from_pretrained(args.model, dtype=torch.float32).eval()
     tokenizer = AutoTokenizer.from_pretrained(args.model)
     worst = 0.0
@@ -51,7 +60,7 @@ def main() -> None:
         tokens = tokenizer(text, return_tensors="pt").input_ids
         with torch.no_grad():
             expected = model(tokens).logits
-        found = logits_of_example(args.model, tokens)
+        found = logits_of_example(example, args.model, tokens)
         assert found.shape == expected.shape, (found.shape, expected.shape)
         difference = (found - expected).abs().max().item()
         assert torch.equal(found.argmax(-1), expected.argmax(-1)), f"another token is the most likely: {text!r}"

@@ -171,6 +171,27 @@ fn a_token_does_not_see_later_ones() {
 }
 
 #[test]
+fn a_layout_says_where_tokens_stand_and_what_they_see() {
+    let device = Device::default();
+    // Two new tokens after one cached: the first row has no padding, the second two tokens of it.
+    let layout = Layout::left_padded(&[0, 2], 2, 1, &device);
+    let positions: Vec<i64> = layout.positions.into_data().iter().collect();
+    assert_eq!(positions, [1, 2, 0, 0]);
+    let hidden = layout.hidden.unwrap();
+    assert_eq!(hidden.dims(), [2, 1, 2, 3]);
+    let hidden: Vec<bool> = hidden.into_data().iter().collect();
+    let expected = [
+        [false, false, true],
+        [false, false, false],
+        [true, true, true],
+        [true, true, false],
+    ];
+    assert_eq!(hidden, expected.concat());
+    // A single new token of a row without padding sees everything.
+    assert!(Layout::causal(1, 5, &device).hidden.is_none());
+}
+
+#[test]
 fn left_padding_changes_no_logit() {
     for name in MODELS {
         let (_, model) = load(name);

@@ -141,9 +141,11 @@ impl Attention {
         };
         let total = k.dims()[2];
 
-        // The query heads of a group stand below each other, so that keys and values are not repeated.
-        let q = q.reshape([batch, self.kv_heads, group * seq, self.head_dim]);
-        let scores = q.matmul(k.swap_dims(2, 3)) / (self.head_dim as f64).sqrt();
+        // The query heads of a group stand below each other, so that keys and values are not repeated. Scaling the
+        // queries scales the scores, which are many more.
+        let q = q.reshape([batch, self.kv_heads, group * seq, self.head_dim])
+            / (self.head_dim as f64).sqrt();
+        let scores = q.matmul(k.swap_dims(2, 3));
         let mut scores = scores.reshape([batch, self.heads, seq, total]);
         if let Some(hidden) = hidden {
             // Finite, so that a padding query, which sees no key at all, gives an unused mean instead of NaN.

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::path::Path;
 
 use burn::module::{Module, ModuleMapper, Param};
-use burn::tensor::{DType, Device, Shape, Tensor};
+use burn::tensor::{DType, Device, Shape, Tensor, TensorData};
 
 use super::checkpoint::{self, Checkpoint};
 use super::config::LlamaConfig;
@@ -97,15 +97,10 @@ impl Loader {
             let data = stored
                 .read(dtype)
                 .unwrap_or_else(|error| panic!("tensor `{name}`: {error}"));
+            let data = if transposed { transpose(data) } else { data };
             device.memory_persistent_allocations(data, |data| {
                 let float: DType = device.settings().float_dtype.into();
-                let tensor = Tensor::from_data(data, (device, float));
-                let tensor = if transposed {
-                    tensor.transpose()
-                } else {
-                    tensor
-                };
-                tensor.set_require_grad(require_grad)
+                Tensor::from_data(data, (device, float)).set_require_grad(require_grad)
             })
         };
         Ok(Some(Param::uninitialized(
@@ -116,6 +111,26 @@ impl Loader {
             shape,
         )))
     }
+}
+
+/// The matrix `[d_out, d_in]` as `[d_in, d_out]` in f32.
+///
+/// Burn copies a transposed view anew at every product with a single row.
+fn transpose(data: TensorData) -> TensorData {
+    // Small enough that what is read and what is written both stay in the cache.
+    const TILE: usize = 32;
+    let [rows, columns] = data.shape().dims();
+    let values: Vec<f32> = data.iter().collect();
+    drop(data);
+    let mut transposed = vec![0.0; values.len()];
+    for first in (0..columns).step_by(TILE) {
+        for (row, values) in values.chunks_exact(columns).enumerate() {
+            for column in first..columns.min(first + TILE) {
+                transposed[column * rows + row] = values[column];
+            }
+        }
+    }
+    TensorData::new(transposed, [columns, rows])
 }
 
 impl ModuleMapper for Loader {

@@ -4,7 +4,6 @@ use burn::module::Module;
 use burn::nn::{
     Embedding, EmbeddingConfig, Initializer, Linear, LinearConfig, RmsNorm, RmsNormConfig,
 };
-use burn::tensor::module::linear;
 use burn::tensor::{Device, Int, Tensor};
 use burn_peft::model::PeftForward;
 
@@ -110,11 +109,16 @@ impl LlamaForCausalLm {
     pub fn head(&self, hidden: Tensor<3>) -> Tensor<3> {
         match &self.lm_head {
             Some(head) => head.forward_peft(hidden),
-            None => linear(
-                hidden,
-                self.model.embed_tokens.weight.val().transpose(),
-                None,
-            ),
+            None => {
+                // As matrices: with a batch dimension, Burn would copy the transposed embedding for a single row.
+                let [batch, seq, width] = hidden.dims();
+                let head = self.model.embed_tokens.weight.val().transpose();
+                hidden.reshape([batch * seq, width]).matmul(head).reshape([
+                    batch as i32,
+                    seq as i32,
+                    -1,
+                ])
+            }
         }
     }
 }

@@ -118,12 +118,7 @@ fn main() -> Result<(), Box<dyn Error + Send + Sync>> {
             let loss = loss::mean_loss(&model, &heldout, args.batch)?;
             // Asked for inside `suspend`, the bar would wait for itself.
             let seconds = bar.elapsed().as_secs_f64();
-            bar.suspend(|| {
-                println!(
-                    "step {step}: held-out loss {loss:.4}, {:.0} s",
-                    seconds
-                )
-            });
+            bar.suspend(|| println!("step {step}: held-out loss {loss:.4}, {:.0} s", seconds));
         }
     }
     bar.finish();
