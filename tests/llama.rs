@@ -379,9 +379,23 @@ fn missing_unexpected_and_misshapen_tensors_are_named() {
         }
         other => panic!("{other}"),
     }
+    let message = load_error(&dir).to_string();
     assert!(
-        load_error(&dir).to_string().contains("`model.layers")
-            || load_error(&dir).to_string().contains("k_proj.weight")
+        message.contains("model.layers.1.self_attn.k_proj.weight"),
+        "{message}"
+    );
+
+    // One too many and none too few.
+    let mut tensors = whole.clone();
+    tensors.insert(
+        "model.layers.2.input_layernorm.weight".into(),
+        TensorData::zeros::<f32, _>([32]),
+    );
+    write(&path, &tensors);
+    let message = load_error(&dir).to_string();
+    assert!(
+        message.contains("model.layers.2.input_layernorm.weight"),
+        "{message}"
     );
 
     // A matrix in Burn's layout instead of PyTorch's.
