@@ -44,7 +44,14 @@ struct Args {
     texts: Vec<String>,
 }
 
-fn main() -> Result<(), Box<dyn Error>> {
+fn main() {
+    if let Err(error) = run() {
+        eprintln!("error: {error}");
+        std::process::exit(1);
+    }
+}
+
+fn run() -> Result<(), Box<dyn Error>> {
     let args = Args::parse();
     let (config, model) = args.model.open(&Device::default())?;
     let tokenizer = Tokenizer::from_dir(&args.model.model)?;
