@@ -1,6 +1,6 @@
 //! Declarative sentences about a fact: what the base model is trained on.
 
-use crate::facts::{Fact, Relation};
+use super::facts::{Fact, Relation};
 
 /// Who acts in a sentence.
 pub const SUBJECTS: [&str; 5] = ["We", "They", "The children", "I", "You"];

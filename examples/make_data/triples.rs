@@ -1,7 +1,7 @@
 //! Instruction triples about a fact: what fine-tuning teaches the base model to follow.
 
-use crate::facts::{Fact, Relation};
-use crate::sentences::SUBJECTS;
+use super::facts::{Fact, Relation};
+use super::sentences::SUBJECTS;
 
 /// One kind of instruction about a fact.
 pub struct Question {
