@@ -88,9 +88,13 @@ pub fn train(
                 .heldout
                 .push((step, loss::mean_loss(&model, look, 2 * args.batch)?));
         }
-        let heldout = curve.heldout.last().map_or(f64::NAN, |(_, loss)| *loss);
+        let heldout = curve
+            .heldout
+            .last()
+            .map(|(_, loss)| format!(", held out {loss:.3}"))
+            .unwrap_or_default();
         let speed = curve.tokens as f64 / curve.time.as_secs_f64();
-        let message = format!("loss {loss:.3}, held out {heldout:.3}, {speed:.0} tokens/s");
+        let message = format!("loss {loss:.3}{heldout}, {speed:.0} tokens/s");
         if bar.is_hidden() && step % every == 0 {
             // No terminal, no bar.
             println!("step {step}/{}: {message}", args.steps);
