@@ -32,7 +32,6 @@ pub fn compare(
         let (mut scores, mut seconds, mut trained) = (Vec::new(), Vec::new(), 0);
         for &seed in &seeds {
             let model = trainable(args, method, seed, device)?;
-            trained = model.report().trainable_params;
             let lr = if method == Method::Full {
                 args.full_lr
             } else {
@@ -45,6 +44,8 @@ pub fn compare(
                 seed,
             };
             let (model, curve) = train(model, device, &run, args)?;
+            // Counted now, as weights are read at their first use.
+            trained = model.report().trainable_params;
             scores.push(evaluate(&model, data, prompter, args)?);
             seconds.push(curve.time.as_secs_f64());
             println!(
