@@ -36,7 +36,7 @@ use llama::tokenizer::Tokenizer;
 #[derive(Parser)]
 struct Args {
     /// Steps of the optimiser.
-    #[arg(long, default_value_t = 2000)]
+    #[arg(long, default_value_t = 2400)]
     steps: usize,
     /// Windows of text in a step.
     #[arg(long, default_value_t = 16)]
