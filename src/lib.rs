@@ -3,6 +3,7 @@
 #![doc = concat!("[picture]: ", env!("CARGO_PKG_REPOSITORY"), "/raw/HEAD/docs/images/finetune.png")]
 #![doc = concat!("[design]: ", env!("CARGO_PKG_REPOSITORY"), "/blob/HEAD/docs/design.md")]
 #![doc = concat!("[gpu]: ", env!("CARGO_PKG_REPOSITORY"), "/blob/HEAD/docs/gpu.md")]
+#![doc = concat!("[finetune]: ", env!("CARGO_PKG_REPOSITORY"), "/blob/HEAD/docs/finetune.md")]
 #![doc = concat!("[changelog]: ", env!("CARGO_PKG_REPOSITORY"), "/blob/HEAD/CHANGELOG.md")]
 #![doc = concat!("[security]: ", env!("CARGO_PKG_REPOSITORY"), "/blob/HEAD/SECURITY.md")]
 #![doc = concat!("[mit]: ", env!("CARGO_PKG_REPOSITORY"), "/blob/HEAD/LICENSE-MIT")]
