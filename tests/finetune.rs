@@ -48,6 +48,7 @@ fn no_held_out_question_is_trained_on_in_any_wording() {
 
 #[test]
 fn the_task_is_no_string_copy() {
+    // A few cannot be helped: the country of Mexico City is Mexico. At most 2 %.
     let heldout = triples("heldout.jsonl");
     let copies = heldout
         .iter()
