@@ -138,20 +138,25 @@ fn a_packed_layer_equals_a_dense_one_over_its_dequantised_weight() {
 fn checkpointing_gives_the_same_gradients() {
     let plain = device();
     let checkpointed = Device::default().autodiff().gradient_checkpointing();
+    // Drawn once: the generator is shared with other tests, so that a seed does not give the same numbers twice.
+    let draw = |shape| random(shape, &plain).into_data();
+    let (weight, a, b) = (draw([D_IN, D_OUT]), draw([D_IN, 3]), draw([3, D_OUT]));
+    let (bias, x) = (draw([1, D_OUT]), draw([ROWS, D_IN]));
     let run = |device: &Device| {
-        device.seed(3);
+        let on = |data: &burn::tensor::TensorData| Tensor::<2>::from_data(data.clone(), device);
+        let base = burn::nn::Linear {
+            weight: Param::from_tensor(on(&weight)).set_require_grad(false),
+            bias: Some(Param::from_tensor(on(&bias).squeeze_dim::<1>(0))),
+        };
+        let delta = config().with_factors(on(&a), on(&b)).unwrap();
+        let mut nf4 = Nf4Linear::from_linear(base.clone(), &nf4()).unwrap();
+        nf4.bias = nf4.bias.map(trainable);
         let packed = Adapted {
-            base: nf4_linear(device),
-            delta: lora(&config(), D_IN, D_OUT, device),
+            base: nf4,
+            delta: delta.clone(),
         };
-        let mut base = linear(D_IN, D_OUT, true, LinearLayout::Col, device);
-        base.weight = base.weight.set_require_grad(false);
-        let dense = Adapted {
-            base,
-            delta: lora(&config(), D_IN, D_OUT, device),
-        };
-        let x = random([ROWS, D_IN], device);
-        (gradients(&packed, &x), gradients(&dense, &x))
+        let dense = Adapted { base, delta };
+        (gradients(&packed, &on(&x)), gradients(&dense, &on(&x)))
     };
     let (left, right) = (run(&plain), run(&checkpointed));
     for (left, right) in [(left.0, right.0), (left.1, right.1)] {
