@@ -11,7 +11,6 @@
 
 pub mod blocks;
 pub mod codebook;
-#[cfg(feature = "flex")]
 mod cpu;
 mod data;
 pub mod double;

@@ -27,6 +27,8 @@ use burn::backend::{
 };
 use burn::tensor::{FloatDType, Int, Tensor};
 
+#[cfg(feature = "flex")]
+use super::cpu::flex;
 use super::portable;
 
 /// The tensors of one packed weight on a backend; see [`Nf4Weight`](super::Nf4Weight) for what they hold.
@@ -90,12 +92,24 @@ pub trait Nf4Ops: Backend {
     }
 }
 
-#[cfg(feature = "flex")]
+// Words are read as bytes by the kernels; elsewhere the composed operations serve.
+#[cfg(all(feature = "flex", target_endian = "little"))]
 impl Nf4Ops for burn::backend::Flex {
     fn nf4_dequantize(weight: Nf4Tensors<Self>, dtype: FloatDType) -> FloatTensor<Self> {
-        super::cpu::dequantize(weight, dtype)
+        flex::dequantize(weight, dtype)
+    }
+
+    fn nf4_matmul(x: FloatTensor<Self>, weight: Nf4Tensors<Self>) -> FloatTensor<Self> {
+        flex::matmul(x, weight)
+    }
+
+    fn nf4_matmul_transposed(y: FloatTensor<Self>, weight: Nf4Tensors<Self>) -> FloatTensor<Self> {
+        flex::matmul_transposed(y, weight)
     }
 }
+
+#[cfg(all(feature = "flex", target_endian = "big"))]
+impl Nf4Ops for burn::backend::Flex {}
 
 #[cfg(feature = "ndarray")]
 impl Nf4Ops for burn::backend::NdArray {}

@@ -1,0 +1,155 @@
+//! A packed weight as the kernels read it, and its values in f32, any run of them.
+//!
+//! Value `i` of the row-major `[d_out, d_in]` is `codebook[code(i)] · scale(i / block_size)`, rounded once: bit for bit
+//! what [`dequantize_blocks`](crate::nf4::blocks::dequantize_blocks) gives, since a block's sixteen products are formed
+//! first and looked up by code.
+
+use std::ops::Range;
+
+use super::simd::Simd;
+use crate::nf4::codebook::CODEBOOK;
+use crate::nf4::double::{DYNAMIC_MAP, NESTED_BLOCK_SIZE};
+
+/// The scales of the blocks.
+#[derive(Clone, Copy)]
+pub(crate) enum Scales<'a> {
+    /// One f32 a block.
+    Plain(&'a [f32]),
+    /// Quantised to eight bits: the codes, one f32 a group, the offset.
+    Double(&'a [u8], &'a [f32], f32),
+}
+
+/// A packed weight, borrowed.
+#[derive(Clone, Copy)]
+pub(crate) struct Packed<'a> {
+    codes: &'a [u8],
+    scales: Scales<'a>,
+    /// `[d_out, d_in]`.
+    pub(crate) shape: [usize; 2],
+    /// Binary logarithm of the block size.
+    log_block: u32,
+}
+
+impl<'a> Packed<'a> {
+    /// # Panics
+    ///
+    /// If there are fewer codes or scales than the shape demands.
+    pub(crate) fn new(
+        codes: &'a [u8],
+        scales: Scales<'a>,
+        shape: [usize; 2],
+        block_size: usize,
+    ) -> Self {
+        let n = shape[0] * shape[1];
+        let blocks = n.div_ceil(block_size);
+        assert!(codes.len() >= n.div_ceil(2), "codes of a packed weight");
+        assert!(
+            match scales {
+                Scales::Plain(absmax) => absmax.len() >= blocks,
+                Scales::Double(codes, absmax, _) =>
+                    codes.len() >= blocks && absmax.len() >= blocks.div_ceil(NESTED_BLOCK_SIZE),
+            },
+            "scales of a packed weight"
+        );
+        assert!(block_size.is_power_of_two() && block_size >= 32);
+        Self {
+            codes,
+            scales,
+            shape,
+            log_block: block_size.trailing_zeros(),
+        }
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.shape[0] * self.shape[1]
+    }
+
+    pub(super) fn block_size(&self) -> usize {
+        1 << self.log_block
+    }
+
+    /// Whether no block reaches over the end of a row.
+    pub(super) fn rows_are_whole_blocks(&self) -> bool {
+        self.shape[1].is_multiple_of(self.block_size())
+    }
+
+    /// Blocks of a row, where rows are whole blocks.
+    pub(super) fn scales_of_row(&self) -> usize {
+        self.shape[1] >> self.log_block
+    }
+
+    /// The byte that holds code `i`, and `i + 1` if `i` is even.
+    #[inline(always)]
+    pub(super) fn codes_at(&self, i: usize) -> *const u8 {
+        self.codes[i / 2..].as_ptr()
+    }
+
+    /// The scale of a block.
+    #[inline(always)]
+    pub(super) fn scale(&self, block: usize) -> f32 {
+        match self.scales {
+            Scales::Plain(absmax) => absmax[block],
+            Scales::Double(codes, absmax, offset) => {
+                DYNAMIC_MAP[usize::from(codes[block])] * absmax[block / NESTED_BLOCK_SIZE] + offset
+            }
+        }
+    }
+
+    /// The scales of consecutive blocks.
+    #[inline(always)]
+    pub(super) fn scales(&self, first: usize, out: &mut [f32]) {
+        match self.scales {
+            Scales::Plain(absmax) => out.copy_from_slice(&absmax[first..first + out.len()]),
+            Scales::Double(codes, absmax, offset) => {
+                let codes = &codes[first..first + out.len()];
+                for (i, (out, &code)) in out.iter_mut().zip(codes).enumerate() {
+                    let group = absmax[(first + i) / NESTED_BLOCK_SIZE];
+                    *out = DYNAMIC_MAP[usize::from(code)] * group + offset;
+                }
+            }
+        }
+    }
+
+    /// The values of `range` to `out`.
+    ///
+    /// # Safety
+    ///
+    /// As [`Simd`]; `out` has room for them.
+    #[inline(always)]
+    pub(super) unsafe fn decode<S: Simd>(&self, range: Range<usize>, out: &mut [f32]) {
+        assert!(range.end <= self.len() && out.len() >= range.len());
+        // SAFETY: the range lies within the codes and `out`, and every block it meets has a scale.
+        unsafe {
+            let codebook = S::table(CODEBOOK.as_ptr());
+            let mut out = out.as_mut_ptr();
+            let mut i = range.start;
+            while i < range.end {
+                let block = i >> self.log_block;
+                let end = range.end.min((block + 1) << self.log_block);
+                let scale = self.scale(block);
+                let one = |i: usize| {
+                    let byte = self.codes[i / 2];
+                    CODEBOOK[usize::from(if i % 2 == 0 { byte >> 4 } else { byte & 15 })] * scale
+                };
+                if i % 2 == 1 {
+                    *out = one(i);
+                    (i, out) = (i + 1, out.add(1));
+                }
+                let whole = (end - i) / 32;
+                if whole > 0 {
+                    S::decode(
+                        S::scale_table(codebook, scale),
+                        self.codes_at(i),
+                        whole,
+                        out,
+                    );
+                    (i, out) = (i + 32 * whole, out.add(32 * whole));
+                }
+                while i < end {
+                    *out = one(i);
+                    (i, out) = (i + 1, out.add(1));
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,164 @@
+//! AVX2 with fused multiply-add: eight f32 in a vector, a table of two vectors.
+
+use std::arch::x86_64::*;
+
+use super::{Kernel, Simd, Tile, tile_of};
+
+#[derive(Clone, Copy)]
+pub(super) struct Avx2;
+
+/// # Safety
+///
+/// The processor has AVX2 and FMA.
+#[target_feature(enable = "avx2,fma")]
+pub(super) unsafe fn enter<K: Kernel>(kernel: K) -> K::Output {
+    // SAFETY: as above.
+    unsafe { kernel.run::<Avx2>() }
+}
+
+impl Simd for Avx2 {
+    const LANES: usize = 8;
+    const TILE_VECTORS: usize = 2;
+    type F32 = __m256;
+    type Words = __m256i;
+    type Table = [__m256; 2];
+
+    #[inline(always)]
+    unsafe fn splat(value: f32) -> Self::F32 {
+        unsafe { _mm256_set1_ps(value) }
+    }
+
+    #[inline(always)]
+    unsafe fn load(from: *const f32) -> Self::F32 {
+        unsafe { _mm256_loadu_ps(from) }
+    }
+
+    #[inline(always)]
+    unsafe fn store(to: *mut f32, value: Self::F32) {
+        unsafe { _mm256_storeu_ps(to, value) }
+    }
+
+    #[inline(always)]
+    unsafe fn add(a: Self::F32, b: Self::F32) -> Self::F32 {
+        unsafe { _mm256_add_ps(a, b) }
+    }
+
+    #[inline(always)]
+    unsafe fn mul(a: Self::F32, b: Self::F32) -> Self::F32 {
+        unsafe { _mm256_mul_ps(a, b) }
+    }
+
+    #[inline(always)]
+    unsafe fn mul_add(a: Self::F32, b: Self::F32, c: Self::F32) -> Self::F32 {
+        unsafe { _mm256_fmadd_ps(a, b, c) }
+    }
+
+    #[inline(always)]
+    unsafe fn sum(value: Self::F32) -> f32 {
+        unsafe {
+            let four = _mm_add_ps(
+                _mm256_castps256_ps128(value),
+                _mm256_extractf128_ps::<1>(value),
+            );
+            let two = _mm_add_ps(four, _mm_movehl_ps(four, four));
+            _mm_cvtss_f32(_mm_add_ss(two, _mm_shuffle_ps::<1>(two, two)))
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn load_words(from: *const u8) -> Self::Words {
+        unsafe { _mm256_loadu_si256(from.cast()) }
+    }
+
+    #[inline(always)]
+    unsafe fn shift_right<const BITS: u32>(words: Self::Words) -> Self::Words {
+        unsafe { _mm256_srl_epi32(words, _mm_cvtsi32_si128(BITS as i32)) }
+    }
+
+    #[inline(always)]
+    unsafe fn table(values: *const f32) -> Self::Table {
+        unsafe { [_mm256_loadu_ps(values), _mm256_loadu_ps(values.add(8))] }
+    }
+
+    #[inline(always)]
+    unsafe fn scale_table(table: Self::Table, scale: f32) -> Self::Table {
+        unsafe {
+            let scale = _mm256_set1_ps(scale);
+            [
+                _mm256_mul_ps(table[0], scale),
+                _mm256_mul_ps(table[1], scale),
+            ]
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn lookup(table: Self::Table, words: Self::Words) -> Self::F32 {
+        unsafe {
+            // Three bits choose in each half; the fourth, moved to the sign, chooses the half.
+            let low = _mm256_permutevar8x32_ps(table[0], words);
+            let high = _mm256_permutevar8x32_ps(table[1], words);
+            _mm256_blendv_ps(
+                low,
+                high,
+                _mm256_castsi256_ps(_mm256_slli_epi32::<28>(words)),
+            )
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn spread(values: *const f32, index: Self::Words) -> Self::F32 {
+        unsafe { _mm256_permutevar8x32_ps(_mm256_castps128_ps256(_mm_loadu_ps(values)), index) }
+    }
+
+    #[inline(always)]
+    unsafe fn decode(table: Self::Table, codes: *const u8, n: usize, out: *mut f32) {
+        for i in 0..n {
+            unsafe {
+                let bytes = _mm_loadu_si128(codes.add(16 * i).cast());
+                // The bits above the low four of an index do not matter.
+                let high = _mm_srli_epi16::<4>(bytes);
+                for (half, codes) in [
+                    _mm_unpacklo_epi8(high, bytes),
+                    _mm_unpackhi_epi8(high, bytes),
+                ]
+                .into_iter()
+                .enumerate()
+                {
+                    let first = _mm256_cvtepu8_epi32(codes);
+                    let second = _mm256_cvtepu8_epi32(_mm_unpackhi_epi64(codes, codes));
+                    let out = out.add(32 * i + 16 * half);
+                    _mm256_storeu_ps(out, Self::lookup(table, first));
+                    _mm256_storeu_ps(out.add(8), Self::lookup(table, second));
+                }
+            }
+        }
+    }
+
+    fn tile_columns(vectors: usize) -> usize {
+        match vectors {
+            2 => 6,
+            _ => 12,
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn tile(t: Tile) {
+        unsafe {
+            match (t.vectors, t.columns) {
+                (2, 6) => tile_of::<Self, 2, 6>(t),
+                (2, 5) => tile_of::<Self, 2, 5>(t),
+                (2, 4) => tile_of::<Self, 2, 4>(t),
+                (2, 3) => tile_of::<Self, 2, 3>(t),
+                (2, 2) => tile_of::<Self, 2, 2>(t),
+                (2, 1) => tile_of::<Self, 2, 1>(t),
+                (1, 12) => tile_of::<Self, 1, 12>(t),
+                _ => unreachable!("columns of a tile"),
+            }
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn prefetch(at: *const u8) {
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(at.cast()) }
+    }
+}
