@@ -5,12 +5,14 @@ use burn::backend::{
     ops::FloatTensorOps,
     tensor::{FloatTensor, IntTensor},
 };
-use burn::tensor::{DType, Element, FloatDType, TensorData};
+use burn::tensor::{DType, FloatDType, TensorData};
+use bytemuck::{Pod, Zeroable};
 use half::slice::HalfFloatSliceExt;
 use half::vec::HalfFloatVecExt;
 use half::{bf16, f16};
 
 use super::dequantize::{self, Rounded};
+use super::element::{Element, F32, Pairs};
 use super::packed::{Packed, Scales};
 use super::simd::Isa;
 use super::{few_rows, many_rows, transposed};
@@ -20,7 +22,7 @@ type Float = FloatTensor<Flex>;
 
 /// The dense weight `[d_out, d_in]`.
 pub(in crate::nf4) fn dequantize(weight: Nf4Tensors<Flex>, dtype: FloatDType) -> Float {
-    fn data<T: Rounded + Element>(w: &Packed, zero: T) -> TensorData {
+    fn data<T: Rounded + burn::tensor::Element>(w: &Packed, zero: T) -> TensorData {
         let mut values = vec![zero; w.len()];
         dequantize::dequantize(Isa::best(), w, &mut values);
         TensorData::new(values, w.shape)
@@ -40,12 +42,7 @@ pub(in crate::nf4) fn matmul(x: Float, weight: Nf4Tensors<Flex>) -> Float {
         return Flex::float_matmul(x, Flex::float_transpose(weight));
     }
     let [d_out, d_in] = weight.shape;
-    product(x, [d_in, d_out], |x, y| {
-        with_packed(&weight, |w| match y.len() / d_out <= few_rows::MOST {
-            true => few_rows::product(Isa::best(), w, x, y),
-            false => many_rows::product(Isa::best(), w, x, y),
-        })
-    })
+    product::<Forward>(x, &weight, [d_in, d_out])
 }
 
 /// `y · W`: `[rows, d_out] -> [rows, d_in]`.
@@ -53,44 +50,78 @@ pub(in crate::nf4) fn matmul_transposed(y: Float, weight: Nf4Tensors<Flex>) -> F
     if y.dtype() == DType::F64 {
         return Flex::float_matmul(y, dequantize(weight, FloatDType::F64));
     }
-    let [d_out, d_in] = weight.shape;
-    product(y, [d_out, d_in], |y, x| {
-        with_packed(&weight, |w| transposed::product(Isa::best(), w, y, x))
-    })
+    product::<Transposed>(y, &weight, weight.shape)
 }
 
-/// A product from `[rows, from]` to `[rows, to]` in f32, whose result is rounded to the dtype of `input`.
-fn product(input: Float, [from, to]: [usize; 2], kernel: impl Fn(&[f32], &mut [f32])) -> Float {
+/// A product, from and to rows of one dtype.
+trait Product {
+    fn run<E: Element>(w: &Packed, input: &[E::Value], output: &mut [E::Value]);
+}
+
+struct Forward;
+
+impl Product for Forward {
+    fn run<E: Element>(w: &Packed, x: &[E::Value], y: &mut [E::Value]) {
+        match y.len() / w.shape[0] <= few_rows::MOST {
+            true => few_rows::product::<E>(Isa::best(), w, x, y),
+            false => many_rows::product::<E>(Isa::best(), w, x, y),
+        }
+    }
+}
+
+struct Transposed;
+
+impl Product for Transposed {
+    fn run<E: Element>(w: &Packed, y: &[E::Value], x: &mut [E::Value]) {
+        transposed::product::<E>(Isa::best(), w, y, x)
+    }
+}
+
+/// The product of `input [rows, from]` with a weight: `[rows, to]`, in the dtype of `input`.
+///
+/// bf16 is multiplied as it is where the processor does so, and in f32 elsewhere, as f16 is; sums are f32.
+fn product<P: Product>(input: Float, weight: &Nf4Tensors<Flex>, [from, to]: [usize; 2]) -> Float {
     let input = input.to_contiguous();
     let rows = input.layout().shape()[0];
     debug_assert_eq!(input.layout().shape()[1], from);
-    let run = |input: &[f32]| {
-        let mut output = vec![0.0; rows * to];
-        if !input.is_empty() && !output.is_empty() {
-            kernel(input, &mut output);
-        }
-        output
-    };
+    let f32s = |input: &[f32]| run::<P, F32>(weight, input, rows * to);
     let shape = [rows, to];
     Float::from_data(match input.dtype() {
         DType::BF16 => {
-            let input = run(&slice::<bf16>(&input).to_f32_vec());
-            TensorData::new(Vec::<bf16>::from_f32_slice(&input), shape)
+            let input = slice::<bf16>(&input);
+            let output = if Isa::best().has_pairs() && from.is_multiple_of(2) {
+                run::<P, Pairs>(weight, input, rows * to)
+            } else {
+                Vec::from_f32_slice(&f32s(&input.to_f32_vec()))
+            };
+            TensorData::new(output, shape)
         }
         DType::F16 => {
-            let input = run(&slice::<f16>(&input).to_f32_vec());
-            TensorData::new(Vec::<f16>::from_f32_slice(&input), shape)
+            let output = f32s(&slice::<f16>(&input).to_f32_vec());
+            TensorData::new(Vec::<f16>::from_f32_slice(&output), shape)
         }
-        _ => TensorData::new(run(slice(&input)), shape),
+        _ => TensorData::new(f32s(slice(&input)), shape),
     })
 }
 
-fn slice<T: Element + bytemuck::Pod>(tensor: &Float) -> &[T] {
+fn run<P: Product, E: Element>(
+    weight: &Nf4Tensors<Flex>,
+    input: &[E::Value],
+    len: usize,
+) -> Vec<E::Value> {
+    let mut output = vec![E::Value::zeroed(); len];
+    if !input.is_empty() && !output.is_empty() {
+        with_packed(weight, |w| P::run::<E>(w, input, &mut output));
+    }
+    output
+}
+
+fn slice<T: burn::tensor::Element + Pod>(tensor: &Float) -> &[T] {
     tensor.as_slice().expect("contiguous, and of this dtype")
 }
 
 /// The 32-bit words of a contiguous tensor, seen as something else.
-fn words<T: bytemuck::Pod>(tensor: &IntTensor<Flex>) -> &[T] {
+fn words<T: Pod>(tensor: &IntTensor<Flex>) -> &[T] {
     let words: &[i32] = tensor.as_slice().expect("contiguous 32-bit words");
     bytemuck::cast_slice(words)
 }

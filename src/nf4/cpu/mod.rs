@@ -7,6 +7,7 @@
 #![allow(unsafe_code)]
 
 mod dequantize;
+mod element;
 mod few_rows;
 #[cfg(feature = "flex")]
 pub(super) mod flex;
