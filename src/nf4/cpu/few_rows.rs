@@ -5,6 +5,7 @@
 //! there are few rows, the values themselves where there are more.
 
 use super::element::Element;
+use super::low_rank::LowRank;
 use super::packed::Packed;
 use super::parallel::{Shared, for_each, threads};
 use super::scratch::{with_operand, with_scratch};
@@ -18,11 +19,18 @@ const AHEAD: usize = 1536;
 /// Floats beyond a row's scales that may be read.
 const SPREAD: usize = 4;
 
-/// `y = x · Wᵀ`, row-major, every element of `y` written.
-pub(super) fn product<E: Element>(isa: Isa, w: &Packed, x: &[E::Value], y: &mut [E::Value]) {
+/// `y = x · Wᵀ + u · v`, row-major, every element of `y` written.
+pub(super) fn product<E: Element>(
+    isa: Isa,
+    w: &Packed,
+    x: &[E::Value],
+    low: LowRank,
+    y: &mut [E::Value],
+) {
     let [d_out, d_in] = w.shape;
     let rows = y.len() / d_out;
     assert_eq!((x.len(), y.len()), (rows * d_in, rows * d_out));
+    low.check(rows, d_out);
     assert!(rows <= MOST);
     let parts = if w.len() < 1 << 17 { 1 } else { 4 * threads() };
     // Two rows of W at a time.
@@ -41,10 +49,14 @@ pub(super) fn product<E: Element>(isa: Isa, w: &Packed, x: &[E::Value], y: &mut 
         for_each(d_out.div_ceil(part), 2 * w.len(), |index| {
             let first = index * part;
             let last = (first + part).min(d_out);
-            with_scratch(2 * (w.scales_of_row() + SPREAD) + 2 * d_in, |scratch| {
+            let own = 2 * (w.scales_of_row() + SPREAD) + d_in;
+            with_scratch(own + rows * part, |scratch| {
+                let (scratch, terms) = scratch.split_at_mut(own);
                 let task = Part::<E> {
                     w,
                     x,
+                    low,
+                    terms,
                     order,
                     y,
                     rows,
@@ -88,6 +100,9 @@ struct Part<'a, E: Element> {
     x: &'a [E::Value],
     /// `x`, permuted.
     order: &'a [f32],
+    low: LowRank<'a>,
+    /// This part of `u · v`.
+    terms: &'a mut [f32],
     y: Shared<E::Value>,
     rows: usize,
     first: usize,
@@ -100,6 +115,7 @@ impl<E: Element> Kernel for Part<'_, E> {
 
     #[inline(always)]
     unsafe fn run<S: Simd>(mut self) {
+        self.add_terms();
         // SAFETY: what `Simd` asks for.
         unsafe {
             match self.rows {
@@ -130,6 +146,23 @@ impl<E: Element> Part<'_, E> {
                 } else {
                     self.outputs::<S, R, 1>(o);
                     o += 1;
+                }
+            }
+        }
+    }
+
+    #[inline(always)]
+    fn add_terms(&mut self) {
+        let n = self.last - self.first;
+        self.terms.fill(0.0);
+        let LowRank { rank, u, v } = self.low;
+        if rank == 0 {
+            return;
+        }
+        for (terms, u) in self.terms.chunks_mut(n).zip(u.chunks(rank)) {
+            for (&u, v) in u.iter().zip(v.chunks(self.w.shape[0])) {
+                for (term, v) in terms.iter_mut().zip(&v[self.first..self.last]) {
+                    *term += u * v;
                 }
             }
         }
@@ -178,7 +211,8 @@ impl<E: Element> Part<'_, E> {
                 w.decode::<S>(at + whole..at + d_in, tail);
                 for (r, &sum) in sums.iter().enumerate() {
                     let x = &self.x[r * d_in + whole..][..tail.len()];
-                    *self.y.at(r * d_out + o + p) = E::round(S::sum(sum) + dot(tail, x));
+                    let term = self.terms[r * (self.last - self.first) + o + p - self.first];
+                    *self.y.at(r * d_out + o + p) = E::round(S::sum(sum) + dot(tail, x) + term);
                 }
             }
         }

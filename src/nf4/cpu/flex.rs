@@ -13,6 +13,7 @@ use half::{bf16, f16};
 
 use super::dequantize::{self, Rounded};
 use super::element::{Element, F32, Pairs};
+use super::low_rank::LowRank;
 use super::packed::{Packed, Scales};
 use super::simd::Isa;
 use super::{few_rows, many_rows, transposed};
@@ -35,62 +36,100 @@ pub(in crate::nf4) fn dequantize(weight: Nf4Tensors<Flex>, dtype: FloatDType) ->
     }))
 }
 
-/// `x · Wᵀ`: `[rows, d_in] -> [rows, d_out]`.
-pub(in crate::nf4) fn matmul(x: Float, weight: Nf4Tensors<Flex>) -> Float {
-    if x.dtype() == DType::F64 {
-        let weight = dequantize(weight, FloatDType::F64);
-        return Flex::float_matmul(x, Flex::float_transpose(weight));
-    }
+/// `u · v`, of `[rows, r]` and `[r, columns]`.
+type Term = Option<(Float, Float)>;
+
+/// `x · Wᵀ + u · v`: `[rows, d_in] -> [rows, d_out]`.
+pub(in crate::nf4) fn matmul(x: Float, weight: Nf4Tensors<Flex>, term: Term) -> Float {
     let [d_out, d_in] = weight.shape;
-    product::<Forward>(x, &weight, [d_in, d_out])
+    product::<Forward>(x, weight, [d_in, d_out], term)
 }
 
-/// `y · W`: `[rows, d_out] -> [rows, d_in]`.
-pub(in crate::nf4) fn matmul_transposed(y: Float, weight: Nf4Tensors<Flex>) -> Float {
-    if y.dtype() == DType::F64 {
-        return Flex::float_matmul(y, dequantize(weight, FloatDType::F64));
-    }
-    product::<Transposed>(y, &weight, weight.shape)
+/// `y · W + u · v`: `[rows, d_out] -> [rows, d_in]`.
+pub(in crate::nf4) fn matmul_transposed(y: Float, weight: Nf4Tensors<Flex>, term: Term) -> Float {
+    let [d_out, d_in] = weight.shape;
+    product::<Transposed>(y, weight, [d_out, d_in], term)
 }
 
 /// A product, from and to rows of one dtype.
 trait Product {
-    fn run<E: Element>(w: &Packed, input: &[E::Value], output: &mut [E::Value]);
+    fn run<E: Element>(w: &Packed, input: &[E::Value], term: LowRank, output: &mut [E::Value]);
+
+    /// The same with a dense weight `[d_out, d_in]`.
+    fn dense(w: Float) -> Float;
 }
 
 struct Forward;
 
 impl Product for Forward {
-    fn run<E: Element>(w: &Packed, x: &[E::Value], y: &mut [E::Value]) {
+    fn run<E: Element>(w: &Packed, x: &[E::Value], term: LowRank, y: &mut [E::Value]) {
         match y.len() / w.shape[0] <= few_rows::MOST {
-            true => few_rows::product::<E>(Isa::best(), w, x, y),
-            false => many_rows::product::<E>(Isa::best(), w, x, y),
+            true => few_rows::product::<E>(Isa::best(), w, x, term, y),
+            false => many_rows::product::<E>(Isa::best(), w, x, term, y),
         }
+    }
+
+    fn dense(w: Float) -> Float {
+        Flex::float_transpose(w)
     }
 }
 
 struct Transposed;
 
 impl Product for Transposed {
-    fn run<E: Element>(w: &Packed, y: &[E::Value], x: &mut [E::Value]) {
-        transposed::product::<E>(Isa::best(), w, y, x)
+    fn run<E: Element>(w: &Packed, y: &[E::Value], term: LowRank, x: &mut [E::Value]) {
+        transposed::product::<E>(Isa::best(), w, y, term, x)
+    }
+
+    fn dense(w: Float) -> Float {
+        w
     }
 }
 
 /// The product of `input [rows, from]` with a weight: `[rows, to]`, in the dtype of `input`.
 ///
-/// bf16 is multiplied as it is where the processor does so, and in f32 elsewhere, as f16 is; sums are f32.
-fn product<P: Product>(input: Float, weight: &Nf4Tensors<Flex>, [from, to]: [usize; 2]) -> Float {
+/// bf16 is multiplied as it is where the processor does so, and in f32 elsewhere, as f16 is; sums and the low-rank term
+/// are f32. f64 takes a dense weight.
+fn product<P: Product>(
+    input: Float,
+    weight: Nf4Tensors<Flex>,
+    [from, to]: [usize; 2],
+    term: Term,
+) -> Float {
+    if input.dtype() == DType::F64 {
+        let output = Flex::float_matmul(input, P::dense(dequantize(weight, FloatDType::F64)));
+        return match term {
+            None => output,
+            Some((u, v)) => {
+                let [u, v] = [u, v].map(|factor| Flex::float_cast(factor, FloatDType::F64));
+                Flex::float_add(output, Flex::float_matmul(u, v))
+            }
+        };
+    }
     let input = input.to_contiguous();
     let rows = input.layout().shape()[0];
     debug_assert_eq!(input.layout().shape()[1], from);
-    let f32s = |input: &[f32]| run::<P, F32>(weight, input, rows * to);
+    let term = term.map(|(u, v)| {
+        [u, v].map(|factor| match factor.dtype() {
+            DType::F32 => factor.to_contiguous(),
+            _ => Flex::float_cast(factor, FloatDType::F32).to_contiguous(),
+        })
+    });
+    let term = match &term {
+        None => LowRank::NONE,
+        Some([u, v]) => LowRank {
+            rank: v.layout().shape()[0],
+            u: slice(u),
+            v: slice(v),
+        },
+    };
+    let f32s = |input: &[f32]| run::<P, F32>(&weight, input, term, rows * to);
     let shape = [rows, to];
     Float::from_data(match input.dtype() {
         DType::BF16 => {
             let input = slice::<bf16>(&input);
             let output = if Isa::best().has_pairs() && from.is_multiple_of(2) {
-                run::<P, Pairs>(weight, input, rows * to)
+                run::<P, Pairs>(&weight, input, term, rows * to)
             } else {
                 Vec::from_f32_slice(&f32s(&input.to_f32_vec()))
             };
@@ -107,11 +146,12 @@ fn product<P: Product>(input: Float, weight: &Nf4Tensors<Flex>, [from, to]: [usi
 fn run<P: Product, E: Element>(
     weight: &Nf4Tensors<Flex>,
     input: &[E::Value],
+    term: LowRank,
     len: usize,
 ) -> Vec<E::Value> {
     let mut output = vec![E::Value::zeroed(); len];
     if !input.is_empty() && !output.is_empty() {
-        with_packed(weight, |w| P::run::<E>(w, input, &mut output));
+        with_packed(weight, |w| P::run::<E>(w, input, term, &mut output));
     }
     output
 }

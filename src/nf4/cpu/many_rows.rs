@@ -2,9 +2,11 @@
 //!
 //! `yᵀ` is computed strip by strip of `W`'s rows. `x` is packed once, transposed, so that vectors run over its rows; a
 //! strip of `W` is dequantised to a scratch that stays in cache, a few hundred columns at a time, and its values are
-//! broadcast. One dequantised value thus serves all rows, and no dense weight is ever in memory.
+//! broadcast. One dequantised value thus serves all rows, and no dense weight is ever in memory. A low-rank term is one
+//! panel more.
 
-use super::element::Element;
+use super::element::{Element, F32};
+use super::low_rank::LowRank;
 use super::packed::Packed;
 use super::parallel::{Shared, for_each, threads};
 use super::scratch::{with_operand, with_scratch};
@@ -23,19 +25,28 @@ const ROWS: usize = 512;
 /// Words of packed `x`, at most: 8 MiB.
 const PACKED: usize = 1 << 21;
 
-/// `y = x · Wᵀ`, row-major, every element of `y` written. `d_in` is whole words.
-pub(super) fn product<E: Element>(isa: Isa, w: &Packed, x: &[E::Value], y: &mut [E::Value]) {
+/// `y = x · Wᵀ + u · v`, row-major, every element of `y` written. `d_in` is whole words.
+pub(super) fn product<E: Element>(
+    isa: Isa,
+    w: &Packed,
+    x: &[E::Value],
+    low: LowRank,
+    y: &mut [E::Value],
+) {
     let [d_out, d_in] = w.shape;
     let rows = y.len() / d_out;
     assert_eq!((x.len(), y.len()), (rows * d_in, rows * d_out));
+    low.check(rows, d_out);
     assert!(d_in.is_multiple_of(E::PER_WORD));
     let most = (PACKED / (d_in / E::PER_WORD))
         .next_multiple_of(64)
         .clamp(64, ROWS);
     // Blocks of rows of like size, so that the last is not a sliver.
     let block = rows.div_ceil(rows.div_ceil(most)).next_multiple_of(64);
-    for (x, y) in x.chunks(block * d_in).zip(y.chunks_mut(block * d_out)) {
-        dispatch(isa, Block::<E> { isa, w, x, y });
+    let blocks = x.chunks(block * d_in).zip(y.chunks_mut(block * d_out));
+    for (index, (x, y)) in blocks.enumerate() {
+        let low = low.rows(index * block, y.len() / d_out);
+        dispatch(isa, Block::<E> { isa, w, x, low, y });
     }
 }
 
@@ -43,6 +54,7 @@ struct Block<'a, E: Element> {
     isa: Isa,
     w: &'a Packed<'a>,
     x: &'a [E::Value],
+    low: LowRank<'a>,
     y: &'a mut [E::Value],
 }
 
@@ -65,20 +77,24 @@ impl<E: Element> Kernel for Block<'_, E> {
             .next_multiple_of(STEP)
             .min(STRIP);
         let y = Shared(self.y.as_mut_ptr());
-        with_operand(groups.width() * words, |packed| {
+        let low = self.low;
+        with_operand(groups.width() * (words + low.rank), |packed| {
+            let (packed, packed_u) = packed.split_at_mut(groups.width() * words);
             let to = Shared(packed.as_mut_ptr());
+            let to_u = Shared(packed_u.as_mut_ptr());
             for_each(groups.count(), 4 * rows * words, |group| {
-                let task = Pack {
-                    x: self.x.as_ptr().cast(),
+                // SAFETY: each group is a part of `packed` of its own.
+                let task = |x, words, to: Shared<f32>| Pack {
+                    x,
                     words,
                     groups,
                     group,
-                    // SAFETY: each group is a part of `packed` of its own.
                     to: unsafe { to.at(groups.start(group) * words) },
                 };
-                dispatch(self.isa, task)
+                dispatch(self.isa, task(self.x.as_ptr().cast(), words, to));
+                dispatch(self.isa, task(low.u.as_ptr(), low.rank, to_u));
             });
-            let packed = &*packed;
+            let (packed, packed_u) = (&*packed, &*packed_u);
             for_each(d_out.div_ceil(strip), rows * self.w.len(), |index| {
                 let first = index * strip;
                 let last = (first + strip).min(d_out);
@@ -91,6 +107,7 @@ impl<E: Element> Kernel for Block<'_, E> {
                     let task = Strip::<E> {
                         w: self.w,
                         packed,
+                        low: LowRank { u: packed_u, ..low },
                         groups,
                         depth,
                         first,
@@ -197,6 +214,8 @@ impl Sizes {
 struct Strip<'a, E: Element> {
     w: &'a Packed<'a>,
     packed: &'a [f32],
+    /// `u` packed as `x` is.
+    low: LowRank<'a>,
     groups: Groups,
     depth: usize,
     first: usize,
@@ -233,27 +252,39 @@ impl<E: Element> Kernel for Strip<'_, E> {
                 // SAFETY: the instructions are those of `S`.
                 unsafe { E::decode::<S>(w, at..at + depth * E::PER_WORD, dense) };
             }
-            for group in 0..groups.count() {
-                let start = groups.start(group);
-                let width = groups.of(group);
-                let vectors = width / S::LANES;
-                for j in (0..last - first).step_by(S::tile_columns(vectors)) {
-                    let tile = Tile {
-                        vectors,
-                        depth,
-                        a: self.packed[start * words + k * width..].as_ptr(),
-                        a_stride: width,
-                        b: dense[j * w_stride..].as_ptr(),
-                        b_stride: w_stride,
-                        c: sums[j * sum_stride + start..].as_mut_ptr(),
-                        c_stride: sum_stride,
-                        accumulate: k > 0,
-                    };
-                    // SAFETY: `depth` vectors of the group, and so many rows of both scratches as the tile has
-                    // columns, of which there is a multiple.
-                    unsafe { E::tile::<S>(tile) };
+            let panel = Panel {
+                packed: self.packed,
+                words,
+                k,
+                depth,
+                dense,
+                w_stride,
+                sum_stride,
+                columns: last - first,
+            };
+            // SAFETY: the instructions are those of `S`.
+            unsafe { panel.add::<S, E>(&groups, sums, k > 0) };
+        }
+        let LowRank { rank, v, .. } = self.low;
+        for k in (0..rank).step_by(self.depth) {
+            let depth = self.depth.min(rank - k);
+            for (j, dense) in (first..last).zip(dense.chunks_mut(w_stride)) {
+                for (p, dense) in dense[..depth].iter_mut().enumerate() {
+                    *dense = v[(k + p) * d_out + j];
                 }
             }
+            let panel = Panel {
+                packed: self.low.u,
+                words: rank,
+                k,
+                depth,
+                dense,
+                w_stride,
+                sum_stride,
+                columns: last - first,
+            };
+            // SAFETY: as above.
+            unsafe { panel.add::<S, F32>(&groups, sums, true) };
         }
         // Blocks of eight rows, so that a cache line of `sums` is used whole.
         for block in (0..groups.rows).step_by(8) {
@@ -263,6 +294,51 @@ impl<E: Element> Kernel for Strip<'_, E> {
                     // SAFETY: these columns of `y` are this task's own.
                     unsafe { *self.y.at(row * d_out + first + j) = sum };
                 }
+            }
+        }
+    }
+}
+
+/// A few hundred of the inner dimension: of packed rows, and of dense columns.
+struct Panel<'a> {
+    packed: &'a [f32],
+    /// Words of a packed row, and where among them this begins and how far it goes.
+    words: usize,
+    k: usize,
+    depth: usize,
+    dense: &'a [f32],
+    w_stride: usize,
+    sum_stride: usize,
+    columns: usize,
+}
+
+impl Panel<'_> {
+    /// Adds its products to `sums`, or puts them there.
+    ///
+    /// # Safety
+    ///
+    /// As [`Simd`].
+    #[inline(always)]
+    unsafe fn add<S: Simd, E: Element>(self, groups: &Groups, sums: &mut [f32], accumulate: bool) {
+        for group in 0..groups.count() {
+            let start = groups.start(group);
+            let width = groups.of(group);
+            let vectors = width / S::LANES;
+            for j in (0..self.columns).step_by(S::tile_columns(vectors)) {
+                let tile = Tile {
+                    vectors,
+                    depth: self.depth,
+                    a: self.packed[start * self.words + self.k * width..].as_ptr(),
+                    a_stride: width,
+                    b: self.dense[j * self.w_stride..].as_ptr(),
+                    b_stride: self.w_stride,
+                    c: sums[j * self.sum_stride + start..].as_mut_ptr(),
+                    c_stride: self.sum_stride,
+                    accumulate,
+                };
+                // SAFETY: `depth` vectors of the group, and so many rows of both scratches as the tile has columns,
+                // of which there is a multiple.
+                unsafe { E::tile::<S>(tile) };
             }
         }
     }

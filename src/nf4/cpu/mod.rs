@@ -11,6 +11,7 @@ mod element;
 mod few_rows;
 #[cfg(feature = "flex")]
 pub(super) mod flex;
+mod low_rank;
 mod many_rows;
 mod packed;
 mod parallel;

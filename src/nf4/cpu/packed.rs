@@ -166,7 +166,11 @@ impl<'a> Packed<'a> {
     #[inline(always)]
     fn value(&self, i: usize, scale: f32) -> f32 {
         let byte = self.codes[i / 2];
-        let code = if i % 2 == 0 { byte >> 4 } else { byte & 15 };
+        let code = if i.is_multiple_of(2) {
+            byte >> 4
+        } else {
+            byte & 15
+        };
         CODEBOOK[usize::from(code)] * scale
     }
 }

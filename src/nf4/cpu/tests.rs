@@ -5,6 +5,7 @@ use proptest::prelude::*;
 use half::bf16;
 
 use super::element::{Element, F32, Pairs};
+use super::low_rank::LowRank;
 use super::packed::{Packed, Scales};
 use super::simd::Isa;
 use super::{dequantize, few_rows, many_rows, transposed};
@@ -85,8 +86,8 @@ fn check<T: Copy + Into<f32>>(
 fn check_products<E: Element>(
     isa: Isa,
     w: &Packed,
-    x: &[f32],
-    dy: &[f32],
+    [x, dy]: [&[f32]; 2],
+    [forward, backward]: [LowRank; 2],
     exact: [&[(f64, f64)]; 2],
     epsilon: f64,
 ) {
@@ -102,18 +103,25 @@ fn check_products<E: Element>(
     if d_in.is_multiple_of(E::PER_WORD) {
         let x = values(x);
         let mut y = nan(rows * d_out);
-        many_rows::product::<E>(isa, w, &x, &mut y);
-        check("many rows", isa, &y, exact[0], d_in, epsilon);
+        many_rows::product::<E>(isa, w, &x, forward, &mut y);
+        check("many rows", isa, &y, exact[0], d_in + forward.rank, epsilon);
         if rows <= few_rows::MOST {
             let mut y = nan(rows * d_out);
-            few_rows::product::<E>(isa, w, &x, &mut y);
-            check("few rows", isa, &y, exact[0], d_in, epsilon);
+            few_rows::product::<E>(isa, w, &x, forward, &mut y);
+            check("few rows", isa, &y, exact[0], d_in + forward.rank, epsilon);
         }
     }
     if d_out.is_multiple_of(E::PER_WORD) {
         let mut dx = nan(rows * d_in);
-        transposed::product::<E>(isa, w, &values(dy), &mut dx);
-        check("transposed", isa, &dx, exact[1], d_out, epsilon);
+        transposed::product::<E>(isa, w, &values(dy), backward, &mut dx);
+        check(
+            "transposed",
+            isa,
+            &dx,
+            exact[1],
+            d_out + backward.rank,
+            epsilon,
+        );
     }
 }
 
@@ -132,18 +140,36 @@ fn check_all(shape: [usize; 2], block_size: usize, double_quant: bool, rows: usi
     };
     let x = operand(rows * d_in, seed + 1);
     let dy = operand(rows * d_out, seed + 2);
-    let y_exact = reference(&x, |o, i| dense[o * d_in + i], [rows, d_out, d_in]);
-    let x_exact = reference(&dy, |i, o| dense[o * d_in + i], [rows, d_in, d_out]);
+    // No term, or one of a rank that is no multiple of anything.
+    let rank = [0, 3, 17][seed as usize % 3];
+    let [u, v, v_back] = [rows * rank, rank * d_out, rank * d_in].map(|n| noise(n, seed + 3));
+    let low = [&v, &v_back].map(|v| LowRank { rank, u: &u, v });
+    // The inner dimension goes on with the rank.
+    let widen = |x: &[f32], n: usize| -> Vec<f32> {
+        (0..rows)
+            .flat_map(|r| [&x[r * n..(r + 1) * n], &u[r * rank..(r + 1) * rank]].concat())
+            .collect()
+    };
+    let forward = |o: usize, k: usize| match k < d_in {
+        true => dense[o * d_in + k],
+        false => v[(k - d_in) * d_out + o],
+    };
+    let backward = |i: usize, k: usize| match k < d_out {
+        true => dense[k * d_in + i],
+        false => v_back[(k - d_out) * d_in + i],
+    };
+    let y_exact = reference(&widen(&x, d_in), forward, [rows, d_out, d_in + rank]);
+    let x_exact = reference(&widen(&dy, d_out), backward, [rows, d_in, d_out + rank]);
     let exact = [&y_exact[..], &x_exact];
     for isa in Isa::available() {
         let mut values = vec![f32::NAN; d_out * d_in];
         dequantize::dequantize(isa, &w, &mut values);
         let bits = |values: &[f32]| values.iter().map(|v| v.to_bits()).collect::<Vec<_>>();
         assert_eq!(bits(&values), bits(&dense), "dequantised on {isa:?}");
-        check_products::<F32>(isa, &w, &x, &dy, exact, 0.0);
+        check_products::<F32>(isa, &w, [&x, &dy], low, exact, 0.0);
         if isa.has_pairs() {
             // The weight, or the codebook, and the result are rounded to bf16, each by 2^-8 at most.
-            check_products::<Pairs>(isa, &w, &x, &dy, exact, 2.0 * 2_f64.powi(-8));
+            check_products::<Pairs>(isa, &w, [&x, &dy], low, exact, 2.0 * 2_f64.powi(-8));
         }
     }
 }

@@ -2,9 +2,10 @@
 //!
 //! The backward of a linear layer. Strips of `W`'s columns are dequantised to a scratch that stays in cache, some
 //! hundred rows of `W` at a time; vectors run along them, values of `y` are broadcast. Strips share no output, so
-//! threads need no reduction.
+//! threads need no reduction. A low-rank term is one panel more.
 
-use super::element::Element;
+use super::element::{Element, F32};
+use super::low_rank::LowRank;
 use super::packed::Packed;
 use super::parallel::{Shared, for_each, threads};
 use super::scratch::{with_operand, with_scratch};
@@ -22,32 +23,54 @@ const PAD: usize = 16;
 /// Rows of `y` that any tile may read: a multiple of every [`Simd::tile_columns`].
 const TILE_ROWS: usize = 24;
 
-/// `x = y · W`, row-major, every element of `x` written. `d_out` is whole words.
-pub(super) fn product<E: Element>(isa: Isa, w: &Packed, y: &[E::Value], x: &mut [E::Value]) {
+/// `x = y · W + u · v`, row-major, every element of `x` written. `d_out` is whole words.
+pub(super) fn product<E: Element>(
+    isa: Isa,
+    w: &Packed,
+    y: &[E::Value],
+    low: LowRank,
+    x: &mut [E::Value],
+) {
     let [d_out, d_in] = w.shape;
     let rows = x.len() / d_in;
     assert_eq!((y.len(), x.len()), (rows * d_out, rows * d_in));
+    low.check(rows, d_in);
     assert!(d_out.is_multiple_of(E::PER_WORD));
     let block = rows.div_ceil(rows.div_ceil(ROWS));
-    for (y, x) in y.chunks(block * d_out).zip(x.chunks_mut(block * d_in)) {
+    let blocks = y.chunks(block * d_out).zip(x.chunks_mut(block * d_in));
+    for (index, (y, x)) in blocks.enumerate() {
         let rows = x.len() / d_in;
+        let low = low.rows(index * block, rows);
         let x = Shared(x.as_mut_ptr());
-        let words = d_out / E::PER_WORD;
         if rows >= TILE_ROWS {
-            strips::<E>(isa, w, y, rows, x);
+            strips::<E>(isa, w, y, low, rows, x);
             continue;
         }
         // Filled up, so that every tile may read all of its rows.
-        with_operand(TILE_ROWS * words, |filled| {
+        let words = d_out / E::PER_WORD;
+        with_operand(TILE_ROWS * (words + low.rank), |filled| {
+            let (filled, u) = filled.split_at_mut(TILE_ROWS * words);
             let filled: &mut [E::Value] = bytemuck::cast_slice_mut(filled);
-            filled[..y.len()].copy_from_slice(y);
-            filled[y.len()..].fill(E::round(0.0));
-            strips::<E>(isa, w, filled, rows, x);
+            fill(filled, y, E::round(0.0));
+            fill(u, low.u, 0.0);
+            strips::<E>(isa, w, filled, LowRank { u, ..low }, rows, x);
         });
     }
 }
 
-fn strips<E: Element>(isa: Isa, w: &Packed, y: &[E::Value], rows: usize, x: Shared<E::Value>) {
+fn fill<T: Copy>(to: &mut [T], from: &[T], zero: T) {
+    to[..from.len()].copy_from_slice(from);
+    to[from.len()..].fill(zero);
+}
+
+fn strips<E: Element>(
+    isa: Isa,
+    w: &Packed,
+    y: &[E::Value],
+    low: LowRank,
+    rows: usize,
+    x: Shared<E::Value>,
+) {
     let [d_out, d_in] = w.shape;
     let words = d_out / E::PER_WORD;
     let strip = d_in
@@ -63,6 +86,7 @@ fn strips<E: Element>(isa: Isa, w: &Packed, y: &[E::Value], rows: usize, x: Shar
             let task = Strip::<E> {
                 w,
                 y,
+                low,
                 x,
                 rows,
                 depth,
@@ -81,6 +105,8 @@ struct Strip<'a, E: Element> {
     w: &'a Packed<'a>,
     /// At least [`TILE_ROWS`] rows.
     y: &'a [E::Value],
+    /// `u` of at least so many rows too.
+    low: LowRank<'a>,
     x: Shared<E::Value>,
     rows: usize,
     depth: usize,
@@ -116,27 +142,35 @@ impl<E: Element> Kernel for Strip<'_, E> {
                 // SAFETY: the instructions are those of `S`.
                 unsafe { E::decode_rows::<S>(w, at + first..at + last, d_in, dense) };
             }
-            for column in (first..last).step_by(full) {
-                let vectors = full.min(last - column).div_ceil(S::LANES);
-                let columns = S::tile_columns(vectors);
-                for row in (0..rows).step_by(columns) {
-                    let tile = Tile {
-                        vectors,
-                        depth,
-                        a: dense[column - first..].as_ptr(),
-                        a_stride: stride,
-                        // SAFETY: `begin` leaves so many rows of `y` as the tile has columns.
-                        b: unsafe { y.add(begin(row, columns, rows) * words + o) },
-                        b_stride: words,
-                        c: sums[row * stride + column - first..].as_mut_ptr(),
-                        c_stride: stride,
-                        accumulate: o > 0,
-                    };
-                    // SAFETY: `depth` rows of `dense`, and `columns` rows of `sums`, which has more than `rows` by the
-                    // most columns of a tile.
-                    unsafe { E::tile::<S>(tile) };
-                }
+            let panel = Panel {
+                rows,
+                y: y.wrapping_add(o),
+                y_stride: words,
+                depth,
+                dense,
+                stride,
+                columns: last - first,
+            };
+            // SAFETY: the instructions are those of `S`, and `y` has `depth` words from `o` on in each row.
+            unsafe { panel.add::<S, E>(sums, o > 0) };
+        }
+        let LowRank { rank, u, v } = self.low;
+        for k in (0..rank).step_by(self.depth) {
+            let depth = self.depth.min(rank - k);
+            for (p, dense) in (k..k + depth).zip(dense.chunks_mut(stride)) {
+                dense[..last - first].copy_from_slice(&v[p * d_in + first..p * d_in + last]);
             }
+            let panel = Panel {
+                rows,
+                y: u[k..].as_ptr(),
+                y_stride: rank,
+                depth,
+                dense,
+                stride,
+                columns: last - first,
+            };
+            // SAFETY: as above.
+            unsafe { panel.add::<S, F32>(sums, true) };
         }
         for column in (first..last).step_by(full) {
             let width = full.min(last - column);
@@ -150,6 +184,50 @@ impl<E: Element> Kernel for Strip<'_, E> {
                         unsafe { *self.x.at((begin + r) * d_in + column + l) = E::round(sum) };
                     }
                 }
+            }
+        }
+    }
+}
+
+/// A few hundred of the inner dimension: of rows as they are, and of dense columns.
+struct Panel<'a> {
+    rows: usize,
+    y: *const f32,
+    y_stride: usize,
+    depth: usize,
+    dense: &'a [f32],
+    stride: usize,
+    columns: usize,
+}
+
+impl Panel<'_> {
+    /// Adds its products to `sums`, or puts them there.
+    ///
+    /// # Safety
+    ///
+    /// As [`Simd`]; `y` has at least [`TILE_ROWS`] rows of `depth` words.
+    #[inline(always)]
+    unsafe fn add<S: Simd, E: Element>(self, sums: &mut [f32], accumulate: bool) {
+        let full = S::LANES * S::TILE_VECTORS;
+        for column in (0..self.columns).step_by(full) {
+            let vectors = full.min(self.columns - column).div_ceil(S::LANES);
+            let columns = S::tile_columns(vectors);
+            for row in (0..self.rows).step_by(columns) {
+                let tile = Tile {
+                    vectors,
+                    depth: self.depth,
+                    a: self.dense[column..].as_ptr(),
+                    a_stride: self.stride,
+                    // SAFETY: `begin` leaves so many rows of `y` as the tile has columns.
+                    b: unsafe { self.y.add(begin(row, columns, self.rows) * self.y_stride) },
+                    b_stride: self.y_stride,
+                    c: sums[row * self.stride + column..].as_mut_ptr(),
+                    c_stride: self.stride,
+                    accumulate,
+                };
+                // SAFETY: `depth` rows of `dense`, and `columns` rows of `sums`, which has more than `rows` by the
+                // most columns of a tile.
+                unsafe { E::tile::<S>(tile) };
             }
         }
     }
