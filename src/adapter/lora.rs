@@ -11,7 +11,7 @@ use burn::module::{Module, Param};
 use burn::nn::{Dropout, DropoutConfig};
 use burn::tensor::{Device, Distribution, FloatDType, Tensor};
 
-use super::{Delta, FrozenMap};
+use super::{Delta, FrozenMap, low_rank};
 use crate::{PeftError, Result};
 
 /// How the factors of a fresh adapter are filled. `B` is zero in both, so a fresh adapter changes nothing.
@@ -177,12 +177,10 @@ impl Lora {
             .with_dtype(self.a.val().dtype().into())
     }
 
-    /// `Δ(x)`: `[rows, d_in] -> [rows, d_out]`, in the dtype of the factors.
-    pub fn delta(&self, x: Tensor<2>) -> Tensor<2> {
-        let (a, b) = (self.a.val(), self.b.val());
-        let x = cast(self.dropout.forward(x), a.dtype().into());
-        // The scale goes to the [rows, r] product, the smallest of the three.
-        x.matmul(a).mul_scalar(self.scale()).matmul(b)
+    /// `Δ(x)`: `[..., d_in] -> [..., d_out]`, in the dtype of the factors.
+    pub fn delta<const D: usize>(&self, x: Tensor<D>) -> Tensor<D> {
+        let x = self.dropout.forward(x);
+        low_rank(x, self.a.val(), self.b.val(), self.scale())
     }
 
     /// The dense change `s·A·B`, `[d_in, d_out]`, in f32.
@@ -194,7 +192,7 @@ impl Lora {
 }
 
 impl Delta for Lora {
-    fn forward(&self, x: Tensor<2>, base: &impl FrozenMap) -> Tensor<2> {
+    fn forward<const D: usize>(&self, x: Tensor<D>, base: &impl FrozenMap) -> Tensor<D> {
         if self.dropout.prob == 0.0 {
             return base.apply_low_rank(x, self.a.val(), self.b.val(), self.scale());
         }

@@ -9,40 +9,55 @@ pub(crate) use lora::cast;
 pub use lora::{Lora, LoraConfig, LoraInit};
 
 use burn::module::Module;
-use burn::tensor::Tensor;
+use burn::tensor::{Tensor, module::linear};
 
-/// The frozen map that a delta changes: `x -> x·W + b`.
+/// The frozen map that a delta changes: `x -> x·W + b`, over the last axis of an input of any rank.
 pub trait FrozenMap {
-    /// `[rows, d_in] -> [rows, d_out]`, in the dtype of `x`.
-    fn apply(&self, x: Tensor<2>) -> Tensor<2>;
+    /// `[..., d_in] -> [..., d_out]`, in the dtype of `x`.
+    fn apply<const D: usize>(&self, x: Tensor<D>) -> Tensor<D>;
 
     /// The map with a low-rank change of its weight, `x·(W + s·A·B) + b`: `A [d_in, r]`, `B [r, d_out]`.
     ///
-    /// `[rows, d_in] -> [rows, d_out]`, in the dtype of `x`; the low-rank part is computed in the dtype of its factors.
-    fn apply_low_rank(&self, x: Tensor<2>, a: Tensor<2>, b: Tensor<2>, scale: f64) -> Tensor<2> {
+    /// `[..., d_in] -> [..., d_out]`, in the dtype of `x`; the low-rank part is computed in the dtype of its factors.
+    fn apply_low_rank<const D: usize>(
+        &self,
+        x: Tensor<D>,
+        a: Tensor<2>,
+        b: Tensor<2>,
+        scale: f64,
+    ) -> Tensor<D> {
         by_parts(self, x, a, b, scale)
     }
 }
 
 /// [`FrozenMap::apply_low_rank`] of any map: the output of the low-rank part is added to the map's.
-pub(crate) fn by_parts(
+pub(crate) fn by_parts<const D: usize>(
     map: &(impl FrozenMap + ?Sized),
-    x: Tensor<2>,
+    x: Tensor<D>,
     a: Tensor<2>,
     b: Tensor<2>,
     scale: f64,
-) -> Tensor<2> {
+) -> Tensor<D> {
     let y = map.apply(x.clone());
     let dtype = y.dtype().into();
-    // The scale goes to the [rows, r] product, the smallest of the three.
-    let u = cast(x, a.dtype().into()).matmul(a).mul_scalar(scale);
-    y + cast(u.matmul(b), dtype)
+    y + cast(low_rank(x, a, b, scale), dtype)
+}
+
+/// `s·(x·A)·B`, in the dtype of the factors. The scale goes to `x·A`, the smallest of the three.
+pub(crate) fn low_rank<const D: usize>(
+    x: Tensor<D>,
+    a: Tensor<2>,
+    b: Tensor<2>,
+    scale: f64,
+) -> Tensor<D> {
+    let x = cast(x, a.dtype().into());
+    linear(linear(x, a, None).mul_scalar(scale), b, None)
 }
 
 /// A trainable change to a frozen linear map.
 pub trait Delta: Module {
-    /// The changed map: `[rows, d_in] -> [rows, d_out]`, in the dtype that the frozen map gives.
-    fn forward(&self, x: Tensor<2>, base: &impl FrozenMap) -> Tensor<2>;
+    /// The changed map: `[..., d_in] -> [..., d_out]`, in the dtype that the frozen map gives.
+    fn forward<const D: usize>(&self, x: Tensor<D>, base: &impl FrozenMap) -> Tensor<D>;
 
     /// The weight of the changed map for the weight `[d_in, d_out]` of the frozen one, both f32.
     ///

@@ -4,7 +4,7 @@ use burn::module::{Module, Param};
 use burn::nn::Linear;
 use burn::tensor::{FloatDType, Tensor, assert_shape};
 
-use super::base::{FrozenLinear, rows};
+use super::base::FrozenLinear;
 use super::nf4_linear::Nf4Linear;
 use crate::Result;
 use crate::adapter::{Delta, Lora, LoraConfig, cast};
@@ -95,9 +95,9 @@ impl<B: FrozenLinear, D: Delta> Adapted<B, D> {
     ///
     /// Panics if the last axis of `x` is not `d_in`.
     pub fn forward<const N: usize>(&self, x: Tensor<N>) -> Tensor<N> {
-        let [d_in, d_out] = self.base.dims();
+        let [d_in, _] = self.base.dims();
         assert_shape!(x, [.., d_in]);
-        rows(x, d_out, |x| self.delta.forward(x, &self.base.frozen_map()))
+        self.delta.forward(x, &self.base.frozen_map())
     }
 
     /// One dense layer that computes the same: for an NF4 base, over its dequantised weight.

@@ -32,7 +32,7 @@ pub(crate) struct DenseMap {
 }
 
 impl FrozenMap for DenseMap {
-    fn apply(&self, x: Tensor<2>) -> Tensor<2> {
+    fn apply<const D: usize>(&self, x: Tensor<D>) -> Tensor<D> {
         linear(x, self.weight.clone(), self.bias.clone())
     }
 }
@@ -44,24 +44,41 @@ pub(crate) struct Nf4Map<'a> {
 }
 
 impl FrozenMap for Nf4Map<'_> {
-    fn apply(&self, x: Tensor<2>) -> Tensor<2> {
-        self.add_bias(self.weight.matmul(x))
+    fn apply<const D: usize>(&self, x: Tensor<D>) -> Tensor<D> {
+        self.on_rows(x, |x| self.weight.matmul(x))
     }
 
-    fn apply_low_rank(&self, x: Tensor<2>, a: Tensor<2>, b: Tensor<2>, scale: f64) -> Tensor<2> {
-        self.add_bias(self.weight.matmul_low_rank(x, a, b, scale))
+    fn apply_low_rank<const D: usize>(
+        &self,
+        x: Tensor<D>,
+        a: Tensor<2>,
+        b: Tensor<2>,
+        scale: f64,
+    ) -> Tensor<D> {
+        self.on_rows(x, |x| self.weight.matmul_low_rank(x, a, b, scale))
     }
 }
 
 impl Nf4Map<'_> {
-    fn add_bias(&self, y: Tensor<2>) -> Tensor<2> {
-        match &self.bias {
+    /// Applies a product of rows, `[rows, d_in] -> [rows, d_out]`, to an input of any rank, and adds the bias.
+    fn on_rows<const D: usize>(
+        &self,
+        x: Tensor<D>,
+        product: impl FnOnce(Tensor<2>) -> Tensor<2>,
+    ) -> Tensor<D> {
+        let [d_out, d_in] = self.weight.shape();
+        let mut dims = x.dims();
+        let rows = dims[..D - 1].iter().product();
+        dims[D - 1] = d_out;
+        let y = product(x.reshape([rows, d_in]));
+        let y = match &self.bias {
             Some(bias) => {
                 let dtype = y.dtype().into();
                 y + cast(bias.clone(), dtype).unsqueeze()
             }
             None => y,
-        }
+        };
+        y.reshape(dims)
     }
 }
 
@@ -109,17 +126,4 @@ pub(crate) fn weight_dims(weight: &Param<Tensor<2>>) -> [usize; 2] {
     } else {
         [rows, columns]
     }
-}
-
-/// Applies a map on rows `[rows, d_in]` to an input of any rank, `[..., d_in] -> [..., d_out]`.
-pub(crate) fn rows<const D: usize>(
-    x: Tensor<D>,
-    d_out: usize,
-    map: impl FnOnce(Tensor<2>) -> Tensor<2>,
-) -> Tensor<D> {
-    let mut dims = x.dims();
-    let d_in = dims[D - 1];
-    let rows = dims[..D - 1].iter().product();
-    dims[D - 1] = d_out;
-    map(x.reshape([rows, d_in])).reshape(dims)
 }

@@ -9,5 +9,5 @@ mod nf4_linear;
 
 pub use adapted::{Adapted, LoraLinear, MergeReport, Nf4MergeReport, QLoraLinear};
 pub use base::FrozenLinear;
-pub(crate) use base::{DenseMap, Nf4Map, rows, weight_dims};
+pub(crate) use base::{DenseMap, Nf4Map, weight_dims};
 pub use nf4_linear::{Nf4Linear, Nf4LinearConfig};

@@ -7,7 +7,7 @@ use burn::module::{Module, Param};
 use burn::nn::{Linear, LinearConfig};
 use burn::tensor::{Device, FloatDType, Tensor, assert_shape};
 
-use super::base::{FrozenLinear, Nf4Map, rows};
+use super::base::{FrozenLinear, Nf4Map};
 use crate::Result;
 use crate::adapter::FrozenMap;
 use crate::nf4::{Nf4Config, Nf4Weight};
@@ -73,9 +73,9 @@ impl Nf4Linear {
     ///
     /// Panics if the last axis of `x` is not `d_in`.
     pub fn forward<const D: usize>(&self, x: Tensor<D>) -> Tensor<D> {
-        let [d_in, d_out] = FrozenLinear::dims(self);
+        let [d_in, _] = FrozenLinear::dims(self);
         assert_shape!(x, [.., d_in]);
-        rows(x, d_out, |x| self.frozen_map().apply(x))
+        self.frozen_map().apply(x)
     }
 
     /// A dense layer with the dequantised weight, rounded once to `dtype`, as frozen as this one.

@@ -4,8 +4,8 @@ use burn::nn::Linear;
 use burn::tensor::{Tensor, assert_shape, module::linear};
 
 use super::weight::PeftWeight;
-use crate::adapter::cast;
-use crate::layer::{rows, weight_dims};
+use crate::adapter::FrozenMap;
+use crate::layer::{DenseMap, weight_dims};
 
 /// A forward pass that runs what is attached to a layer's weight factored and packed.
 ///
@@ -37,26 +37,21 @@ impl PeftForward for Linear {
                 // As the base computes it, to the bit: the rows of a batch in one product may round otherwise.
                 return linear(x, self.weight.base(), bias());
             }
-            let [d_in, d_out] = match &state.nf4 {
-                Some(nf4) => [nf4.shape()[1], nf4.shape()[0]],
-                None => weight_dims(&self.weight),
+            let d_in = match &state.nf4 {
+                Some(nf4) => nf4.shape()[1],
+                None => weight_dims(&self.weight)[0],
             };
             assert_shape!(x, [.., d_in]);
-            return rows(x, d_out, |x| state.forward(x, &self.weight, bias()));
+            return state.forward(x, &self.weight, bias());
         }
         if let Some(lora) = self.weight.adapter() {
-            let [d_in, d_out] = weight_dims(&self.weight);
+            let [d_in, _] = weight_dims(&self.weight);
             assert_shape!(x, [.., d_in]);
-            return rows(x, d_out, |x| {
-                let (a, b) = (lora.a.val(), lora.b.val());
-                let y = linear(x.clone(), self.weight.base(), bias());
-                let delta = cast(x, a.dtype().into())
-                    .matmul(a)
-                    .mul_scalar(lora.scale)
-                    .matmul(b);
-                let dtype = y.dtype().into();
-                y + cast(delta, dtype)
-            });
+            let map = DenseMap {
+                weight: self.weight.base(),
+                bias: bias(),
+            };
+            return map.apply_low_rank(x, lora.a.val(), lora.b.val(), lora.scale);
         }
         self.forward(x)
     }

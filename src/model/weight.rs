@@ -109,13 +109,13 @@ impl PeftWeight {
         }
     }
 
-    /// `[rows, d_in] -> [rows, d_out]`, factored and packed.
-    pub(super) fn forward(
+    /// `[..., d_in] -> [..., d_out]`, factored and packed.
+    pub(super) fn forward<const D: usize>(
         &self,
-        x: Tensor<2>,
+        x: Tensor<D>,
         base: &Param<Tensor<2>>,
         bias: Option<Tensor<1>>,
-    ) -> Tensor<2> {
+    ) -> Tensor<D> {
         self.way.fetch_max(1, Ordering::Relaxed);
         let deltas = self.deltas();
         match &self.nf4 {
@@ -193,7 +193,7 @@ struct Chain<'a, M> {
 }
 
 impl<M: FrozenMap> FrozenMap for Chain<'_, M> {
-    fn apply(&self, x: Tensor<2>) -> Tensor<2> {
+    fn apply<const D: usize>(&self, x: Tensor<D>) -> Tensor<D> {
         match self.deltas.split_last() {
             None => self.map.apply(x),
             Some((last, deltas)) => last.forward(
@@ -206,7 +206,13 @@ impl<M: FrozenMap> FrozenMap for Chain<'_, M> {
         }
     }
 
-    fn apply_low_rank(&self, x: Tensor<2>, a: Tensor<2>, b: Tensor<2>, scale: f64) -> Tensor<2> {
+    fn apply_low_rank<const D: usize>(
+        &self,
+        x: Tensor<D>,
+        a: Tensor<2>,
+        b: Tensor<2>,
+        scale: f64,
+    ) -> Tensor<D> {
         match self.deltas.is_empty() {
             true => self.map.apply_low_rank(x, a, b, scale),
             false => by_parts(self, x, a, b, scale),
