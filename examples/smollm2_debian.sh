@@ -19,7 +19,7 @@ finetune() {
         cargo run --release --example finetune -- \
             --model "$model" --data "$data/train.jsonl" --heldout "$data/heldout.jsonl" --out "$out/$name" \
             --system "You are a helpful AI assistant named SmolLM, trained by Hugging Face" \
-            --rank 16 --alpha 32 --lr 5e-4 --steps 120 --batch 8 --seq-len 256 --max-new-tokens 32 "$@" \
+            --rank 16 --alpha 32 --lr 5e-4 --steps 60 --batch 8 --seq-len 256 --max-new-tokens 32 "$@" \
             > "$out/$name.log.part"
         mv "$out/$name.log.part" "$out/$name.log"
     fi
