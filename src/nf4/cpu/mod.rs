@@ -1,11 +1,13 @@
 //! NF4 on a CPU.
 //!
 //! * [`packed`]: a packed weight as the kernels read it; dequantising any part of it;
+//! * [`quantize`], by way of [`cells`]; [`dequantize`]; both for whole weights, on all threads;
 //! * [`few_rows`], [`many_rows`], [`transposed`]: the products;
 //! * [`simd`]: the instruction sets they are compiled for, chosen at run time;
 //! * [`flex`]: Burn's tensors in and out.
 #![allow(unsafe_code)]
 
+mod cells;
 mod dequantize;
 mod few_rows;
 #[cfg(feature = "flex")]
@@ -13,8 +15,16 @@ pub(super) mod flex;
 mod many_rows;
 mod packed;
 mod parallel;
+mod quantize;
+#[cfg(test)]
+mod quantize_tests;
 mod scratch;
 mod simd;
 #[cfg(test)]
 mod tests;
 mod transposed;
+
+pub(super) use dequantize::{Rounded, dequantize};
+pub(super) use packed::{Packed, Scales};
+pub(super) use quantize::{Widened, quantize};
+pub(super) use simd::Isa;
