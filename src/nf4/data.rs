@@ -50,6 +50,14 @@ pub enum Nf4Scales {
 }
 
 impl Nf4Scales {
+    /// The scales as they are to be stored.
+    pub(super) fn new(absmax: Vec<f32>, double_quant: bool) -> Self {
+        match double_quant {
+            false => Self::Plain(absmax),
+            true => Self::Double(DoubleAbsmax::quantize(&absmax)),
+        }
+    }
+
     /// How many blocks they are for.
     fn len(&self) -> usize {
         match self {
@@ -67,7 +75,7 @@ impl Nf4Scales {
     }
 
     /// An error unless every scale, restored, is finite.
-    fn check_finite(&self, name: &str) -> Result<()> {
+    pub(super) fn check_finite(&self, name: &str) -> Result<()> {
         let scales = self.restore();
         match scales.iter().position(|scale| !scale.is_finite()) {
             None => Ok(()),
@@ -109,10 +117,7 @@ impl Nf4Data {
             shape,
             block_size: config.block_size,
             codes: Vec::new(),
-            scales: match config.double_quant {
-                false => Nf4Scales::Plain(Vec::new()),
-                true => Nf4Scales::Double(DoubleAbsmax::quantize(&[])),
-            },
+            scales: Nf4Scales::new(Vec::new(), config.double_quant),
         };
         empty.requantize(name, values)
     }
@@ -137,10 +142,7 @@ impl Nf4Data {
         absmax.resize(block_size.blocks(n), 0.0);
         cpu::quantize(Isa::best(), values, block_size, &mut codes, &mut absmax)
             .map_err(|index| not_finite(name, index, values[index]))?;
-        let scales = match double_quant {
-            false => Nf4Scales::Plain(absmax),
-            true => Nf4Scales::Double(DoubleAbsmax::quantize(&absmax)),
-        };
+        let scales = Nf4Scales::new(absmax, double_quant);
         scales.check_finite(name)?;
         Ok(Self {
             shape,

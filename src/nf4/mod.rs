@@ -13,6 +13,7 @@ pub mod blocks;
 pub mod codebook;
 mod cpu;
 mod data;
+mod dense;
 pub mod double;
 mod float;
 mod ops;

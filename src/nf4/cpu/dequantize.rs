@@ -138,9 +138,15 @@ impl<T: Half> Kernel for DecodeHalf<'_, T> {
         for out in self.out.chunks_mut(TABLES * size) {
             let scales = &mut scales[..out.len().div_ceil(size)];
             self.w.scales(first / size, scales);
-            let products = wide.as_chunks_mut::<16>().0;
-            for (products, scale) in products.iter_mut().zip(&*scales) {
-                *products = CODEBOOK.map(|value| value * scale);
+            for (products, &scale) in wide.as_chunks_mut::<16>().0.iter_mut().zip(&*scales) {
+                for i in (0..16).step_by(S::LANES) {
+                    // SAFETY: the instructions are those of `S`, whose lanes divide sixteen.
+                    unsafe {
+                        let values = S::load(CODEBOOK.as_ptr().add(i));
+                        let scaled = S::mul(values, S::splat(scale));
+                        S::store(products.as_mut_ptr().add(i), scaled);
+                    }
+                }
             }
             let n = 16 * scales.len();
             T::round(&wide[..n], &mut tables[..n]);

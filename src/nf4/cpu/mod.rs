@@ -1,13 +1,14 @@
 //! NF4 on a CPU.
 //!
 //! * [`packed`]: a packed weight as the kernels read it; dequantising any part of it;
-//! * [`quantize`], by way of [`cells`]; [`dequantize`]; both for whole weights, on all threads;
+//! * [`quantize`], [`columns`] of a transposed weight, by way of [`cells`]; [`dequantize`]; all for whole weights, on all threads;
 //! * [`few_rows`], [`many_rows`], [`transposed`]: the products;
 //! * [`simd`]: the instruction sets they are compiled for, chosen at run time;
 //! * [`flex`]: Burn's tensors in and out.
 #![allow(unsafe_code)]
 
 mod cells;
+mod columns;
 mod dequantize;
 mod few_rows;
 #[cfg(feature = "flex")]
@@ -24,6 +25,7 @@ mod simd;
 mod tests;
 mod transposed;
 
+pub(super) use columns::Columns;
 pub(super) use dequantize::{Rounded, dequantize};
 pub(super) use packed::{Packed, Scales};
 pub(super) use quantize::{Widened, quantize};

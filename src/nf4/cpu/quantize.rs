@@ -21,12 +21,23 @@ const STEP: usize = 4096;
 pub trait Widened: Copy + Into<f32> + Sync {
     /// `values` in f32, in `memory` of the same length or more if they have to be converted.
     fn widen<'a>(values: &'a [Self], memory: &'a mut [f32]) -> &'a [f32];
+
+    /// `values` in f32 to `memory` of the same length.
+    #[inline(always)]
+    fn copy(values: &[Self], memory: &mut [f32]) {
+        Self::widen(values, memory);
+    }
 }
 
 impl Widened for f32 {
     #[inline(always)]
     fn widen<'a>(values: &'a [Self], _memory: &'a mut [f32]) -> &'a [f32] {
         values
+    }
+
+    #[inline(always)]
+    fn copy(values: &[Self], memory: &mut [f32]) {
+        memory.copy_from_slice(values);
     }
 }
 

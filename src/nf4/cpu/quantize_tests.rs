@@ -4,6 +4,7 @@ use half::{bf16, f16};
 use proptest::prelude::*;
 
 use super::cells;
+use super::columns::Columns;
 use super::dequantize::dequantize;
 use super::packed::{Packed, Scales};
 use super::quantize::{Widened, quantize};
@@ -45,6 +46,30 @@ fn check<T: Widened>(values: &[T], size: BlockSize) {
         assert!(
             found == expected,
             "{isa:?}, {size:?}: {:?} is not {:?}",
+            found.0,
+            expected.0
+        );
+    }
+}
+
+/// A matrix of `shape` that lies transposed, its rows `stride` apart.
+fn check_columns<T: Widened>(values: &[T], stride: usize, shape: [usize; 2], size: BlockSize) {
+    let [d_out, d_in] = shape;
+    let n = d_out * d_in;
+    let transposed: Vec<_> = (0..n)
+        .map(|i| values[i % d_in * stride + i / d_in])
+        .collect();
+    let expected = quantized(n, size, |codes, absmax| {
+        quantize_blocks_into(&transposed, size, codes, absmax)
+    });
+    let columns = Columns::new(values, stride, shape);
+    for isa in Isa::available() {
+        let found = quantized(n, size, |codes, absmax| {
+            columns.quantize(isa, size, codes, absmax)
+        });
+        assert!(
+            found == expected,
+            "{isa:?}, {shape:?} of {stride}, {size:?}: {:?} is not {:?}",
             found.0,
             expected.0
         );
@@ -212,6 +237,22 @@ fn any_number() -> impl Strategy<Value = f32> {
     ]
 }
 
+/// Several tasks, the last one partial.
+#[test]
+fn large_transposed_weights() {
+    for shape in [[300, 1024], [1000, 200], [70_000, 1], [1, 70_000]] {
+        let [d_out, d_in] = shape;
+        let mut values: Vec<_> = (0..d_in * d_out).map(|i| (i as f32 * 0.7).sin()).collect();
+        check_columns(&values, d_out, shape, BlockSize::default());
+        for index in [5, values.len() / 2 + 3, values.len() - 1] {
+            values[index] = f32::INFINITY;
+            check_columns(&values, d_out, shape, BlockSize::default());
+        }
+    }
+    check_columns::<f32>(&[], 0, [0, 5], BlockSize::default());
+    check_columns::<f32>(&[], 5, [5, 0], BlockSize::default());
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(200))]
 
@@ -233,6 +274,36 @@ proptest! {
         check(&values, size);
         check(&values.iter().copied().map(bf16::from_f32).collect::<Vec<_>>(), size);
         check(&values.iter().copied().map(f16::from_f32).collect::<Vec<_>>(), size);
+    }
+
+    #[test]
+    fn quantising_a_transposed_weight_agrees_with_the_reference(
+        numbers in prop::collection::vec(any_number(), 1..500),
+        block in 0_usize..BLOCK_SIZES.len(),
+        // Whole blocks a row, or any length.
+        (d_in, aligned) in prop_oneof![(1_usize..4, Just(true)), (1_usize..200, Just(false))],
+        d_out in prop_oneof![1_usize..40, 40_usize..300],
+        beside in prop_oneof![Just(0_usize), 1_usize..20],
+        bad in prop::collection::vec((any::<prop::sample::Index>(), 0_usize..3), 0..3),
+        any_bad in 0_u32..4,
+    ) {
+        let size = BlockSize::new(BLOCK_SIZES[block]).unwrap();
+        let (d_in, d_out) = match aligned {
+            true => (d_in * size.get(), d_out.min(200_000 / size.get())),
+            false => (d_in, d_out),
+        };
+        let stride = d_out + beside;
+        let n = d_in * stride;
+        let mut values: Vec<_> = (0..n).map(|i| numbers[i * i % numbers.len()]).collect();
+        if any_bad == 0 {
+            for (at, kind) in bad {
+                values[at.index(n)] = [f32::NAN, f32::INFINITY, f32::NEG_INFINITY][kind];
+            }
+        }
+        let shape = [d_out, d_in];
+        check_columns(&values, stride, shape, size);
+        check_columns(&values.iter().copied().map(bf16::from_f32).collect::<Vec<_>>(), stride, shape, size);
+        check_columns(&values.iter().copied().map(f16::from_f32).collect::<Vec<_>>(), stride, shape, size);
     }
 
     /// f32 as the reference has it; bf16 and f16 as `half` rounds that, to the bit, subnormals and infinities included.
