@@ -17,6 +17,8 @@ use crate::nf4::blocks::{BlockSize, SMALLEST_SCALE};
 const ROWS: usize = 128;
 /// Values of a tile, where they are collected in f32 to stay in cache, if the blocks are not too long.
 const TILE: usize = 1 << 14;
+/// How many elements along a row values are asked for ahead of their use.
+const AHEAD: usize = 16;
 /// At least as many rows in a tile: a multiple of any vector.
 const LEAST_ROWS: usize = 16;
 
@@ -111,16 +113,15 @@ impl<'a, T: Widened> Columns<'a, T> {
                 // What lies beside the last row is quantised and not kept.
                 tile.fill(0.0);
                 for block in 0..d_in / size {
-                    for (i, tile) in tile.chunks_exact_mut(width).enumerate() {
-                        let values = self.across(block * size + i, first + from, rows);
-                        T::copy(values, &mut tile[..rows]);
-                    }
                     let finite = dispatch(
                         isa,
                         Tile {
+                            from: self,
+                            element: block * size,
+                            row: first + from,
+                            rows,
                             tile,
                             width,
-                            rows,
                             codes: &mut codes[(from * d_in + block * size) / 2..],
                             codes_stride: d_in / 2,
                             absmax: &mut absmax[from * d_in / size + block..],
@@ -172,12 +173,16 @@ impl<'a, T: Widened> Columns<'a, T> {
 }
 
 /// Quantises one block each of `rows` rows of `W`; whether all are finite.
-struct Tile<'a> {
-    /// `[block size, width]`.
-    tile: &'a [f32],
+struct Tile<'a, T> {
+    from: &'a Columns<'a, T>,
+    /// The block's first element, and the first row.
+    element: usize,
+    row: usize,
+    rows: usize,
+    /// Memory of `[block size, width]`.
+    tile: &'a mut [f32],
     /// A multiple of the lanes.
     width: usize,
-    rows: usize,
     /// The codes of the first row's block, and the bytes to the next row's.
     codes: &'a mut [u8],
     codes_stride: usize,
@@ -186,12 +191,22 @@ struct Tile<'a> {
     absmax_stride: usize,
 }
 
-impl Kernel for Tile<'_> {
+impl<T: Widened> Kernel for Tile<'_, T> {
     type Output = bool;
 
     #[inline(always)]
     unsafe fn run<S: Simd>(self) -> bool {
         let size = self.tile.len() / self.width;
+        for (i, tile) in self.tile.chunks_exact_mut(self.width).enumerate() {
+            let values = self.from.across(self.element + i, self.row, self.rows);
+            // The strides are too long for the processor to foresee.
+            let ahead = values.as_ptr().wrapping_add(AHEAD * self.from.stride);
+            for line in (0..size_of_val(values)).step_by(64) {
+                // SAFETY: the instructions are those of `S`; a prefetch may be of any address.
+                unsafe { S::prefetch(ahead.cast::<u8>().wrapping_add(line)) };
+            }
+            T::copy(values, &mut tile[..self.rows]);
+        }
         for first in (0..self.rows).step_by(S::LANES) {
             let lanes = S::LANES.min(self.rows - first);
             let mut bits = [0; 16];
