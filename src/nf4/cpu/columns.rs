@@ -52,6 +52,20 @@ impl<'a, T: Widened> Columns<'a, T> {
         &self.values[i * self.stride + first..][..rows]
     }
 
+    /// Asks for the values some elements further along these rows: the processor foresees no strides of whole pages.
+    ///
+    /// # Safety
+    ///
+    /// As [`Simd`].
+    #[inline(always)]
+    unsafe fn prefetch<S: Simd>(&self, values: &[T]) {
+        let ahead = values.as_ptr().wrapping_add(AHEAD * self.stride);
+        for line in (0..size_of_val(values)).step_by(64) {
+            // SAFETY: as asked; an address may be any.
+            unsafe { S::prefetch(ahead.cast::<u8>().wrapping_add(line)) };
+        }
+    }
+
     /// Value `index` of the row-major `W`.
     pub(crate) fn at(&self, index: usize) -> f32 {
         let d_in = self.shape[1];
@@ -154,21 +168,52 @@ impl<'a, T: Widened> Columns<'a, T> {
         codes: &mut [u8],
         absmax: &mut [f32],
     ) -> Result<(), usize> {
-        let d_in = self.shape[1];
         with_scratch(range.len(), |values| {
-            // Across rows, so that every cache line of the weight is used as a whole.
-            let rows = range.start / d_in..range.end.div_ceil(d_in);
-            for i in 0..d_in {
-                for (row, &value) in rows.clone().zip(self.across(i, rows.start, rows.len())) {
-                    // Wraps where the first row begins before the run.
-                    let at = (row * d_in + i).wrapping_sub(range.start);
-                    if let Some(to) = values.get_mut(at) {
-                        *to = value.into();
-                    }
-                }
-            }
+            let start = range.start;
+            dispatch(
+                isa,
+                Gather {
+                    from: self,
+                    start,
+                    values,
+                },
+            );
             run(isa, &*values, block_size, codes, absmax)
         })
+    }
+}
+
+/// Collects as many values of the row-major `W` from `start` as there is room for.
+struct Gather<'a, T> {
+    from: &'a Columns<'a, T>,
+    start: usize,
+    values: &'a mut [f32],
+}
+
+impl<T: Widened> Kernel for Gather<'_, T> {
+    type Output = ();
+
+    #[inline(always)]
+    unsafe fn run<S: Simd>(self) {
+        let d_in = self.from.shape[1];
+        let (first, end) = (
+            self.start / d_in,
+            (self.start + self.values.len()).div_ceil(d_in),
+        );
+        // Across rows, so that every cache line of the weight is used as a whole.
+        for i in 0..d_in {
+            let across = self.from.across(i, first, end - first);
+            // SAFETY: the instructions are those of `S`.
+            unsafe { self.from.prefetch::<S>(across) };
+            // Wraps where the first row begins before the run.
+            let mut at = (first * d_in + i).wrapping_sub(self.start);
+            for &value in across {
+                if let Some(to) = self.values.get_mut(at) {
+                    *to = value.into();
+                }
+                at = at.wrapping_add(d_in);
+            }
+        }
     }
 }
 
@@ -199,12 +244,8 @@ impl<T: Widened> Kernel for Tile<'_, T> {
         let size = self.tile.len() / self.width;
         for (i, tile) in self.tile.chunks_exact_mut(self.width).enumerate() {
             let values = self.from.across(self.element + i, self.row, self.rows);
-            // The strides are too long for the processor to foresee.
-            let ahead = values.as_ptr().wrapping_add(AHEAD * self.from.stride);
-            for line in (0..size_of_val(values)).step_by(64) {
-                // SAFETY: the instructions are those of `S`; a prefetch may be of any address.
-                unsafe { S::prefetch(ahead.cast::<u8>().wrapping_add(line)) };
-            }
+            // SAFETY: the instructions are those of `S`.
+            unsafe { self.from.prefetch::<S>(values) };
             T::copy(values, &mut tile[..self.rows]);
         }
         for first in (0..self.rows).step_by(S::LANES) {
