@@ -20,7 +20,7 @@ use crate::schedule::learning_rate;
 
 /// How often the held-out loss is looked at, and on how many triples at most.
 const LOOKS: usize = 10;
-const LOOK_AT: usize = 128;
+const LOOK_AT: usize = 64;
 
 /// Batches whose triples are sorted by length among themselves.
 const POOL: usize = 8;

@@ -195,6 +195,9 @@ impl Lora {
 
 impl Delta for Lora {
     fn forward(&self, x: Tensor<2>, base: &impl FrozenMap) -> Tensor<2> {
+        if self.dropout.prob == 0.0 {
+            return base.apply_low_rank(x, self.a.val(), self.b.val(), self.scale());
+        }
         let y = base.apply(x.clone());
         let dtype = y.dtype().into();
         y + cast(self.delta(x), dtype)

@@ -45,7 +45,16 @@ pub(crate) struct Nf4Map<'a> {
 
 impl FrozenMap for Nf4Map<'_> {
     fn apply(&self, x: Tensor<2>) -> Tensor<2> {
-        let y = self.weight.matmul(x);
+        self.add_bias(self.weight.matmul(x))
+    }
+
+    fn apply_low_rank(&self, x: Tensor<2>, a: Tensor<2>, b: Tensor<2>, scale: f64) -> Tensor<2> {
+        self.add_bias(self.weight.matmul_low_rank(x, a, b, scale))
+    }
+}
+
+impl Nf4Map<'_> {
+    fn add_bias(&self, y: Tensor<2>) -> Tensor<2> {
         match &self.bias {
             Some(bias) => {
                 let dtype = y.dtype().into();

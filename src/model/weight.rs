@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicU8, Ordering};
 use burn::module::{Devices, Module, ModuleMapper, ModuleVisitor, Param, Reparameterization};
 use burn::tensor::{DType, Device, FloatDType, Tensor};
 
-use crate::adapter::{Delta, FrozenMap, Lora, cast};
+use crate::adapter::{Delta, FrozenMap, Lora, by_parts, cast};
 use crate::layer::{DenseMap, Nf4Map};
 use crate::nf4::Nf4Weight;
 
@@ -203,6 +203,13 @@ impl<M: FrozenMap> FrozenMap for Chain<'_, M> {
                     map: self.map,
                 },
             ),
+        }
+    }
+
+    fn apply_low_rank(&self, x: Tensor<2>, a: Tensor<2>, b: Tensor<2>, scale: f64) -> Tensor<2> {
+        match self.deltas.is_empty() {
+            true => self.map.apply_low_rank(x, a, b, scale),
+            false => by_parts(self, x, a, b, scale),
         }
     }
 }

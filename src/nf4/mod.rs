@@ -9,6 +9,7 @@
 //! Sources: T. Dettmers et al., "QLoRA: Efficient Finetuning of Quantized LLMs", <https://arxiv.org/abs/2305.14314>;
 //! every byte follows bitsandbytes 0.50.2.
 
+mod autodiff;
 pub mod blocks;
 pub mod codebook;
 mod cpu;

@@ -4,11 +4,10 @@
 //!
 //! * dequantise: `W`
 //! * product: `y = x · Wᵀ`, `[rows, d_in] -> [rows, d_out]`, the forward of a linear layer;
-//! * transposed product: `dx = dy · W`, `[rows, d_out] -> [rows, d_in]`, its backward.
+//! * transposed product: `dx = dy · W`, `[rows, d_out] -> [rows, d_in]`, its backward;
+//! * the product with a low-rank change of the weight, `y = x · (Wᵀ + s·A·B)`, with `A [d_in, r]` and `B [r, d_out]`.
 //!
-//! Under autodiff the two products are each other's backward. What is kept between forward and backward is the packed
-//! weight alone (shared, not copied): neither `x` nor a dense weight, and no gradient of the weight is ever computed.
-//! This is the memory contract of QLoRA (arXiv:2305.14314, section 3) and of bitsandbytes' `MatMul4Bit`.
+//! What they are under autodiff stands in [`autodiff`](super::autodiff).
 
 // `backend_extension` checks the features of this crate and of Burn in what it generates.
 #![allow(unexpected_cfgs)]
@@ -16,13 +15,7 @@
 #![cfg_attr(feature = "ndarray", allow(deprecated))]
 
 use burn::backend::{
-    Autodiff, AutodiffBackend, Backend, Dispatch, DispatchTensorKind, ExtensionType,
-    autodiff::{
-        checkpoint::{base::Checkpointer, strategy::CheckpointStrategy},
-        grads::Gradients,
-        ops::{Backward, Ops, OpsKind, unary},
-    },
-    backend_extension,
+    Backend, Dispatch, DispatchTensorKind, ExtensionType, backend_extension,
     tensor::{FloatTensor, IntTensor},
 };
 use burn::tensor::{FloatDType, Int, Tensor};
@@ -90,6 +83,45 @@ pub trait Nf4Ops: Backend {
         let weight = Self::nf4_dequantize(weight, portable::float_dtype::<Self>(&y));
         Self::float_matmul(y, weight)
     }
+
+    /// `x · Wᵀ + u · v`, in the dtype of `x`: `u [rows, r]`, `v [r, d_out]`, both of one dtype.
+    fn nf4_matmul_add(
+        x: FloatTensor<Self>,
+        #[extension_type] weight: Nf4Tensors<Self>,
+        u: FloatTensor<Self>,
+        v: FloatTensor<Self>,
+    ) -> FloatTensor<Self> {
+        let y = Self::nf4_matmul(x, weight);
+        let term = Self::float_matmul(u, v);
+        let term = portable::cast::<Self>(term, portable::float_dtype::<Self>(&y));
+        Self::float_add(y, term)
+    }
+
+    /// `y · W + u · v`, in the dtype of `y`: `u [rows, r]`, `v [r, d_in]`, both of one dtype.
+    fn nf4_matmul_transposed_add(
+        y: FloatTensor<Self>,
+        #[extension_type] weight: Nf4Tensors<Self>,
+        u: FloatTensor<Self>,
+        v: FloatTensor<Self>,
+    ) -> FloatTensor<Self> {
+        let x = Self::nf4_matmul_transposed(y, weight);
+        let term = Self::float_matmul(u, v);
+        let term = portable::cast::<Self>(term, portable::float_dtype::<Self>(&x));
+        Self::float_add(x, term)
+    }
+
+    /// `x · (Wᵀ + scale · a · b)`, in the dtype of `x`: `a [d_in, r]`, `b [r, d_out]`, both of one dtype, in which the
+    /// low-rank part is computed.
+    fn nf4_matmul_low_rank(
+        x: FloatTensor<Self>,
+        #[extension_type] weight: Nf4Tensors<Self>,
+        a: FloatTensor<Self>,
+        b: FloatTensor<Self>,
+        scale: f64,
+    ) -> FloatTensor<Self> {
+        let u = portable::scaled_matmul::<Self>(x.clone(), a, scale);
+        Self::nf4_matmul_add(x, weight, u, b)
+    }
 }
 
 // Words are read as bytes by the kernels; elsewhere the composed operations serve.
@@ -100,11 +132,29 @@ impl Nf4Ops for burn::backend::Flex {
     }
 
     fn nf4_matmul(x: FloatTensor<Self>, weight: Nf4Tensors<Self>) -> FloatTensor<Self> {
-        flex::matmul(x, weight)
+        flex::matmul(x, weight, None)
     }
 
     fn nf4_matmul_transposed(y: FloatTensor<Self>, weight: Nf4Tensors<Self>) -> FloatTensor<Self> {
-        flex::matmul_transposed(y, weight)
+        flex::matmul_transposed(y, weight, None)
+    }
+
+    fn nf4_matmul_add(
+        x: FloatTensor<Self>,
+        weight: Nf4Tensors<Self>,
+        u: FloatTensor<Self>,
+        v: FloatTensor<Self>,
+    ) -> FloatTensor<Self> {
+        flex::matmul(x, weight, Some((u, v)))
+    }
+
+    fn nf4_matmul_transposed_add(
+        y: FloatTensor<Self>,
+        weight: Nf4Tensors<Self>,
+        u: FloatTensor<Self>,
+        v: FloatTensor<Self>,
+    ) -> FloatTensor<Self> {
+        flex::matmul_transposed(y, weight, Some((u, v)))
     }
 }
 
@@ -118,79 +168,6 @@ impl Nf4Ops for burn::backend::NdArray {}
 // cannot leave it without an implementation.
 #[cfg(any(feature = "cuda", feature = "rocm", feature = "wgpu"))]
 impl Nf4Ops for burn::backend::Cube {}
-
-impl<B: Nf4Ops, C: CheckpointStrategy> Nf4Ops for Autodiff<B, C> {
-    fn nf4_dequantize(weight: Nf4Tensors<Self>, dtype: FloatDType) -> FloatTensor<Self> {
-        Autodiff::<B, C>::from_inner(B::nf4_dequantize(weight.into_inner(), dtype))
-    }
-
-    fn nf4_matmul(x: FloatTensor<Self>, weight: Nf4Tensors<Self>) -> FloatTensor<Self> {
-        Product::<false>::tracked::<B, C>(x, weight)
-    }
-
-    fn nf4_matmul_transposed(y: FloatTensor<Self>, weight: Nf4Tensors<Self>) -> FloatTensor<Self> {
-        Product::<true>::tracked::<B, C>(y, weight)
-    }
-}
-
-/// The product `x · Wᵀ`, or `y · W` if transposed; each is the other's backward.
-#[derive(Debug)]
-struct Product<const TRANSPOSED: bool>;
-
-impl<const TRANSPOSED: bool> Product<TRANSPOSED> {
-    fn forward<B: Nf4Ops>(x: FloatTensor<B>, weight: Nf4Tensors<B>) -> FloatTensor<B> {
-        match TRANSPOSED {
-            false => B::nf4_matmul(x, weight),
-            true => B::nf4_matmul_transposed(x, weight),
-        }
-    }
-
-    fn tracked<B: Nf4Ops, C: CheckpointStrategy>(
-        x: FloatTensor<Autodiff<B, C>>,
-        weight: Nf4Tensors<Autodiff<B, C>>,
-    ) -> FloatTensor<Autodiff<B, C>> {
-        let weight = weight.into_inner();
-        match Self.prepare::<C>([x.node()]).compute_bound().stateful() {
-            OpsKind::Tracked(prep) => {
-                let output = Self::forward::<B>(x.into_primitive(), weight.clone());
-                prep.finish(weight, output)
-            }
-            OpsKind::UnTracked(prep) => prep.finish(Self::forward::<B>(x.into_primitive(), weight)),
-        }
-    }
-}
-
-impl<B: Nf4Ops, const TRANSPOSED: bool> Backward<B, 1> for Product<TRANSPOSED> {
-    /// The packed weight, shared: neither `x` nor a dense weight.
-    type State = Nf4Tensors<B>;
-
-    fn backward(
-        self,
-        ops: Ops<Self::State, 1>,
-        grads: &mut Gradients,
-        _checkpointer: &mut Checkpointer,
-    ) {
-        unary::<B, _>(ops.parents, ops.node, grads, |grad| match TRANSPOSED {
-            false => Product::<true>::forward::<B>(grad, ops.state),
-            true => Product::<false>::forward::<B>(grad, ops.state),
-        });
-    }
-}
-
-impl<B: Backend, C: CheckpointStrategy> Nf4Tensors<Autodiff<B, C>> {
-    /// The same tensors seen by the inner backend: autodiff does not wrap integers.
-    fn into_inner(self) -> Nf4Tensors<B> {
-        Nf4Tensors {
-            codes: self.codes,
-            scales: match self.scales {
-                Nf4ScaleTensors::Plain(bits) => Nf4ScaleTensors::Plain(bits),
-                Nf4ScaleTensors::Double(codes, nested) => Nf4ScaleTensors::Double(codes, nested),
-            },
-            shape: self.shape,
-            block_size: self.block_size,
-        }
-    }
-}
 
 /// Whether this crate was built with an implementation of [`Nf4Ops`] for the backend of `tensor`.
 ///
@@ -247,5 +224,27 @@ pub(super) fn matmul_transposed(
     } else {
         let dtype = FloatDType::from(y.dtype());
         y.matmul(dequantize(routing, weight, dtype))
+    }
+}
+
+pub(super) fn matmul_low_rank(
+    routing: &Tensor<1, Int>,
+    x: Tensor<2>,
+    weight: Nf4Tensors<Dispatch>,
+    [a, b]: [Tensor<2>; 2],
+    scale: f64,
+) -> Tensor<2> {
+    if has_implementation(routing) {
+        Tensor::from_dispatch(<Dispatch as Nf4Ops>::nf4_matmul_low_rank(
+            x.into_dispatch(),
+            weight,
+            a.into_dispatch(),
+            b.into_dispatch(),
+            scale,
+        ))
+    } else {
+        let dtype = FloatDType::from(x.dtype());
+        let u = x.clone().cast(a.dtype()).matmul(a).mul_scalar(scale);
+        matmul(routing, x, weight) + u.matmul(b).cast(dtype)
     }
 }

@@ -102,6 +102,24 @@ fn float_from_bits<B: Backend>(bits: IntTensor<B>) -> FloatTensor<B> {
     B::float_mul(significand, lookup::<B>(&power, exponent))
 }
 
+/// A cast, where there is anything to cast.
+pub(super) fn cast<B: Backend>(x: FloatTensor<B>, dtype: FloatDType) -> FloatTensor<B> {
+    match float_dtype::<B>(&x) == dtype {
+        true => x,
+        false => B::float_cast(x, dtype),
+    }
+}
+
+/// `scale · x · a`, in the dtype of `a`.
+pub(super) fn scaled_matmul<B: Backend>(
+    x: FloatTensor<B>,
+    a: FloatTensor<B>,
+    scale: f64,
+) -> FloatTensor<B> {
+    let x = cast::<B>(x, float_dtype::<B>(&a));
+    B::float_mul_scalar(B::float_matmul(x, a), scale.into())
+}
+
 #[cfg(test)]
 mod tests {
     use burn::backend::Dispatch;

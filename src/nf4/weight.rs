@@ -163,6 +163,21 @@ impl Nf4Weight {
         ops::matmul(&self.codes.val(), x, self.tensors())
     }
 
+    /// `x · (Wᵀ + s·A·B)` with `A [d_in, r]` and `B [r, d_out]`: `[rows, d_in] -> [rows, d_out]`, in the dtype of `x`.
+    ///
+    /// One operation, differentiable in `x`, `A` and `B`: neither the output of the low-rank part nor a sum of two
+    /// gradients is ever in memory by itself. For the backward pass it keeps `x` (unless `A` is frozen), `[rows, r]` values,
+    /// and the (shared) packed weight. The low-rank part is computed in the dtype of `A` and `B`.
+    pub fn matmul_low_rank(
+        &self,
+        x: Tensor<2>,
+        a: Tensor<2>,
+        b: Tensor<2>,
+        scale: f64,
+    ) -> Tensor<2> {
+        ops::matmul_low_rank(&self.codes.val(), x, self.tensors(), [a, b], scale)
+    }
+
     /// The transposed product `y · W`: `[rows, d_out] -> [rows, d_in]`, in the dtype of `y`.
     pub fn matmul_transposed(&self, y: Tensor<2>) -> Tensor<2> {
         ops::matmul_transposed(&self.codes.val(), y, self.tensors())

@@ -4,6 +4,8 @@
 //! nothing to unpack; `x` is permuted once into the order in which they come. The sums of a block are scaled where
 //! there are few rows, the values themselves where there are more.
 
+use super::element::Element;
+use super::low_rank::LowRank;
 use super::packed::Packed;
 use super::parallel::{Shared, for_each, threads};
 use super::scratch::{with_operand, with_scratch};
@@ -17,20 +19,27 @@ const AHEAD: usize = 1536;
 /// Floats beyond a row's scales that may be read.
 const SPREAD: usize = 4;
 
-/// `y = x · Wᵀ`, row-major, every element of `y` written.
-pub(super) fn product(isa: Isa, w: &Packed, x: &[f32], y: &mut [f32]) {
+/// `y = x · Wᵀ + u · v`, row-major, every element of `y` written.
+pub(super) fn product<E: Element>(
+    isa: Isa,
+    w: &Packed,
+    x: &[E::Value],
+    low: LowRank,
+    y: &mut [E::Value],
+) {
     let [d_out, d_in] = w.shape;
     let rows = y.len() / d_out;
     assert_eq!((x.len(), y.len()), (rows * d_in, rows * d_out));
+    low.check(rows, d_out);
     assert!(rows <= MOST);
     let parts = if w.len() < 1 << 17 { 1 } else { 4 * threads() };
     // Two rows of W at a time.
     let part = d_out.div_ceil(parts).next_multiple_of(2);
     let y = Shared(y.as_mut_ptr());
-    with_operand(rows * d_in, |order| {
+    with_operand(rows * stride::<E>(d_in), |order| {
         dispatch(
             isa,
-            Permute {
+            Permute::<E> {
                 x,
                 order: &mut *order,
                 d_in,
@@ -40,10 +49,14 @@ pub(super) fn product(isa: Isa, w: &Packed, x: &[f32], y: &mut [f32]) {
         for_each(d_out.div_ceil(part), 2 * w.len(), |index| {
             let first = index * part;
             let last = (first + part).min(d_out);
-            with_scratch(2 * (w.scales_of_row() + SPREAD) + 2 * d_in, |scratch| {
-                let task = Part {
+            let own = 2 * (w.scales_of_row() + SPREAD) + d_in;
+            with_scratch(own + rows * part, |scratch| {
+                let (scratch, terms) = scratch.split_at_mut(own);
+                let task = Part::<E> {
                     w,
                     x,
+                    low,
+                    terms,
                     order,
                     y,
                     rows,
@@ -58,53 +71,51 @@ pub(super) fn product(isa: Isa, w: &Packed, x: &[f32], y: &mut [f32]) {
 }
 
 /// Puts each row of `x` in the order in which the words of a vector give their codes.
-struct Permute<'a> {
-    x: &'a [f32],
+struct Permute<'a, E: Element> {
+    x: &'a [E::Value],
     order: &'a mut [f32],
     d_in: usize,
 }
 
-impl Kernel for Permute<'_> {
+impl<E: Element> Kernel for Permute<'_, E> {
     type Output = ();
 
     #[inline(always)]
     unsafe fn run<S: Simd>(self) {
-        let chunk = 8 * S::LANES;
-        let rows = self
-            .x
-            .chunks(self.d_in.max(1))
-            .zip(self.order.chunks_mut(self.d_in.max(1)));
-        for (x, order) in rows {
-            for (x, order) in x.chunks_exact(chunk).zip(order.chunks_exact_mut(chunk)) {
-                for (j, order) in order.chunks_exact_mut(S::LANES).enumerate() {
-                    for (lane, order) in order.iter_mut().enumerate() {
-                        // The first code of a byte is in its high half.
-                        *order = x[8 * lane + (j ^ 1)];
-                    }
-                }
-            }
+        let rows = self.x.chunks(self.d_in);
+        for (x, order) in rows.zip(self.order.chunks_mut(stride::<E>(self.d_in))) {
+            E::permute::<S>(x, order);
         }
     }
 }
 
+/// Words of a permuted row.
+fn stride<E: Element>(d_in: usize) -> usize {
+    d_in.div_ceil(E::PER_WORD)
+}
+
 /// Rows `first..last` of `W`, which are columns of `y`.
-struct Part<'a> {
+struct Part<'a, E: Element> {
     w: &'a Packed<'a>,
-    x: &'a [f32],
+    x: &'a [E::Value],
     /// `x`, permuted.
     order: &'a [f32],
-    y: Shared,
+    low: LowRank<'a>,
+    /// This part of `u · v`.
+    terms: &'a mut [f32],
+    y: Shared<E::Value>,
     rows: usize,
     first: usize,
     last: usize,
     scratch: &'a mut [f32],
 }
 
-impl Kernel for Part<'_> {
+impl<E: Element> Kernel for Part<'_, E> {
     type Output = ();
 
     #[inline(always)]
     unsafe fn run<S: Simd>(mut self) {
+        self.add_terms();
         // SAFETY: what `Simd` asks for.
         unsafe {
             match self.rows {
@@ -122,7 +133,7 @@ impl Kernel for Part<'_> {
     }
 }
 
-impl Part<'_> {
+impl<E: Element> Part<'_, E> {
     #[inline(always)]
     unsafe fn rows_of<S: Simd, const R: usize>(&mut self) {
         // SAFETY: what `Simd` asks for.
@@ -135,6 +146,23 @@ impl Part<'_> {
                 } else {
                     self.outputs::<S, R, 1>(o);
                     o += 1;
+                }
+            }
+        }
+    }
+
+    #[inline(always)]
+    fn add_terms(&mut self) {
+        let n = self.last - self.first;
+        self.terms.fill(0.0);
+        let LowRank { rank, u, v } = self.low;
+        if rank == 0 {
+            return;
+        }
+        for (terms, u) in self.terms.chunks_mut(n).zip(u.chunks(rank)) {
+            for (&u, v) in u.iter().zip(v.chunks(self.w.shape[0])) {
+                for (term, v) in terms.iter_mut().zip(&v[self.first..self.last]) {
+                    *term += u * v;
                 }
             }
         }
@@ -166,14 +194,14 @@ impl Part<'_> {
                 }
                 let codes = w.codes_at(o * d_in);
                 for k in (0..whole).step_by(chunk) {
-                    let x = self.order.as_ptr().add(k);
+                    let x = self.order.as_ptr().add(k / E::PER_WORD);
                     for (p, sums) in sums.iter_mut().enumerate() {
                         let codes = codes.add((p * d_in + k) / 2);
                         S::prefetch(codes.wrapping_add(AHEAD));
                         let words = S::load_words(codes);
                         let scale =
                             S::spread(scales.as_ptr().add(p * (n + SPREAD) + (k >> log)), index);
-                        eight::<S, R>(codebook, words, scale, x, d_in, sums);
+                        E::eight::<S, R>(codebook, words, scale, x, stride::<E>(d_in), sums);
                     }
                 }
             }
@@ -183,64 +211,26 @@ impl Part<'_> {
                 w.decode::<S>(at + whole..at + d_in, tail);
                 for (r, &sum) in sums.iter().enumerate() {
                     let x = &self.x[r * d_in + whole..][..tail.len()];
-                    *self.y.at(r * d_out + o + p) = S::sum(sum) + dot::<S>(tail, x);
+                    let term = self.terms[r * (self.last - self.first) + o + p - self.first];
+                    *self.y.at(r * d_out + o + p) = E::round(S::sum(sum) + dot(tail, x) + term);
                 }
             }
         }
     }
 }
 
-/// Adds the products of the eight codes of each word with `R` rows of `x`, `d_in` apart.
+/// `Σ a·b`, both as long.
 #[inline(always)]
-unsafe fn eight<S: Simd, const R: usize>(
-    codebook: S::Table,
-    words: S::Words,
-    scale: S::F32,
-    x: *const f32,
-    d_in: usize,
-    sums: &mut [S::F32; R],
-) {
-    // SAFETY: what `Simd` asks for.
-    unsafe {
-        let mut parts = [S::splat(0.0); R];
-        macro_rules! lookup {
-            ($($j:literal)*) => {$(
-                let mut value = S::lookup(codebook, S::shift_right::<{ 4 * $j }>(words));
-                if R >= SCALE_VALUES {
-                    value = S::mul(value, scale);
-                }
-                for r in 0..R {
-                    let x = S::load(x.add(r * d_in + $j * S::LANES));
-                    if R >= SCALE_VALUES {
-                        sums[r] = S::mul_add(value, x, sums[r]);
-                    } else {
-                        parts[r] = S::mul_add(value, x, parts[r]);
-                    }
-                }
-            )*};
-        }
-        lookup!(0 1 2 3 4 5 6 7);
-        if R < SCALE_VALUES {
-            for r in 0..R {
-                sums[r] = S::mul_add(parts[r], scale, sums[r]);
-            }
+fn dot<T: Copy + Into<f32>>(a: &[f32], b: &[T]) -> f32 {
+    // Independent sums, which the compiler keeps in vectors.
+    let mut sums = [0.0; 16];
+    let (a, a_rest) = a.as_chunks::<16>();
+    let (b, b_rest) = b.as_chunks::<16>();
+    for (a, b) in a.iter().zip(b) {
+        for ((sum, &a), &b) in sums.iter_mut().zip(a).zip(b) {
+            *sum += a * b.into();
         }
     }
-}
-
-/// From so many rows on, values are scaled, not sums.
-const SCALE_VALUES: usize = 4;
-
-#[inline(always)]
-unsafe fn dot<S: Simd>(a: &[f32], b: &[f32]) -> f32 {
-    let whole = a.len() / S::LANES * S::LANES;
-    // SAFETY: what `Simd` asks for; both are as long.
-    unsafe {
-        let mut sum = S::splat(0.0);
-        for i in (0..whole).step_by(S::LANES) {
-            sum = S::mul_add(S::load(a.as_ptr().add(i)), S::load(b.as_ptr().add(i)), sum);
-        }
-        let rest: f32 = a[whole..].iter().zip(&b[whole..]).map(|(a, b)| a * b).sum();
-        S::sum(sum) + rest
-    }
+    let rest = a_rest.iter().zip(b_rest).map(|(&a, &b)| a * b.into());
+    sums.into_iter().chain(rest).sum()
 }

@@ -5,12 +5,15 @@ use burn::backend::{
     ops::FloatTensorOps,
     tensor::{FloatTensor, IntTensor},
 };
-use burn::tensor::{DType, Element, FloatDType, TensorData};
+use burn::tensor::{DType, FloatDType, TensorData};
+use bytemuck::{Pod, Zeroable};
 use half::slice::HalfFloatSliceExt;
 use half::vec::HalfFloatVecExt;
 use half::{bf16, f16};
 
 use super::dequantize::{self, Rounded};
+use super::element::{Element, F32, Pairs};
+use super::low_rank::LowRank;
 use super::packed::{Packed, Scales};
 use super::simd::Isa;
 use super::{few_rows, many_rows, transposed};
@@ -20,7 +23,7 @@ type Float = FloatTensor<Flex>;
 
 /// The dense weight `[d_out, d_in]`.
 pub(in crate::nf4) fn dequantize(weight: Nf4Tensors<Flex>, dtype: FloatDType) -> Float {
-    fn data<T: Rounded + Element>(w: &Packed, zero: T) -> TensorData {
+    fn data<T: Rounded + burn::tensor::Element>(w: &Packed, zero: T) -> TensorData {
         let mut values = vec![zero; w.len()];
         dequantize::dequantize(Isa::best(), w, &mut values);
         TensorData::new(values, w.shape)
@@ -33,64 +36,132 @@ pub(in crate::nf4) fn dequantize(weight: Nf4Tensors<Flex>, dtype: FloatDType) ->
     }))
 }
 
-/// `x · Wᵀ`: `[rows, d_in] -> [rows, d_out]`.
-pub(in crate::nf4) fn matmul(x: Float, weight: Nf4Tensors<Flex>) -> Float {
-    if x.dtype() == DType::F64 {
-        let weight = dequantize(weight, FloatDType::F64);
-        return Flex::float_matmul(x, Flex::float_transpose(weight));
-    }
+/// `u · v`, of `[rows, r]` and `[r, columns]`.
+type Term = Option<(Float, Float)>;
+
+/// `x · Wᵀ + u · v`: `[rows, d_in] -> [rows, d_out]`.
+pub(in crate::nf4) fn matmul(x: Float, weight: Nf4Tensors<Flex>, term: Term) -> Float {
     let [d_out, d_in] = weight.shape;
-    product(x, [d_in, d_out], |x, y| {
-        with_packed(&weight, |w| match y.len() / d_out <= few_rows::MOST {
-            true => few_rows::product(Isa::best(), w, x, y),
-            false => many_rows::product(Isa::best(), w, x, y),
-        })
-    })
+    product::<Forward>(x, weight, [d_in, d_out], term)
 }
 
-/// `y · W`: `[rows, d_out] -> [rows, d_in]`.
-pub(in crate::nf4) fn matmul_transposed(y: Float, weight: Nf4Tensors<Flex>) -> Float {
-    if y.dtype() == DType::F64 {
-        return Flex::float_matmul(y, dequantize(weight, FloatDType::F64));
-    }
+/// `y · W + u · v`: `[rows, d_out] -> [rows, d_in]`.
+pub(in crate::nf4) fn matmul_transposed(y: Float, weight: Nf4Tensors<Flex>, term: Term) -> Float {
     let [d_out, d_in] = weight.shape;
-    product(y, [d_out, d_in], |y, x| {
-        with_packed(&weight, |w| transposed::product(Isa::best(), w, y, x))
-    })
+    product::<Transposed>(y, weight, [d_out, d_in], term)
 }
 
-/// A product from `[rows, from]` to `[rows, to]` in f32, whose result is rounded to the dtype of `input`.
-fn product(input: Float, [from, to]: [usize; 2], kernel: impl Fn(&[f32], &mut [f32])) -> Float {
+/// A product, from and to rows of one dtype.
+trait Product {
+    fn run<E: Element>(w: &Packed, input: &[E::Value], term: LowRank, output: &mut [E::Value]);
+
+    /// The same with a dense weight `[d_out, d_in]`.
+    fn dense(w: Float) -> Float;
+}
+
+struct Forward;
+
+impl Product for Forward {
+    fn run<E: Element>(w: &Packed, x: &[E::Value], term: LowRank, y: &mut [E::Value]) {
+        match y.len() / w.shape[0] <= few_rows::MOST {
+            true => few_rows::product::<E>(Isa::best(), w, x, term, y),
+            false => many_rows::product::<E>(Isa::best(), w, x, term, y),
+        }
+    }
+
+    fn dense(w: Float) -> Float {
+        Flex::float_transpose(w)
+    }
+}
+
+struct Transposed;
+
+impl Product for Transposed {
+    fn run<E: Element>(w: &Packed, y: &[E::Value], term: LowRank, x: &mut [E::Value]) {
+        transposed::product::<E>(Isa::best(), w, y, term, x)
+    }
+
+    fn dense(w: Float) -> Float {
+        w
+    }
+}
+
+/// The product of `input [rows, from]` with a weight: `[rows, to]`, in the dtype of `input`.
+///
+/// bf16 is multiplied as it is where the processor does so, and in f32 elsewhere, as f16 is; sums and the low-rank term
+/// are f32. f64 takes a dense weight.
+fn product<P: Product>(
+    input: Float,
+    weight: Nf4Tensors<Flex>,
+    [from, to]: [usize; 2],
+    term: Term,
+) -> Float {
+    if input.dtype() == DType::F64 {
+        let output = Flex::float_matmul(input, P::dense(dequantize(weight, FloatDType::F64)));
+        return match term {
+            None => output,
+            Some((u, v)) => {
+                let [u, v] = [u, v].map(|factor| Flex::float_cast(factor, FloatDType::F64));
+                Flex::float_add(output, Flex::float_matmul(u, v))
+            }
+        };
+    }
     let input = input.to_contiguous();
     let rows = input.layout().shape()[0];
     debug_assert_eq!(input.layout().shape()[1], from);
-    let run = |input: &[f32]| {
-        let mut output = vec![0.0; rows * to];
-        if !input.is_empty() && !output.is_empty() {
-            kernel(input, &mut output);
-        }
-        output
+    let term = term.map(|(u, v)| {
+        [u, v].map(|factor| match factor.dtype() {
+            DType::F32 => factor.to_contiguous(),
+            _ => Flex::float_cast(factor, FloatDType::F32).to_contiguous(),
+        })
+    });
+    let term = match &term {
+        None => LowRank::NONE,
+        Some([u, v]) => LowRank {
+            rank: v.layout().shape()[0],
+            u: slice(u),
+            v: slice(v),
+        },
     };
+    let f32s = |input: &[f32]| run::<P, F32>(&weight, input, term, rows * to);
     let shape = [rows, to];
     Float::from_data(match input.dtype() {
         DType::BF16 => {
-            let input = run(&slice::<bf16>(&input).to_f32_vec());
-            TensorData::new(Vec::<bf16>::from_f32_slice(&input), shape)
+            let input = slice::<bf16>(&input);
+            let output = if Isa::best().has_pairs() && from.is_multiple_of(2) {
+                run::<P, Pairs>(&weight, input, term, rows * to)
+            } else {
+                Vec::from_f32_slice(&f32s(&input.to_f32_vec()))
+            };
+            TensorData::new(output, shape)
         }
         DType::F16 => {
-            let input = run(&slice::<f16>(&input).to_f32_vec());
-            TensorData::new(Vec::<f16>::from_f32_slice(&input), shape)
+            let output = f32s(&slice::<f16>(&input).to_f32_vec());
+            TensorData::new(Vec::<f16>::from_f32_slice(&output), shape)
         }
-        _ => TensorData::new(run(slice(&input)), shape),
+        _ => TensorData::new(f32s(slice(&input)), shape),
     })
 }
 
-fn slice<T: Element + bytemuck::Pod>(tensor: &Float) -> &[T] {
+fn run<P: Product, E: Element>(
+    weight: &Nf4Tensors<Flex>,
+    input: &[E::Value],
+    term: LowRank,
+    len: usize,
+) -> Vec<E::Value> {
+    let mut output = vec![E::Value::zeroed(); len];
+    if !input.is_empty() && !output.is_empty() {
+        with_packed(weight, |w| P::run::<E>(w, input, term, &mut output));
+    }
+    output
+}
+
+fn slice<T: burn::tensor::Element + Pod>(tensor: &Float) -> &[T] {
     tensor.as_slice().expect("contiguous, and of this dtype")
 }
 
 /// The 32-bit words of a contiguous tensor, seen as something else.
-fn words<T: bytemuck::Pod>(tensor: &IntTensor<Flex>) -> &[T] {
+fn words<T: Pod>(tensor: &IntTensor<Flex>) -> &[T] {
     let words: &[i32] = tensor.as_slice().expect("contiguous 32-bit words");
     bytemuck::cast_slice(words)
 }

@@ -2,10 +2,13 @@
 //!
 //! `yᵀ` is computed strip by strip of `W`'s rows. `x` is packed once, transposed, so that vectors run over its rows; a
 //! strip of `W` is dequantised to a scratch that stays in cache, a few hundred columns at a time, and its values are
-//! broadcast. One dequantised value thus serves all rows, and no dense weight is ever in memory.
+//! broadcast. One dequantised value thus serves all rows, and no dense weight is ever in memory. A low-rank term is one
+//! panel more.
 
+use super::element::{Element, F32};
+use super::low_rank::LowRank;
 use super::packed::Packed;
-use super::parallel::{Shared, threads};
+use super::parallel::{Shared, for_each, threads};
 use super::scratch::{with_operand, with_scratch};
 use super::simd::{Isa, Kernel, Simd, Tile, dispatch};
 
@@ -13,70 +16,86 @@ use super::simd::{Isa, Kernel, Simd, Tile, dispatch};
 const STRIP: usize = 96;
 /// What strips are a multiple of.
 const STEP: usize = 24;
-/// Columns of `W` that are dequantised at a time, at most.
+/// Words of `W`'s rows that are dequantised at a time, at most.
 const DEPTH: usize = 512;
-/// Floats between the ends of rows in a scratch, so that their distance is no power of two, which caches dislike.
+/// Words between the ends of rows in a scratch, so that their distance is no power of two, which caches dislike.
 const PAD: usize = 16;
 /// Rows of `x` at a time, at most; a longer `x` costs another dequantisation for each.
 const ROWS: usize = 512;
-/// Floats of packed `x`, at most: 8 MiB.
+/// Words of packed `x`, at most: 8 MiB.
 const PACKED: usize = 1 << 21;
 
-/// `y = x · Wᵀ`, row-major, every element of `y` written.
-pub(super) fn product(isa: Isa, w: &Packed, x: &[f32], y: &mut [f32]) {
+/// `y = x · Wᵀ + u · v`, row-major, every element of `y` written. `d_in` is whole words.
+pub(super) fn product<E: Element>(
+    isa: Isa,
+    w: &Packed,
+    x: &[E::Value],
+    low: LowRank,
+    y: &mut [E::Value],
+) {
     let [d_out, d_in] = w.shape;
     let rows = y.len() / d_out;
     assert_eq!((x.len(), y.len()), (rows * d_in, rows * d_out));
-    let most = (PACKED / d_in.max(1)).next_multiple_of(64).clamp(64, ROWS);
+    low.check(rows, d_out);
+    assert!(d_in.is_multiple_of(E::PER_WORD));
+    let most = (PACKED / (d_in / E::PER_WORD))
+        .next_multiple_of(64)
+        .clamp(64, ROWS);
     // Blocks of rows of like size, so that the last is not a sliver.
     let block = rows.div_ceil(rows.div_ceil(most)).next_multiple_of(64);
-    for (x, y) in x.chunks(block * d_in).zip(y.chunks_mut(block * d_out)) {
-        dispatch(isa, Block { isa, w, x, y });
+    let blocks = x.chunks(block * d_in).zip(y.chunks_mut(block * d_out));
+    for (index, (x, y)) in blocks.enumerate() {
+        let low = low.rows(index * block, y.len() / d_out);
+        dispatch(isa, Block::<E> { isa, w, x, low, y });
     }
 }
 
-struct Block<'a> {
+struct Block<'a, E: Element> {
     isa: Isa,
     w: &'a Packed<'a>,
-    x: &'a [f32],
-    y: &'a mut [f32],
+    x: &'a [E::Value],
+    low: LowRank<'a>,
+    y: &'a mut [E::Value],
 }
 
-impl Kernel for Block<'_> {
+impl<E: Element> Kernel for Block<'_, E> {
     type Output = ();
 
     #[inline(always)]
     unsafe fn run<S: Simd>(self) {
         let [d_out, d_in] = self.w.shape;
+        let words = d_in / E::PER_WORD;
         let rows = self.y.len() / d_out;
         let groups = Groups {
             full: S::LANES * S::TILE_VECTORS,
             lanes: S::LANES,
             rows,
         };
-        let panels = d_in.div_ceil(DEPTH).max(1);
-        let depth = d_in.div_ceil(panels).next_multiple_of(32);
+        let depth = words.div_ceil(words.div_ceil(DEPTH)).next_multiple_of(32);
         let strip = d_out
             .div_ceil(4 * threads())
             .next_multiple_of(STEP)
             .min(STRIP);
         let y = Shared(self.y.as_mut_ptr());
-        with_operand(groups.width() * d_in, |packed| {
+        let low = self.low;
+        with_operand(groups.width() * (words + low.rank), |packed| {
+            let (packed, packed_u) = packed.split_at_mut(groups.width() * words);
             let to = Shared(packed.as_mut_ptr());
-            super::parallel::for_each(groups.count(), rows * d_in, |group| {
+            let to_u = Shared(packed_u.as_mut_ptr());
+            for_each(groups.count(), 4 * rows * words, |group| {
                 // SAFETY: each group is a part of `packed` of its own.
-                unsafe {
-                    pack(
-                        self.x,
-                        d_in,
-                        &groups,
-                        group,
-                        to.at(groups.start(group) * d_in),
-                    )
-                }
+                let task = |x, words, to: Shared<f32>| Pack {
+                    x,
+                    words,
+                    groups,
+                    group,
+                    to: unsafe { to.at(groups.start(group) * words) },
+                };
+                dispatch(self.isa, task(self.x.as_ptr().cast(), words, to));
+                dispatch(self.isa, task(low.u.as_ptr(), low.rank, to_u));
             });
-            let packed = &*packed;
-            super::parallel::for_each(d_out.div_ceil(strip), rows * self.w.len(), |index| {
+            let (packed, packed_u) = (&*packed, &*packed_u);
+            for_each(d_out.div_ceil(strip), rows * self.w.len(), |index| {
                 let first = index * strip;
                 let last = (first + strip).min(d_out);
                 let sizes = Sizes {
@@ -85,9 +104,10 @@ impl Kernel for Block<'_> {
                     sum_stride: groups.width() + PAD,
                 };
                 with_scratch(sizes.len(), |scratch| {
-                    let task = Strip {
+                    let task = Strip::<E> {
                         w: self.w,
                         packed,
+                        low: LowRank { u: packed_u, ..low },
                         groups,
                         depth,
                         first,
@@ -122,9 +142,8 @@ impl Groups {
 
     /// Rows of a group, filled up to whole vectors.
     fn of(&self, group: usize) -> usize {
-        (self.rows - self.start(group))
-            .next_multiple_of(self.lanes)
-            .min(self.full)
+        let rows = self.rows - self.start(group);
+        rows.next_multiple_of(self.lanes).min(self.full)
     }
 
     /// Rows of all groups, filled up.
@@ -133,42 +152,47 @@ impl Groups {
     }
 }
 
-/// Packs the rows of `x` of one group as `[d_in, width of the group]`, what is filled up with zeros.
-///
-/// # Safety
-///
-/// `to` has room for them.
-unsafe fn pack(x: &[f32], d_in: usize, groups: &Groups, group: usize, to: *mut f32) {
-    let (start, width) = (groups.start(group), groups.of(group));
-    // A cache line of each row at a time.
-    for k in (0..d_in).step_by(16) {
-        let n = 16.min(d_in - k);
-        for r in 0..width {
-            let row = start + r;
-            for p in 0..n {
-                let value = if row < groups.rows {
-                    x[row * d_in + k + p]
-                } else {
-                    0.0
-                };
-                // SAFETY: within `[d_in, width]`.
-                unsafe { *to.add((k + p) * width + r) = value }
+/// Packs the rows of `x` of one group as `[words, width of the group]`, what is filled up with zeros.
+struct Pack {
+    /// `[rows, words]`, possibly not aligned.
+    x: *const f32,
+    words: usize,
+    groups: Groups,
+    group: usize,
+    to: *mut f32,
+}
+
+impl Kernel for Pack {
+    type Output = ();
+
+    #[inline(always)]
+    unsafe fn run<S: Simd>(self) {
+        let (start, width) = (self.groups.start(self.group), self.groups.of(self.group));
+        let whole = (self.groups.rows - start).min(width) / 8 * 8;
+        let step = self.words / 8 * 8;
+        // SAFETY: rows of `x` below their number, words below theirs, and `[words, width]` of `to`.
+        unsafe {
+            let x = self.x.add(start * self.words);
+            // A cache line of each row at a time.
+            for k in (0..step).step_by(16) {
+                for half in (k..step.min(k + 16)).step_by(8) {
+                    for r in (0..whole).step_by(8) {
+                        let to = self.to.add(half * width + r);
+                        S::transpose(x.add(r * self.words + half), self.words, to, width);
+                    }
+                }
+            }
+            for k in 0..self.words {
+                for r in if k < step { whole } else { 0 }..width {
+                    let value = match start + r < self.groups.rows {
+                        true => x.add(r * self.words + k).read_unaligned(),
+                        false => 0.0,
+                    };
+                    *self.to.add(k * width + r) = value;
+                }
             }
         }
     }
-}
-
-/// Rows `first..last` of `W`, which are columns of `y`.
-struct Strip<'a> {
-    w: &'a Packed<'a>,
-    packed: &'a [f32],
-    groups: Groups,
-    depth: usize,
-    first: usize,
-    last: usize,
-    y: Shared,
-    sizes: Sizes,
-    scratch: &'a mut [f32],
 }
 
 /// The scratches of a strip: its rows of `W`, dense, and its rows of `yᵀ`.
@@ -186,7 +210,22 @@ impl Sizes {
     }
 }
 
-impl Kernel for Strip<'_> {
+/// Rows `first..last` of `W`, which are columns of `y`.
+struct Strip<'a, E: Element> {
+    w: &'a Packed<'a>,
+    packed: &'a [f32],
+    /// `u` packed as `x` is.
+    low: LowRank<'a>,
+    groups: Groups,
+    depth: usize,
+    first: usize,
+    last: usize,
+    y: Shared<E::Value>,
+    sizes: Sizes,
+    scratch: &'a mut [f32],
+}
+
+impl<E: Element> Kernel for Strip<'_, E> {
     type Output = ();
 
     #[inline(always)]
@@ -205,41 +244,101 @@ impl Kernel for Strip<'_> {
             ..
         } = self;
         let [d_out, d_in] = w.shape;
-        for k in (0..d_in).step_by(self.depth) {
-            let depth = self.depth.min(d_in - k);
+        let words = d_in / E::PER_WORD;
+        for k in (0..words).step_by(self.depth) {
+            let depth = self.depth.min(words - k);
             for (row, dense) in (first..last).zip(dense.chunks_mut(w_stride)) {
-                let at = row * d_in + k;
+                let at = row * d_in + k * E::PER_WORD;
                 // SAFETY: the instructions are those of `S`.
-                unsafe { w.decode::<S>(at..at + depth, dense) };
+                unsafe { E::decode::<S>(w, at..at + depth * E::PER_WORD, dense) };
             }
-            for group in 0..groups.count() {
-                let start = groups.start(group);
-                let width = groups.of(group);
-                let vectors = width / S::LANES;
-                let columns = S::tile_columns(vectors);
-                for j in (0..last - first).step_by(columns) {
-                    let tile = Tile {
-                        vectors,
-                        columns,
-                        depth,
-                        a: self.packed[start * d_in + k * width..].as_ptr(),
-                        a_stride: width,
-                        b: dense[j * w_stride..].as_ptr(),
-                        b_stride: w_stride,
-                        c: sums[j * sum_stride + start..].as_mut_ptr(),
-                        c_stride: sum_stride,
-                        accumulate: k > 0,
-                    };
-                    // SAFETY: `depth` vectors of the group, and `columns` rows of both scratches, of which there is
-                    // a multiple of `columns`.
-                    unsafe { S::tile(tile) };
+            let panel = Panel {
+                packed: self.packed,
+                words,
+                k,
+                depth,
+                dense,
+                w_stride,
+                sum_stride,
+                columns: last - first,
+            };
+            // SAFETY: the instructions are those of `S`.
+            unsafe { panel.add::<S, E>(&groups, sums, k > 0) };
+        }
+        let LowRank { rank, v, .. } = self.low;
+        for k in (0..rank).step_by(self.depth) {
+            let depth = self.depth.min(rank - k);
+            for (j, dense) in (first..last).zip(dense.chunks_mut(w_stride)) {
+                for (p, dense) in dense[..depth].iter_mut().enumerate() {
+                    *dense = v[(k + p) * d_out + j];
+                }
+            }
+            let panel = Panel {
+                packed: self.low.u,
+                words: rank,
+                k,
+                depth,
+                dense,
+                w_stride,
+                sum_stride,
+                columns: last - first,
+            };
+            // SAFETY: as above.
+            unsafe { panel.add::<S, F32>(&groups, sums, true) };
+        }
+        // Blocks of eight rows, so that a cache line of `sums` is used whole.
+        for block in (0..groups.rows).step_by(8) {
+            for j in 0..last - first {
+                for row in block..groups.rows.min(block + 8) {
+                    let sum = E::round(sums[j * sum_stride + row]);
+                    // SAFETY: these columns of `y` are this task's own.
+                    unsafe { *self.y.at(row * d_out + first + j) = sum };
                 }
             }
         }
-        for row in 0..groups.rows {
-            for j in 0..last - first {
-                // SAFETY: these columns of `y` are this task's own.
-                unsafe { *self.y.at(row * d_out + first + j) = sums[j * sum_stride + row] };
+    }
+}
+
+/// A few hundred of the inner dimension: of packed rows, and of dense columns.
+struct Panel<'a> {
+    packed: &'a [f32],
+    /// Words of a packed row, and where among them this begins and how far it goes.
+    words: usize,
+    k: usize,
+    depth: usize,
+    dense: &'a [f32],
+    w_stride: usize,
+    sum_stride: usize,
+    columns: usize,
+}
+
+impl Panel<'_> {
+    /// Adds its products to `sums`, or puts them there.
+    ///
+    /// # Safety
+    ///
+    /// As [`Simd`].
+    #[inline(always)]
+    unsafe fn add<S: Simd, E: Element>(self, groups: &Groups, sums: &mut [f32], accumulate: bool) {
+        for group in 0..groups.count() {
+            let start = groups.start(group);
+            let width = groups.of(group);
+            let vectors = width / S::LANES;
+            for j in (0..self.columns).step_by(S::tile_columns(vectors)) {
+                let tile = Tile {
+                    vectors,
+                    depth: self.depth,
+                    a: self.packed[start * self.words + self.k * width..].as_ptr(),
+                    a_stride: width,
+                    b: self.dense[j * self.w_stride..].as_ptr(),
+                    b_stride: self.w_stride,
+                    c: sums[j * self.sum_stride + start..].as_mut_ptr(),
+                    c_stride: self.sum_stride,
+                    accumulate,
+                };
+                // SAFETY: `depth` vectors of the group, and so many rows of both scratches as the tile has columns,
+                // of which there is a multiple.
+                unsafe { E::tile::<S>(tile) };
             }
         }
     }

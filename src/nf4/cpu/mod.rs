@@ -10,9 +10,11 @@
 mod cells;
 mod columns;
 mod dequantize;
+mod element;
 mod few_rows;
 #[cfg(feature = "flex")]
 pub(super) mod flex;
+mod low_rank;
 mod many_rows;
 mod packed;
 mod parallel;

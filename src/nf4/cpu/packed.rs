@@ -114,9 +114,26 @@ impl<'a> Packed<'a> {
     ///
     /// # Safety
     ///
-    /// As [`Simd`]; `out` has room for them.
+    /// As [`Simd`].
     #[inline(always)]
     pub(super) unsafe fn decode<S: Simd>(&self, range: Range<usize>, out: &mut [f32]) {
+        // SAFETY: as asked.
+        unsafe { self.decode_to::<S, f32>(range, out) }
+    }
+
+    /// The bits of the values of `range`, each rounded to bf16, to nearest even.
+    ///
+    /// # Safety
+    ///
+    /// As [`Simd`].
+    #[inline(always)]
+    pub(super) unsafe fn decode_bf16<S: Simd>(&self, range: Range<usize>, out: &mut [u16]) {
+        // SAFETY: as asked.
+        unsafe { self.decode_to::<S, u16>(range, out) }
+    }
+
+    #[inline(always)]
+    unsafe fn decode_to<S: Simd, T: Decoded>(&self, range: Range<usize>, out: &mut [T]) {
         assert!(range.end <= self.len() && out.len() >= range.len());
         // SAFETY: the range lies within the codes and `out`, and every block it meets has a scale.
         unsafe {
@@ -127,30 +144,34 @@ impl<'a> Packed<'a> {
                 let block = i >> self.log_block;
                 let end = range.end.min((block + 1) << self.log_block);
                 let scale = self.scale(block);
-                let one = |i: usize| {
-                    let byte = self.codes[i / 2];
-                    CODEBOOK[usize::from(if i % 2 == 0 { byte >> 4 } else { byte & 15 })] * scale
-                };
                 if i % 2 == 1 {
-                    *out = one(i);
+                    *out = T::round(self.value(i, scale));
                     (i, out) = (i + 1, out.add(1));
                 }
                 let whole = (end - i) / 32;
                 if whole > 0 {
-                    S::decode(
-                        S::scale_table(codebook, scale),
-                        self.codes_at(i),
-                        whole,
-                        out,
-                    );
+                    let table = S::scale_table(codebook, scale);
+                    T::decode::<S>(table, self.codes_at(i), whole, out);
                     (i, out) = (i + 32 * whole, out.add(32 * whole));
                 }
                 while i < end {
-                    *out = one(i);
+                    *out = T::round(self.value(i, scale));
                     (i, out) = (i + 1, out.add(1));
                 }
             }
         }
+    }
+
+    /// Value `i`, whose block has this scale.
+    #[inline(always)]
+    fn value(&self, i: usize, scale: f32) -> f32 {
+        let byte = self.codes[i / 2];
+        let code = if i.is_multiple_of(2) {
+            byte >> 4
+        } else {
+            byte & 15
+        };
+        CODEBOOK[usize::from(code)] * scale
     }
 
     /// Values of one block from `first`, even, to `out`, by the block's table of 16-bit values.
@@ -187,5 +208,35 @@ impl<'a> Packed<'a> {
             };
             out[i] = table[usize::from(code)];
         }
+    }
+}
+
+/// What values are decoded to: f32, or the bits of a bf16.
+trait Decoded: Copy {
+    fn round(value: f32) -> Self;
+    unsafe fn decode<S: Simd>(table: S::Table, codes: *const u8, n: usize, out: *mut Self);
+}
+
+impl Decoded for f32 {
+    #[inline(always)]
+    fn round(value: f32) -> Self {
+        value
+    }
+
+    #[inline(always)]
+    unsafe fn decode<S: Simd>(table: S::Table, codes: *const u8, n: usize, out: *mut Self) {
+        unsafe { S::decode(table, codes, n, out) }
+    }
+}
+
+impl Decoded for u16 {
+    #[inline(always)]
+    fn round(value: f32) -> Self {
+        half::bf16::from_f32(value).to_bits()
+    }
+
+    #[inline(always)]
+    unsafe fn decode<S: Simd>(table: S::Table, codes: *const u8, n: usize, out: *mut Self) {
+        unsafe { S::decode_bf16(table, codes, n, out) }
     }
 }

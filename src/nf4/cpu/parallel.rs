@@ -20,20 +20,27 @@ pub(super) fn for_each(n: usize, work: usize, f: impl Fn(usize) + Send + Sync) {
 }
 
 /// Memory that tasks write, each its own part.
-#[derive(Clone, Copy)]
-pub(super) struct Shared(pub(super) *mut f32);
+pub(super) struct Shared<T>(pub(super) *mut T);
+
+impl<T> Clone for Shared<T> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<T> Copy for Shared<T> {}
 
 // SAFETY: a pointer alone; whoever writes through it says why it may.
-unsafe impl Send for Shared {}
+unsafe impl<T: Send> Send for Shared<T> {}
 // SAFETY: as above.
-unsafe impl Sync for Shared {}
+unsafe impl<T: Send> Sync for Shared<T> {}
 
-impl Shared {
+impl<T> Shared<T> {
     /// # Safety
     ///
     /// Within the memory that this points to.
     #[inline(always)]
-    pub(super) unsafe fn at(self, index: usize) -> *mut f32 {
+    pub(super) unsafe fn at(self, index: usize) -> *mut T {
         unsafe { self.0.add(index) }
     }
 }

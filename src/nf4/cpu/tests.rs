@@ -2,6 +2,10 @@
 
 use proptest::prelude::*;
 
+use half::bf16;
+
+use super::element::{Element, F32, Pairs};
+use super::low_rank::LowRank;
 use super::packed::{Packed, Scales};
 use super::simd::Isa;
 use super::{dequantize::dequantize, few_rows, many_rows, transposed};
@@ -57,15 +61,66 @@ fn reference(
         .collect()
 }
 
-/// `|y - exact| ≤ γ·Σ|terms|` with `γ = (inner + 4)·u`, `u = 2^-24`: what any order of summation keeps (Higham,
-/// "Accuracy and Stability of Numerical Algorithms", section 4.2), with a few roundings for scaling.
-fn check(name: &str, isa: Isa, y: &[f32], exact: &[(f64, f64)], inner: usize) {
+/// `|y - exact| ≤ (γ + ε)·Σ|terms|` with `γ = (inner + 4)·u`, `u = 2^-24`: what any order of summation keeps (Higham,
+/// "Accuracy and Stability of Numerical Algorithms", section 4.2), with a few roundings for scaling; and `ε` for what is
+/// rounded to another dtype.
+fn check<T: Copy + Into<f32>>(
+    name: &str,
+    isa: Isa,
+    y: &[T],
+    exact: &[(f64, f64)],
+    inner: usize,
+    epsilon: f64,
+) {
     let gamma = (inner + 4) as f64 * f64::from(f32::EPSILON) / 2.0;
     for (i, (&y, &(exact, size))) in y.iter().zip(exact).enumerate() {
-        let error = (f64::from(y) - exact).abs();
+        let y = f64::from(y.into());
         assert!(
-            error <= gamma * size,
+            (y - exact).abs() <= (gamma + epsilon) * size,
             "{name} on {isa:?}: element {i} is {y}, not {exact}"
+        );
+    }
+}
+
+/// The products in one arithmetic, what is to be overwritten NaN before.
+fn check_products<E: Element>(
+    isa: Isa,
+    w: &Packed,
+    [x, dy]: [&[f32]; 2],
+    [forward, backward]: [LowRank; 2],
+    exact: [&[(f64, f64)]; 2],
+    epsilon: f64,
+) {
+    let [d_out, d_in] = w.shape;
+    let rows = x.len() / d_in;
+    let values = |values: &[f32]| {
+        values
+            .iter()
+            .map(|&value| E::round(value))
+            .collect::<Vec<_>>()
+    };
+    let nan = |len| vec![E::round(f32::NAN); len];
+    if d_in.is_multiple_of(E::PER_WORD) {
+        let x = values(x);
+        let mut y = nan(rows * d_out);
+        many_rows::product::<E>(isa, w, &x, forward, &mut y);
+        check("many rows", isa, &y, exact[0], d_in + forward.rank, epsilon);
+        if rows <= few_rows::MOST {
+            let mut y = nan(rows * d_out);
+            few_rows::product::<E>(isa, w, &x, forward, &mut y);
+            check("few rows", isa, &y, exact[0], d_in + forward.rank, epsilon);
+        }
+    }
+    if d_out.is_multiple_of(E::PER_WORD) {
+        let mut dx = nan(rows * d_in);
+        transposed::product::<E>(isa, w, &values(dy), backward, &mut dx);
+        check(
+            "transposed",
+            isa,
+            &dx,
+            exact[1],
+            d_out + backward.rank,
+            epsilon,
         );
     }
 }
@@ -76,27 +131,46 @@ fn check_all(shape: [usize; 2], block_size: usize, double_quant: bool, rows: usi
     let data = weight(shape, block_size, double_quant, seed);
     let w = packed(&data);
     let dense = data.dequantize();
-    let x = noise(rows * d_in, seed + 1);
-    let dy = noise(rows * d_out, seed + 2);
-    let y_exact = reference(&x, |o, i| dense[o * d_in + i], [rows, d_out, d_in]);
-    let x_exact = reference(&dy, |i, o| dense[o * d_in + i], [rows, d_in, d_out]);
+    // Exact in bf16, so that both arithmetics have the same operands.
+    let operand = |n, seed| {
+        noise(n, seed)
+            .into_iter()
+            .map(|v| bf16::from_f32(v).to_f32())
+            .collect::<Vec<_>>()
+    };
+    let x = operand(rows * d_in, seed + 1);
+    let dy = operand(rows * d_out, seed + 2);
+    // No term, or one of a rank that is no multiple of anything.
+    let rank = [0, 3, 17][seed as usize % 3];
+    let [u, v, v_back] = [rows * rank, rank * d_out, rank * d_in].map(|n| noise(n, seed + 3));
+    let low = [&v, &v_back].map(|v| LowRank { rank, u: &u, v });
+    // The inner dimension goes on with the rank.
+    let widen = |x: &[f32], n: usize| -> Vec<f32> {
+        (0..rows)
+            .flat_map(|r| [&x[r * n..(r + 1) * n], &u[r * rank..(r + 1) * rank]].concat())
+            .collect()
+    };
+    let forward = |o: usize, k: usize| match k < d_in {
+        true => dense[o * d_in + k],
+        false => v[(k - d_in) * d_out + o],
+    };
+    let backward = |i: usize, k: usize| match k < d_out {
+        true => dense[k * d_in + i],
+        false => v_back[(k - d_out) * d_in + i],
+    };
+    let y_exact = reference(&widen(&x, d_in), forward, [rows, d_out, d_in + rank]);
+    let x_exact = reference(&widen(&dy, d_out), backward, [rows, d_in, d_out + rank]);
+    let exact = [&y_exact[..], &x_exact];
     for isa in Isa::available() {
         let mut values = vec![f32::NAN; d_out * d_in];
         dequantize(isa, &w, &mut values);
         let bits = |values: &[f32]| values.iter().map(|v| v.to_bits()).collect::<Vec<_>>();
         assert_eq!(bits(&values), bits(&dense), "dequantised on {isa:?}");
-
-        let mut y = vec![f32::NAN; rows * d_out];
-        many_rows::product(isa, &w, &x, &mut y);
-        check("many rows", isa, &y, &y_exact, d_in);
-        if rows <= few_rows::MOST {
-            y.fill(f32::NAN);
-            few_rows::product(isa, &w, &x, &mut y);
-            check("few rows", isa, &y, &y_exact, d_in);
+        check_products::<F32>(isa, &w, [&x, &dy], low, exact, 0.0);
+        if isa.has_pairs() {
+            // The weight, or the codebook, and the result are rounded to bf16, each by 2^-8 at most.
+            check_products::<Pairs>(isa, &w, [&x, &dy], low, exact, 2.0 * 2_f64.powi(-8));
         }
-        let mut dx = vec![f32::NAN; rows * d_in];
-        transposed::product(isa, &w, &dy, &mut dx);
-        check("transposed", isa, &dx, &x_exact, d_out);
     }
 }
 

@@ -2,47 +2,97 @@
 //!
 //! The backward of a linear layer. Strips of `W`'s columns are dequantised to a scratch that stays in cache, some
 //! hundred rows of `W` at a time; vectors run along them, values of `y` are broadcast. Strips share no output, so
-//! threads need no reduction.
+//! threads need no reduction. A low-rank term is one panel more.
 
+use super::element::{Element, F32};
+use super::low_rank::LowRank;
 use super::packed::Packed;
 use super::parallel::{Shared, for_each, threads};
-use super::scratch::with_scratch;
+use super::scratch::{with_operand, with_scratch};
 use super::simd::{Isa, Kernel, Simd, Tile, dispatch};
 
 /// Columns of `W` in a strip, at most, and what strips are a multiple of.
 const STRIP: usize = 128;
 const STEP: usize = 64;
-/// Rows of `W` that are dequantised at a time, at most.
+/// Rows of `W` that are dequantised at a time, at most, in words.
 const DEPTH: usize = 512;
+/// Rows of `y` at a time, at most; a longer `y` costs another dequantisation for each.
+const ROWS: usize = 512;
 /// As in the product with many rows: no distance of a power of two.
 const PAD: usize = 16;
-/// Rows of a result that is written by way of a scratch, at most: the most columns of any tile.
-const EDGE: usize = 24;
+/// Rows of `y` that any tile may read: a multiple of every [`Simd::tile_columns`].
+const TILE_ROWS: usize = 24;
 
-/// `x = y · W`, row-major, every element of `x` written.
-pub(super) fn product(isa: Isa, w: &Packed, y: &[f32], x: &mut [f32]) {
+/// `x = y · W + u · v`, row-major, every element of `x` written. `d_out` is whole words.
+pub(super) fn product<E: Element>(
+    isa: Isa,
+    w: &Packed,
+    y: &[E::Value],
+    low: LowRank,
+    x: &mut [E::Value],
+) {
     let [d_out, d_in] = w.shape;
     let rows = x.len() / d_in;
     assert_eq!((y.len(), x.len()), (rows * d_out, rows * d_in));
+    low.check(rows, d_in);
+    assert!(d_out.is_multiple_of(E::PER_WORD));
+    let block = rows.div_ceil(rows.div_ceil(ROWS));
+    let blocks = y.chunks(block * d_out).zip(x.chunks_mut(block * d_in));
+    for (index, (y, x)) in blocks.enumerate() {
+        let rows = x.len() / d_in;
+        let low = low.rows(index * block, rows);
+        let x = Shared(x.as_mut_ptr());
+        if rows >= TILE_ROWS {
+            strips::<E>(isa, w, y, low, rows, x);
+            continue;
+        }
+        // Filled up, so that every tile may read all of its rows.
+        let words = d_out / E::PER_WORD;
+        with_operand(TILE_ROWS * (words + low.rank), |filled| {
+            let (filled, u) = filled.split_at_mut(TILE_ROWS * words);
+            let filled: &mut [E::Value] = bytemuck::cast_slice_mut(filled);
+            fill(filled, y, E::round(0.0));
+            fill(u, low.u, 0.0);
+            strips::<E>(isa, w, filled, LowRank { u, ..low }, rows, x);
+        });
+    }
+}
+
+fn fill<T: Copy>(to: &mut [T], from: &[T], zero: T) {
+    to[..from.len()].copy_from_slice(from);
+    to[from.len()..].fill(zero);
+}
+
+fn strips<E: Element>(
+    isa: Isa,
+    w: &Packed,
+    y: &[E::Value],
+    low: LowRank,
+    rows: usize,
+    x: Shared<E::Value>,
+) {
+    let [d_out, d_in] = w.shape;
+    let words = d_out / E::PER_WORD;
     let strip = d_in
         .div_ceil(4 * threads())
         .next_multiple_of(STEP)
         .min(STRIP);
-    let panels = d_out.div_ceil(DEPTH).max(1);
-    let depth = d_out.div_ceil(panels);
-    let x = Shared(x.as_mut_ptr());
+    let depth = words.div_ceil(words.div_ceil(DEPTH));
     for_each(d_in.div_ceil(strip), rows * w.len(), |index| {
         let first = index * strip;
         let last = (first + strip).min(d_in);
-        with_scratch(depth * (strip + PAD) + EDGE * (depth + STEP), |scratch| {
-            let task = Strip {
+        let stride = strip + PAD;
+        with_scratch((depth + rows + TILE_ROWS) * stride, |scratch| {
+            let task = Strip::<E> {
                 w,
                 y,
+                low,
                 x,
                 rows,
                 depth,
                 first,
                 last,
+                stride,
                 scratch,
             };
             dispatch(isa, task)
@@ -51,85 +101,144 @@ pub(super) fn product(isa: Isa, w: &Packed, y: &[f32], x: &mut [f32]) {
 }
 
 /// Columns `first..last` of `W`, which are columns of `x`.
-struct Strip<'a> {
+struct Strip<'a, E: Element> {
     w: &'a Packed<'a>,
-    y: &'a [f32],
-    x: Shared,
+    /// At least [`TILE_ROWS`] rows.
+    y: &'a [E::Value],
+    /// `u` of at least so many rows too.
+    low: LowRank<'a>,
+    x: Shared<E::Value>,
     rows: usize,
     depth: usize,
     first: usize,
     last: usize,
+    stride: usize,
+    /// `W` and `x`, dense, of `stride` words a row.
     scratch: &'a mut [f32],
 }
 
-impl Kernel for Strip<'_> {
+impl<E: Element> Kernel for Strip<'_, E> {
     type Output = ();
 
     #[inline(always)]
     unsafe fn run<S: Simd>(self) {
-        let [d_out, d_in] = self.w.shape;
+        let Self {
+            w,
+            rows,
+            first,
+            last,
+            stride,
+            ..
+        } = self;
+        let [d_out, d_in] = w.shape;
+        let words = d_out / E::PER_WORD;
+        let y: *const f32 = self.y.as_ptr().cast();
         let full = S::LANES * S::TILE_VECTORS;
-        let stride = (self.last - self.first).next_multiple_of(S::LANES) + PAD;
-        let columns = S::tile_columns(S::TILE_VECTORS);
-        let (dense, edges) = self.scratch.split_at_mut(self.depth * stride);
-        let (y_edge, x_edge) = edges.split_at_mut(EDGE * self.depth);
-        for o in (0..d_out).step_by(self.depth) {
-            let depth = self.depth.min(d_out - o);
-            for (row, dense) in (o..o + depth).zip(dense.chunks_mut(stride)) {
-                let at = row * d_in;
+        let (dense, sums) = self.scratch.split_at_mut(self.depth * stride);
+        for o in (0..words).step_by(self.depth) {
+            let depth = self.depth.min(words - o);
+            for (word, dense) in (o..o + depth).zip(dense.chunks_mut(stride)) {
+                let at = word * E::PER_WORD * d_in;
                 // SAFETY: the instructions are those of `S`.
-                unsafe { self.w.decode::<S>(at + self.first..at + self.last, dense) };
+                unsafe { E::decode_rows::<S>(w, at + first..at + last, d_in, dense) };
             }
-            for column in (self.first..self.last).step_by(full) {
-                let width = full.min(self.last - column);
-                let vectors = width.div_ceil(S::LANES);
-                let whole = width == full;
-                let columns = if whole {
-                    columns
-                } else {
-                    S::tile_columns(vectors)
-                };
-                for row in (0..self.rows).step_by(columns) {
-                    let n = columns.min(self.rows - row);
-                    let mut tile = Tile {
-                        vectors,
-                        columns,
-                        depth,
-                        a: dense[column - self.first..].as_ptr(),
-                        a_stride: stride,
-                        b: self.y[row * d_out + o..].as_ptr(),
-                        b_stride: d_out,
-                        c: x_edge.as_mut_ptr(),
-                        c_stride: full,
-                        accumulate: o > 0,
-                    };
-                    // SAFETY: these columns of `x` are this task's own; at the edges, where a tile would reach
-                    // beyond them, it works on scratches of its size.
-                    unsafe {
-                        let x = self.x.at(row * d_in + column);
-                        if whole {
-                            (tile.c, tile.c_stride, tile.columns) = (x, d_in, n);
-                            S::tile(tile);
-                            continue;
-                        }
-                        if n < columns {
-                            for (r, y_edge) in y_edge.chunks_mut(self.depth).take(n).enumerate() {
-                                let y = &self.y[(row + r) * d_out + o..][..depth];
-                                y_edge[..depth].copy_from_slice(y);
-                            }
-                            (tile.b, tile.b_stride) = (y_edge.as_ptr(), self.depth);
-                        }
-                        tile.accumulate = false;
-                        S::tile(tile);
-                        for (r, sums) in x_edge.chunks(full).take(n).enumerate() {
-                            for (l, &sum) in sums[..width].iter().enumerate() {
-                                let x = x.add(r * d_in + l);
-                                *x = if o > 0 { *x + sum } else { sum };
-                            }
-                        }
+            let panel = Panel {
+                rows,
+                y: y.wrapping_add(o),
+                y_stride: words,
+                depth,
+                dense,
+                stride,
+                columns: last - first,
+            };
+            // SAFETY: the instructions are those of `S`, and `y` has `depth` words from `o` on in each row.
+            unsafe { panel.add::<S, E>(sums, o > 0) };
+        }
+        let LowRank { rank, u, v } = self.low;
+        for k in (0..rank).step_by(self.depth) {
+            let depth = self.depth.min(rank - k);
+            for (p, dense) in (k..k + depth).zip(dense.chunks_mut(stride)) {
+                dense[..last - first].copy_from_slice(&v[p * d_in + first..p * d_in + last]);
+            }
+            let panel = Panel {
+                rows,
+                y: u[k..].as_ptr(),
+                y_stride: rank,
+                depth,
+                dense,
+                stride,
+                columns: last - first,
+            };
+            // SAFETY: as above.
+            unsafe { panel.add::<S, F32>(sums, true) };
+        }
+        for column in (first..last).step_by(full) {
+            let width = full.min(last - column);
+            let columns = S::tile_columns(width.div_ceil(S::LANES));
+            for row in (0..rows).step_by(columns) {
+                let begin = begin(row, columns, rows);
+                for r in 0..columns.min(rows - begin) {
+                    let sums = &sums[(row + r) * stride + column - first..][..width];
+                    for (l, &sum) in sums.iter().enumerate() {
+                        // SAFETY: these columns of `x` are this task's own.
+                        unsafe { *self.x.at((begin + r) * d_in + column + l) = E::round(sum) };
                     }
                 }
             }
         }
+    }
+}
+
+/// A few hundred of the inner dimension: of rows as they are, and of dense columns.
+struct Panel<'a> {
+    rows: usize,
+    y: *const f32,
+    y_stride: usize,
+    depth: usize,
+    dense: &'a [f32],
+    stride: usize,
+    columns: usize,
+}
+
+impl Panel<'_> {
+    /// Adds its products to `sums`, or puts them there.
+    ///
+    /// # Safety
+    ///
+    /// As [`Simd`]; `y` has at least [`TILE_ROWS`] rows of `depth` words.
+    #[inline(always)]
+    unsafe fn add<S: Simd, E: Element>(self, sums: &mut [f32], accumulate: bool) {
+        let full = S::LANES * S::TILE_VECTORS;
+        for column in (0..self.columns).step_by(full) {
+            let vectors = full.min(self.columns - column).div_ceil(S::LANES);
+            let columns = S::tile_columns(vectors);
+            for row in (0..self.rows).step_by(columns) {
+                let tile = Tile {
+                    vectors,
+                    depth: self.depth,
+                    a: self.dense[column..].as_ptr(),
+                    a_stride: self.stride,
+                    // SAFETY: `begin` leaves so many rows of `y` as the tile has columns.
+                    b: unsafe { self.y.add(begin(row, columns, self.rows) * self.y_stride) },
+                    b_stride: self.y_stride,
+                    c: sums[row * self.stride + column..].as_mut_ptr(),
+                    c_stride: self.stride,
+                    accumulate,
+                };
+                // SAFETY: `depth` rows of `dense`, and `columns` rows of `sums`, which has more than `rows` by the
+                // most columns of a tile.
+                unsafe { E::tile::<S>(tile) };
+            }
+        }
+    }
+}
+
+/// The first row of `y` that the tile of `row` reads: the last tile moves up where it would reach beyond the end, over
+/// rows that the one before it has too. Fewer rows than [`TILE_ROWS`] are filled up instead.
+#[inline(always)]
+fn begin(row: usize, columns: usize, rows: usize) -> usize {
+    match rows < TILE_ROWS {
+        true => row,
+        false => row.min(rows - columns),
     }
 }

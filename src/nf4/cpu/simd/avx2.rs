@@ -23,6 +23,7 @@ impl Simd for Avx2 {
     type F32 = __m256;
     type Words = __m256i;
     type Table = [__m256; 2];
+    type Table16 = ();
 
     #[inline(always)]
     unsafe fn splat(value: f32) -> Self::F32 {
@@ -145,17 +146,42 @@ impl Simd for Avx2 {
     #[inline(always)]
     unsafe fn tile(t: Tile) {
         unsafe {
-            match (t.vectors, t.columns) {
-                (2, 6) => tile_of::<Self, 2, 6>(t),
-                (2, 5) => tile_of::<Self, 2, 5>(t),
-                (2, 4) => tile_of::<Self, 2, 4>(t),
-                (2, 3) => tile_of::<Self, 2, 3>(t),
-                (2, 2) => tile_of::<Self, 2, 2>(t),
-                (2, 1) => tile_of::<Self, 2, 1>(t),
-                (1, 12) => tile_of::<Self, 1, 12>(t),
-                _ => unreachable!("columns of a tile"),
+            match t.vectors {
+                2 => tile_of::<Self, false, 2, 6>(t),
+                _ => tile_of::<Self, false, 1, 12>(t),
             }
         }
+    }
+
+    #[inline(always)]
+    unsafe fn decode_bf16(table: Self::Table, codes: *const u8, n: usize, out: *mut u16) {
+        let mut values = [0.0; 16];
+        unsafe {
+            _mm256_storeu_ps(values.as_mut_ptr(), table[0]);
+            _mm256_storeu_ps(values.as_mut_ptr().add(8), table[1]);
+            super::decode_bf16(values, codes, n, out)
+        }
+    }
+
+    unsafe fn table16(_: Self::Table) -> Self::Table16 {
+        unreachable!("no products of bf16")
+    }
+
+    unsafe fn lookup_pairs<const BITS: u32>(_: Self::Table16, _: Self::Words) -> Self::F32 {
+        unreachable!("no products of bf16")
+    }
+
+    unsafe fn tile_of_pairs(_: Tile) {
+        unreachable!("no products of bf16")
+    }
+
+    unsafe fn mul_add_pairs(_: Self::F32, _: Self::F32, _: Self::F32) -> Self::F32 {
+        unreachable!("no products of bf16")
+    }
+
+    #[inline(always)]
+    unsafe fn transpose(from: *const f32, from_stride: usize, to: *mut f32, to_stride: usize) {
+        unsafe { super::transpose::eight(from, from_stride, to, to_stride) }
     }
 
     #[inline(always)]

@@ -17,12 +17,22 @@ pub(super) unsafe fn enter<K: Kernel>(kernel: K) -> K::Output {
     unsafe { kernel.run::<Avx512>() }
 }
 
+/// # Safety
+///
+/// As [`enter`], and the processor has AVX-512 BF16.
+#[target_feature(enable = "avx512bf16,avx512f,avx512bw,avx512vl,avx2,fma")]
+pub(super) unsafe fn enter_with_bf16<K: Kernel>(kernel: K) -> K::Output {
+    // SAFETY: as above.
+    unsafe { kernel.run::<Avx512>() }
+}
+
 impl Simd for Avx512 {
     const LANES: usize = 16;
     const TILE_VECTORS: usize = 4;
     type F32 = __m512;
     type Words = __m512i;
     type Table = __m512;
+    type Table16 = __m512i;
 
     #[inline(always)]
     unsafe fn splat(value: f32) -> Self::F32 {
@@ -116,19 +126,92 @@ impl Simd for Avx512 {
     #[inline(always)]
     unsafe fn tile(t: Tile) {
         unsafe {
-            match (t.vectors, t.columns) {
-                (4, 6) => tile_of::<Self, 4, 6>(t),
-                (4, 5) => tile_of::<Self, 4, 5>(t),
-                (4, 4) => tile_of::<Self, 4, 4>(t),
-                (4, 3) => tile_of::<Self, 4, 3>(t),
-                (4, 2) => tile_of::<Self, 4, 2>(t),
-                (4, 1) => tile_of::<Self, 4, 1>(t),
-                (3, 8) => tile_of::<Self, 3, 8>(t),
-                (2, 12) => tile_of::<Self, 2, 12>(t),
-                (1, 24) => tile_of::<Self, 1, 24>(t),
-                _ => unreachable!("columns of a tile"),
+            match t.vectors {
+                4 => tile_of::<Self, false, 4, 6>(t),
+                3 => tile_of::<Self, false, 3, 8>(t),
+                2 => tile_of::<Self, false, 2, 12>(t),
+                _ => tile_of::<Self, false, 1, 24>(t),
             }
         }
+    }
+
+    #[inline(always)]
+    unsafe fn tile_of_pairs(t: Tile) {
+        unsafe {
+            match t.vectors {
+                4 => tile_of::<Self, true, 4, 6>(t),
+                3 => tile_of::<Self, true, 3, 8>(t),
+                2 => tile_of::<Self, true, 2, 12>(t),
+                _ => tile_of::<Self, true, 1, 24>(t),
+            }
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn mul_add_pairs(a: Self::F32, b: Self::F32, c: Self::F32) -> Self::F32 {
+        unsafe {
+            let a = std::mem::transmute::<__m512, __m512bh>(a);
+            let b = std::mem::transmute::<__m512, __m512bh>(b);
+            _mm512_dpbf16_ps(c, a, b)
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn table16(table: Self::Table) -> Self::Table16 {
+        unsafe {
+            // By integers, since the instruction for it would flush subnormals: add half of what is cut off, less one
+            // where the last bit that stays is even.
+            let bits = _mm512_castps_si512(table);
+            let odd = _mm512_and_si512(_mm512_srli_epi32::<16>(bits), _mm512_set1_epi32(1));
+            let bits = _mm512_add_epi32(_mm512_add_epi32(bits, odd), _mm512_set1_epi32(0x7fff));
+            _mm512_broadcast_i64x4(_mm512_cvtepi32_epi16(_mm512_srli_epi32::<16>(bits)))
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn lookup_pairs<const BITS: u32>(table: Self::Table16, words: Self::Words) -> Self::F32 {
+        unsafe {
+            let index = _mm512_srli_epi16::<BITS>(words);
+            _mm512_castsi512_ps(_mm512_permutexvar_epi16(index, table))
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn decode_bf16(table: Self::Table, codes: *const u8, n: usize, out: *mut u16) {
+        unsafe {
+            let table = Self::table16(table);
+            for i in 0..n {
+                let bytes = _mm_loadu_si128(codes.add(16 * i).cast());
+                let high = _mm_srli_epi16::<4>(bytes);
+                let order = _mm256_set_m128i(
+                    _mm_unpackhi_epi8(high, bytes),
+                    _mm_unpacklo_epi8(high, bytes),
+                );
+                let values = _mm512_permutexvar_epi16(_mm512_cvtepu8_epi16(order), table);
+                _mm512_storeu_si512(out.add(32 * i).cast(), values);
+            }
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn pair(a: *const u16, b: *const u16, n: usize, out: *mut u32) {
+        unsafe {
+            let whole = n / 16 * 16;
+            for i in (0..whole).step_by(16) {
+                let a = _mm512_cvtepu16_epi32(_mm256_loadu_si256(a.add(i).cast()));
+                let b = _mm512_cvtepu16_epi32(_mm256_loadu_si256(b.add(i).cast()));
+                let pairs = _mm512_or_si512(a, _mm512_slli_epi32::<16>(b));
+                _mm512_storeu_si512(out.add(i).cast(), pairs);
+            }
+            for i in whole..n {
+                *out.add(i) = u32::from(*a.add(i)) | u32::from(*b.add(i)) << 16;
+            }
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn transpose(from: *const f32, from_stride: usize, to: *mut f32, to_stride: usize) {
+        unsafe { super::transpose::eight(from, from_stride, to, to_stride) }
     }
 
     #[inline(always)]

@@ -8,15 +8,20 @@ mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
 mod portable;
+#[cfg(target_arch = "x86_64")]
+mod transpose;
 
 use std::sync::OnceLock;
 
-/// The environment variable that forces an instruction set: `avx512`, `avx2` or `portable`.
+/// The environment variable that forces an instruction set: `avx512-bf16`, `avx512`, `avx2` or `portable`.
 const FORCE: &str = "BURN_PEFT_SIMD";
 
 /// An instruction set that kernels are compiled for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Isa {
+    /// AVX-512 F, BW and VL, and products of bf16.
+    #[cfg(target_arch = "x86_64")]
+    Avx512Bf16,
     /// AVX-512 F, BW and VL.
     #[cfg(target_arch = "x86_64")]
     Avx512,
@@ -29,6 +34,8 @@ pub(crate) enum Isa {
 
 impl Isa {
     const ALL: &[(Self, &str)] = &[
+        #[cfg(target_arch = "x86_64")]
+        (Self::Avx512Bf16, "avx512-bf16"),
         #[cfg(target_arch = "x86_64")]
         (Self::Avx512, "avx512"),
         #[cfg(target_arch = "x86_64")]
@@ -47,6 +54,10 @@ impl Isa {
     fn is_available(self) -> bool {
         match self {
             #[cfg(target_arch = "x86_64")]
+            Self::Avx512Bf16 => {
+                Self::Avx512.is_available() && is_x86_feature_detected!("avx512bf16")
+            }
+            #[cfg(target_arch = "x86_64")]
             Self::Avx512 => {
                 is_x86_feature_detected!("avx512f")
                     && is_x86_feature_detected!("avx512bw")
@@ -56,6 +67,15 @@ impl Isa {
             #[cfg(target_arch = "x86_64")]
             Self::Avx2 => is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma"),
             Self::Portable => true,
+        }
+    }
+
+    /// Whether it multiplies bf16, so that [`Simd::tile_of_pairs`] may be called.
+    pub(crate) fn has_pairs(self) -> bool {
+        match self {
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx512Bf16 => true,
+            _ => false,
         }
     }
 
@@ -98,6 +118,8 @@ pub(crate) trait Simd: Copy + 'static {
     type Words: Copy;
     /// Sixteen f32 values to look up.
     type Table: Copy;
+    /// Sixteen bf16 values to look up, twice, so that a fifth bit of the index may be anything.
+    type Table16: Copy;
 
     unsafe fn splat(value: f32) -> Self::F32;
     unsafe fn load(from: *const f32) -> Self::F32;
@@ -138,6 +160,37 @@ pub(crate) trait Simd: Copy + 'static {
     /// `c[j][..] (+)= Σ_p a[p][..] · b[j][p]`, see [`Tile`].
     unsafe fn tile(tile: Tile);
 
+    /// `out[i] = table[code i]`, as [`decode`](Self::decode), each value of the table rounded to bf16, to nearest even.
+    unsafe fn decode_bf16(table: Self::Table, codes: *const u8, n: usize, out: *mut u16);
+    /// `out[i] = a[i] | b[i] << 16` for `n` values.
+    #[inline(always)]
+    unsafe fn pair(a: *const u16, b: *const u16, n: usize, out: *mut u32) {
+        for i in 0..n {
+            // SAFETY: as asked.
+            unsafe { *out.add(i) = u32::from(*a.add(i)) | u32::from(*b.add(i)) << 16 }
+        }
+    }
+    /// The table rounded to bf16, to nearest even. Its values are finite. For a processor that multiplies bf16, as what
+    /// follows.
+    unsafe fn table16(table: Self::Table) -> Self::Table16;
+    /// The entries that the four bits from bit `BITS` on of each half of a word name.
+    unsafe fn lookup_pairs<const BITS: u32>(table: Self::Table16, words: Self::Words) -> Self::F32;
+    /// As [`tile`](Self::tile), where a word of `a` and of `b` is two bf16 and a product the sum of two.
+    unsafe fn tile_of_pairs(tile: Tile);
+    /// `a₀·b₀ + a₁·b₁ + c` for words of two bf16.
+    unsafe fn mul_add_pairs(a: Self::F32, b: Self::F32, c: Self::F32) -> Self::F32;
+
+    /// `to[c · to_stride + r] = from[r · from_stride + c]` for `r` and `c` below 8.
+    #[inline(always)]
+    unsafe fn transpose(from: *const f32, from_stride: usize, to: *mut f32, to_stride: usize) {
+        for r in 0..8 {
+            for c in 0..8 {
+                // SAFETY: as asked.
+                unsafe { *to.add(c * to_stride + r) = *from.add(r * from_stride + c) }
+            }
+        }
+    }
+
     /// Asks for a cache line that will be read soon.
     #[inline(always)]
     unsafe fn prefetch(_at: *const u8) {}
@@ -166,12 +219,10 @@ pub(crate) trait Simd: Copy + 'static {
 /// A product of a few vectors with a few columns, whose results stay in registers.
 ///
 /// `c[j · c_stride + l] (+)= Σ_{p < depth} a[p · a_stride + l] · b[j · b_stride + p]`, `l` below `vectors · LANES`, `j`
-/// below `columns`.
+/// below [`Simd::tile_columns`]`(vectors)`.
 #[derive(Clone, Copy)]
 pub(crate) struct Tile {
     pub(crate) vectors: usize,
-    /// [`Simd::tile_columns`] of `vectors`, or any lower number where `vectors` is [`Simd::TILE_VECTORS`].
-    pub(crate) columns: usize,
     pub(crate) depth: usize,
     pub(crate) a: *const f32,
     pub(crate) a_stride: usize,
@@ -185,7 +236,7 @@ pub(crate) struct Tile {
 
 /// The plain loop of [`Simd::tile`] for sizes known at compile time, so that the sums stay in registers.
 #[inline(always)]
-unsafe fn tile_of<S: Simd, const V: usize, const C: usize>(t: Tile) {
+unsafe fn tile_of<S: Simd, const PAIRS: bool, const V: usize, const C: usize>(t: Tile) {
     // SAFETY: what `Simd` asks for.
     unsafe {
         let mut sums = [[S::splat(0.0); V]; C];
@@ -196,9 +247,12 @@ unsafe fn tile_of<S: Simd, const V: usize, const C: usize>(t: Tile) {
                 *vector = S::load(a.add(v * S::LANES));
             }
             for (j, sums) in sums.iter_mut().enumerate() {
-                let b = S::splat(*t.b.add(j * t.b_stride + p));
+                let b = S::splat(t.b.add(j * t.b_stride + p).read_unaligned());
                 for (sum, vector) in sums.iter_mut().zip(vectors) {
-                    *sum = S::mul_add(vector, b, *sum);
+                    *sum = match PAIRS {
+                        false => S::mul_add(vector, b, *sum),
+                        true => S::mul_add_pairs(vector, b, *sum),
+                    };
                 }
             }
             a = a.add(t.a_stride);
@@ -213,6 +267,20 @@ unsafe fn tile_of<S: Simd, const V: usize, const C: usize>(t: Tile) {
                 };
                 S::store(c, sum);
             }
+        }
+    }
+}
+
+/// The plain loop of [`Simd::decode_bf16`].
+#[inline(always)]
+unsafe fn decode_bf16(table: [f32; 16], codes: *const u8, n: usize, out: *mut u16) {
+    let table = table.map(|value| half::bf16::from_f32(value).to_bits());
+    for i in 0..16 * n {
+        // SAFETY: `16 · n` bytes, twice as many values.
+        unsafe {
+            let byte = *codes.add(i);
+            *out.add(2 * i) = table[usize::from(byte >> 4)];
+            *out.add(2 * i + 1) = table[usize::from(byte & 15)];
         }
     }
 }
@@ -233,6 +301,8 @@ pub(crate) fn dispatch<K: Kernel>(isa: Isa, kernel: K) -> K::Output {
     // SAFETY: the caller took `isa` from those that are available.
     unsafe {
         match isa {
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx512Bf16 => avx512::enter_with_bf16(kernel),
             #[cfg(target_arch = "x86_64")]
             Isa::Avx512 => avx512::enter(kernel),
             #[cfg(target_arch = "x86_64")]

@@ -14,6 +14,7 @@ impl Simd for Portable {
     type F32 = [f32; N];
     type Words = [u32; N];
     type Table = [f32; 16];
+    type Table16 = ();
 
     #[inline(always)]
     unsafe fn splat(value: f32) -> Self::F32 {
@@ -100,15 +101,28 @@ impl Simd for Portable {
 
     #[inline(always)]
     unsafe fn tile(t: Tile) {
-        unsafe {
-            match t.columns {
-                4 => tile_of::<Self, 1, 4>(t),
-                3 => tile_of::<Self, 1, 3>(t),
-                2 => tile_of::<Self, 1, 2>(t),
-                1 => tile_of::<Self, 1, 1>(t),
-                _ => unreachable!("columns of a tile"),
-            }
-        }
+        unsafe { tile_of::<Self, false, 1, 4>(t) }
+    }
+
+    #[inline(always)]
+    unsafe fn decode_bf16(table: Self::Table, codes: *const u8, n: usize, out: *mut u16) {
+        unsafe { super::decode_bf16(table, codes, n, out) }
+    }
+
+    unsafe fn table16(_: Self::Table) -> Self::Table16 {
+        unreachable!("no products of bf16")
+    }
+
+    unsafe fn lookup_pairs<const BITS: u32>(_: Self::Table16, _: Self::Words) -> Self::F32 {
+        unreachable!("no products of bf16")
+    }
+
+    unsafe fn tile_of_pairs(_: Tile) {
+        unreachable!("no products of bf16")
+    }
+
+    unsafe fn mul_add_pairs(_: Self::F32, _: Self::F32, _: Self::F32) -> Self::F32 {
+        unreachable!("no products of bf16")
     }
 
     // Quantising and 16-bit values.
