@@ -339,6 +339,48 @@ mod tests {
     }
 
     #[test]
+    fn requantizing_gives_what_quantizing_gives() {
+        let (first, mut second) = (values(5 * 67), values(5 * 67));
+        second.reverse();
+        for double_quant in [false, true] {
+            let config = config(32, double_quant);
+            let data = Nf4Data::quantize("w", &first, [5, 67], &config).unwrap();
+            let memory = data.codes().as_ptr();
+            let data = data.requantize("w", &second).unwrap();
+            assert_eq!(data.codes().as_ptr(), memory);
+            let fresh = Nf4Data::quantize("w", &second, [5, 67], &config).unwrap();
+            assert_eq!(data, fresh);
+            let error = data.requantize("w", &second[1..]).unwrap_err();
+            assert_eq!(
+                error.to_string(),
+                "tensor `w`: expected shape [5, 67], found [334]"
+            );
+        }
+    }
+
+    #[test]
+    fn dequantizing_into_memory_checks_its_length_and_rounds_once() {
+        let data = Nf4Data::quantize("w", &values(5 * 67), [5, 67], &config(64, true)).unwrap();
+        let expected = data.dequantize();
+        let mut f32s = vec![0.0; 5 * 67];
+        data.dequantize_into(&mut f32s).unwrap();
+        assert_eq!(f32s, expected);
+        let mut bf16s = vec![half::bf16::ZERO; 5 * 67];
+        data.dequantize_into(&mut bf16s).unwrap();
+        assert!(
+            bf16s
+                .iter()
+                .zip(&expected)
+                .all(|(&found, &x)| found == half::bf16::from_f32(x))
+        );
+        for n in [0, 334, 336] {
+            let error = data.dequantize_into(&mut vec![0_f32; n]).unwrap_err();
+            let expected = format!("tensor `out`: expected shape [5, 67], found [{n}]");
+            assert_eq!(error.to_string(), expected);
+        }
+    }
+
+    #[test]
     fn bytes_are_counted_exactly() {
         let bytes = |shape: [usize; 2], config| {
             let values = values(shape[0] * shape[1]);

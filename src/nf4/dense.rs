@@ -169,3 +169,106 @@ mod flex {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use burn::tensor::{DType, Device, FloatDType, Tensor};
+    use half::{bf16, f16};
+
+    use crate::PeftError;
+    use crate::nf4::{BlockSize, Nf4Config, Nf4Data, Nf4Weight};
+
+    /// `[d_in, d_out]` of no structure.
+    fn weight(d_in: usize, d_out: usize) -> Tensor<2> {
+        let values: Vec<f32> = (0..d_in * d_out)
+            .map(|i| (i as f32 * 0.7).sin() * (1 + i / 61 % 7) as f32)
+            .collect();
+        Tensor::<1>::from_floats(values.as_slice(), &Device::default()).reshape([d_in, d_out])
+    }
+
+    /// One weight in every layout and dtype that a tensor can have.
+    fn tensors(d_in: usize, d_out: usize) -> Vec<Tensor<2>> {
+        let plain = weight(d_in, d_out);
+        let transposed = weight(d_out, d_in).transpose();
+        let wide = weight(d_in + 3, d_out + 5);
+        let rows = wide.clone().slice([2..d_in + 2, 0..d_out + 5]);
+        let part = rows.clone().slice([0..d_in, 4..d_out + 4]);
+        let part_transposed = weight(d_out + 1, d_in + 2)
+            .slice([1..d_out + 1, 1..d_in + 1])
+            .transpose();
+        let flipped = plain.clone().flip([0, 1]);
+        let layouts = vec![plain, transposed, part, part_transposed, flipped];
+        let dtypes = [
+            FloatDType::F32,
+            FloatDType::BF16,
+            FloatDType::F16,
+            FloatDType::F64,
+        ];
+        let cast = |tensor: &Tensor<2>| dtypes.map(|dtype| tensor.clone().cast(dtype));
+        // A cast may lay a tensor out anew; for f32 it does not.
+        layouts.iter().flat_map(cast).collect()
+    }
+
+    /// The host's way: transposed by Burn, quantised as a slice.
+    fn reference(weight: &Tensor<2>, config: &Nf4Config) -> Nf4Data {
+        let [d_in, d_out] = weight.dims();
+        let data = weight.clone().transpose().into_data();
+        let shape = [d_out, d_in];
+        match weight.dtype() {
+            DType::BF16 => {
+                Nf4Data::quantize("w", &data.try_into_vec::<bf16>().unwrap(), shape, config)
+            }
+            DType::F16 => {
+                Nf4Data::quantize("w", &data.try_into_vec::<f16>().unwrap(), shape, config)
+            }
+            _ => {
+                let data = data.convert_dtype(DType::F32);
+                Nf4Data::quantize("w", &data.try_into_vec::<f32>().unwrap(), shape, config)
+            }
+        }
+        .unwrap()
+    }
+
+    #[test]
+    fn every_layout_and_dtype_gives_what_the_host_gives() {
+        for (d_in, d_out) in [(128, 40), (70, 33), (1, 90), (90, 1), (640, 700)] {
+            for (size, double_quant) in [(32, true), (64, false), (4096, false)] {
+                let config = Nf4Config::new()
+                    .with_block_size(BlockSize::new(size).unwrap())
+                    .with_double_quant(double_quant);
+                for (i, tensor) in tensors(d_in, d_out).into_iter().enumerate() {
+                    let expected = reference(&tensor, &config);
+                    let found = Nf4Weight::quantize("w", tensor, &config).unwrap().to_data();
+                    assert_eq!(found, expected, "tensor {i} of [{d_in}, {d_out}], {size}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_bad_value_is_named_by_its_place_in_the_transpose() {
+        let plain = weight(128, 40);
+        let bad = Tensor::full([1, 1], f32::NAN, &plain.device());
+        // Element [100, 7] and a later one, [3, 30].
+        let plain = plain.slice_assign([100..101, 7..8], bad.clone());
+        let plain = plain.slice_assign([3..4, 30..31], bad);
+        let transposed = plain.clone().transpose().mul_scalar(1.0).transpose();
+        for tensor in [
+            plain.clone(),
+            transposed,
+            plain.clone().cast(FloatDType::F64),
+            plain.flip([0, 1]).flip([0, 1]),
+        ] {
+            let checked = Nf4Weight::check_finite("w", tensor.clone()).unwrap_err();
+            let quantized = Nf4Weight::quantize("w", tensor, &Nf4Config::new()).unwrap_err();
+            for error in [checked, quantized] {
+                assert!(
+                    matches!(error, PeftError::NotFinite { index, value, .. }
+                        if index == 7 * 128 + 100 && value.is_nan()),
+                    "{error}"
+                );
+            }
+        }
+        assert!(Nf4Weight::check_finite("w", weight(3, 5)).is_ok());
+    }
+}
