@@ -197,7 +197,7 @@ mod tests {
             .slice([1..d_out + 1, 1..d_in + 1])
             .transpose();
         let flipped = plain.clone().flip([0, 1]);
-        let layouts = vec![plain, transposed, part, part_transposed, flipped];
+        let layouts = [plain, transposed, part, part_transposed, flipped];
         let dtypes = [
             FloatDType::F32,
             FloatDType::BF16,
