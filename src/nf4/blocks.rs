@@ -15,7 +15,7 @@ use crate::{PeftError, Result};
 pub const BLOCK_SIZES: [usize; 8] = [32, 64, 128, 256, 512, 1024, 2048, 4096];
 
 /// The floor bitsandbytes puts under the scale that it divides by. It is itself subnormal, and nothing is flushed.
-const SMALLEST_SCALE: f32 = 1e-38;
+pub(super) const SMALLEST_SCALE: f32 = 1e-38;
 
 /// The code that fills the last low nibble of an odd count: that of zero.
 const PADDING_CODE: u8 = 7;

@@ -6,16 +6,11 @@
 
 use std::borrow::Cow;
 
-use rayon::prelude::*;
-
-use super::blocks::{
-    BlockSize, dequantize_blocks_into, not_finite, packed_len, quantize_blocks_into,
-};
+use super::blocks::{BlockSize, not_finite, packed_len};
+use super::cpu::{self, Isa, Packed, Scales};
 use super::double::DoubleAbsmax;
+use super::float::Nf4Float;
 use crate::{PeftError, Result};
-
-/// How many values one task of a thread takes: many blocks of any size, and small enough to spread a small matrix.
-const VALUES_PER_TASK: usize = 1 << 16;
 
 /// How to quantise a weight to NF4.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -55,6 +50,14 @@ pub enum Nf4Scales {
 }
 
 impl Nf4Scales {
+    /// The scales as they are to be stored.
+    pub(super) fn new(absmax: Vec<f32>, double_quant: bool) -> Self {
+        match double_quant {
+            false => Self::Plain(absmax),
+            true => Self::Double(DoubleAbsmax::quantize(&absmax)),
+        }
+    }
+
     /// How many blocks they are for.
     fn len(&self) -> usize {
         match self {
@@ -68,6 +71,15 @@ impl Nf4Scales {
         match self {
             Self::Plain(absmax) => Cow::Borrowed(absmax),
             Self::Double(double) => Cow::Owned(double.dequantize()),
+        }
+    }
+
+    /// An error unless every scale, restored, is finite.
+    pub(super) fn check_finite(&self, name: &str) -> Result<()> {
+        let scales = self.restore();
+        match scales.iter().position(|scale| !scale.is_finite()) {
+            None => Ok(()),
+            Some(index) => Err(not_finite(&format!("{name}.absmax"), index, scales[index])),
         }
     }
 }
@@ -87,42 +99,57 @@ impl Nf4Data {
     /// Quantises the row-major `values` of a matrix of `shape` `[d_out, d_in]`, on all threads of Rayon's pool. The
     /// result does not depend on their number. `name` is for errors.
     ///
-    /// Note that a `burn::nn::Linear` holds `[d_in, d_out]`: transpose it first.
+    /// Note that a `burn::nn::Linear` holds `[d_in, d_out]`: transpose it first, or use
+    /// [`Nf4Weight::quantize`](super::Nf4Weight::quantize).
     ///
     /// # Errors
     ///
     /// - [`PeftError::Shape`] if `values` has another length than `shape` says.
     /// - [`PeftError::NotFinite`] at the first NaN or infinity; also if a scale near the largest f32 overflows in double
     ///   quantisation, then of the tensor `{name}.absmax`.
-    pub fn quantize<T: Copy + Into<f32> + Sync>(
+    pub fn quantize<T: Nf4Float>(
         name: &str,
         values: &[T],
         shape: [usize; 2],
         config: &Nf4Config,
     ) -> Result<Self> {
-        let block_size = config.block_size;
-        check_len(name, &shape, values.len(), num_values(name, shape)?)?;
-        let mut codes = vec![0; packed_len(values.len())];
-        let mut absmax = vec![0.0; block_size.blocks(values.len())];
-        // A task is a multiple of every block size, so that tasks are whole blocks, but for the last.
-        let tasks = values
-            .par_chunks(VALUES_PER_TASK)
-            .zip(codes.par_chunks_mut(VALUES_PER_TASK / 2));
-        let tasks = tasks.zip(absmax.par_chunks_mut(VALUES_PER_TASK / block_size.get()));
-        let failed = tasks
-            .enumerate()
-            .find_map_first(|(task, ((values, codes), absmax))| {
-                let result = quantize_blocks_into(values, block_size, codes, absmax);
-                result.err().map(|index| task * VALUES_PER_TASK + index)
-            });
-        if let Some(index) = failed {
-            return Err(not_finite(name, index, values[index]));
-        }
-        let scales = match config.double_quant {
-            false => Nf4Scales::Plain(absmax),
-            true => Nf4Scales::Double(DoubleAbsmax::quantize(&absmax)),
+        let empty = Self {
+            shape,
+            block_size: config.block_size,
+            codes: Vec::new(),
+            scales: Nf4Scales::new(Vec::new(), config.double_quant),
         };
-        Self::from_parts(name, shape, block_size, codes, scales)
+        empty.requantize(name, values)
+    }
+
+    /// Quantises other values in place of these, of the same shape and in the same way, in the memory that holds these:
+    /// fresh memory costs more than quantising does.
+    ///
+    /// # Errors
+    ///
+    /// As [`quantize`](Self::quantize).
+    pub fn requantize<T: Nf4Float>(self, name: &str, values: &[T]) -> Result<Self> {
+        let (shape, block_size) = (self.shape, self.block_size);
+        let n = num_values(name, shape)?;
+        check_len(name, &shape, values.len(), n)?;
+        let mut codes = self.codes;
+        codes.resize(packed_len(n), 0);
+        let double_quant = matches!(self.scales, Nf4Scales::Double(_));
+        let mut absmax = match self.scales {
+            Nf4Scales::Plain(absmax) => absmax,
+            Nf4Scales::Double(_) => Vec::new(),
+        };
+        absmax.resize(block_size.blocks(n), 0.0);
+        cpu::quantize(Isa::best(), values, block_size, &mut codes, &mut absmax)
+            .map_err(|index| not_finite(name, index, values[index]))?;
+        let scales = Nf4Scales::new(absmax, double_quant);
+        scales.check_finite(name)?;
+        Ok(Self {
+            shape,
+            block_size,
+            codes,
+            scales,
+        })
     }
 
     /// Puts together what was read from a file, after checking it against `shape` `[d_out, d_in]`.
@@ -145,14 +172,7 @@ impl Nf4Data {
         let blocks = block_size.blocks(n);
         check_len(name, &[packed_len(n), 1], codes.len(), packed_len(n))?;
         check_len(&format!("{name}.absmax"), &[blocks], scales.len(), blocks)?;
-        if let Some((index, scale)) = scales
-            .restore()
-            .iter()
-            .enumerate()
-            .find(|(_, scale)| !scale.is_finite())
-        {
-            return Err(not_finite(&format!("{name}.absmax"), index, *scale));
-        }
+        scales.check_finite(name)?;
         Ok(Self {
             shape,
             block_size,
@@ -189,15 +209,30 @@ impl Nf4Data {
     /// The matrix in f32, row-major `[d_out, d_in]`. It does not depend on the number of threads.
     pub fn dequantize(&self) -> Vec<f32> {
         let mut values = vec![0.0; self.num_weights()];
-        let absmax = self.scales.restore();
-        let tasks = values
-            .par_chunks_mut(VALUES_PER_TASK)
-            .zip(self.codes.par_chunks(VALUES_PER_TASK / 2));
-        let tasks = tasks.zip(absmax.par_chunks(VALUES_PER_TASK / self.block_size.get()));
-        tasks.for_each(|((values, codes), absmax)| {
-            dequantize_blocks_into(codes, absmax, self.block_size, values)
-        });
+        cpu::dequantize(Isa::best(), &self.packed(), &mut values);
         values
+    }
+
+    /// [`dequantize`](Self::dequantize) into given memory, in any of the three float types: computed in f32 and rounded
+    /// once, to nearest even. Fresh memory costs several times as much as dequantising does.
+    ///
+    /// # Errors
+    ///
+    /// [`PeftError::Shape`], of a tensor `out`, if `out` has another length than [`num_weights`](Self::num_weights).
+    pub fn dequantize_into<T: Nf4Float>(&self, out: &mut [T]) -> Result<()> {
+        check_len("out", &self.shape, out.len(), self.num_weights())?;
+        cpu::dequantize(Isa::best(), &self.packed(), out);
+        Ok(())
+    }
+
+    fn packed(&self) -> Packed<'_> {
+        let scales = match &self.scales {
+            Nf4Scales::Plain(absmax) => Scales::Plain(absmax),
+            Nf4Scales::Double(double) => {
+                Scales::Double(&double.codes, &double.absmax, double.offset)
+            }
+        };
+        Packed::new(&self.codes, scales, self.shape, self.block_size.get())
     }
 
     /// The number of weights, `d_out · d_in`.
@@ -248,6 +283,9 @@ mod tests {
     use super::*;
     use crate::nf4::blocks::{dequantize_blocks, quantize_blocks};
 
+    /// At least as many values as a task of a thread takes.
+    const VALUES_PER_TASK: usize = 1 << 16;
+
     /// Values of changing sign and magnitude, the same everywhere.
     fn values(n: usize) -> Vec<f32> {
         (0..n)
@@ -297,6 +335,48 @@ mod tests {
             values[at] = f32::INFINITY;
             let error = Nf4Data::quantize("w", &values, [4, VALUES_PER_TASK], &Nf4Config::new());
             assert!(matches!(error, Err(PeftError::NotFinite { index, .. }) if index == at));
+        }
+    }
+
+    #[test]
+    fn requantizing_gives_what_quantizing_gives() {
+        let (first, mut second) = (values(5 * 67), values(5 * 67));
+        second.reverse();
+        for double_quant in [false, true] {
+            let config = config(32, double_quant);
+            let data = Nf4Data::quantize("w", &first, [5, 67], &config).unwrap();
+            let memory = data.codes().as_ptr();
+            let data = data.requantize("w", &second).unwrap();
+            assert_eq!(data.codes().as_ptr(), memory);
+            let fresh = Nf4Data::quantize("w", &second, [5, 67], &config).unwrap();
+            assert_eq!(data, fresh);
+            let error = data.requantize("w", &second[1..]).unwrap_err();
+            assert_eq!(
+                error.to_string(),
+                "tensor `w`: expected shape [5, 67], found [334]"
+            );
+        }
+    }
+
+    #[test]
+    fn dequantizing_into_memory_checks_its_length_and_rounds_once() {
+        let data = Nf4Data::quantize("w", &values(5 * 67), [5, 67], &config(64, true)).unwrap();
+        let expected = data.dequantize();
+        let mut f32s = vec![0.0; 5 * 67];
+        data.dequantize_into(&mut f32s).unwrap();
+        assert_eq!(f32s, expected);
+        let mut bf16s = vec![half::bf16::ZERO; 5 * 67];
+        data.dequantize_into(&mut bf16s).unwrap();
+        assert!(
+            bf16s
+                .iter()
+                .zip(&expected)
+                .all(|(&found, &x)| found == half::bf16::from_f32(x))
+        );
+        for n in [0, 334, 336] {
+            let error = data.dequantize_into(&mut vec![0_f32; n]).unwrap_err();
+            let expected = format!("tensor `out`: expected shape [5, 67], found [{n}]");
+            assert_eq!(error.to_string(), expected);
         }
     }
 

@@ -10,6 +10,8 @@
 //! the bit. Quantising here takes the nearest value of the map, where bitsandbytes on a CPU takes a neighbour of it now
 //! and then.
 
+use rayon::prelude::*;
+
 use crate::{PeftError, Result};
 
 /// How many scales share one second-level scale.
@@ -53,16 +55,55 @@ const fn point(k: usize, intervals: usize) -> f32 {
     }
 }
 
-/// The thresholds between neighbouring values of the map, exact in f64.
-const MIDPOINTS: [f64; 255] = {
-    let mut midpoints = [0.0; 255];
+/// The thresholds between neighbouring values of the map, exact in f64, and +∞.
+const MIDPOINTS: [f64; 256] = {
+    let mut midpoints = [f64::INFINITY; 256];
     let mut i = 0;
-    while i < midpoints.len() {
+    while i < 255 {
         midpoints[i] = (DYNAMIC_MAP[i] as f64 + DYNAMIC_MAP[i + 1] as f64) / 2.0;
         i += 1;
     }
     midpoints
 };
+
+/// Cells that `[0, 1]` is cut into, and `[-1, 0]` likewise: 64 to each power of two down to `2^-23`, one for what is
+/// below, one for 1.
+const CELLS: usize = 23 * 64 + 1;
+
+/// The cell of a value in `[-1, 1]`; it never falls while the value rises.
+const fn cell(s: f64) -> usize {
+    // Exponent and six bits of the significand.
+    let magnitude = (s.abs().to_bits() >> 46) as usize;
+    let distance = magnitude.saturating_sub((1023 - 23) << 6);
+    let distance = if distance < CELLS {
+        distance
+    } else {
+        CELLS - 1
+    };
+    if s.is_sign_negative() {
+        CELLS - 1 - distance
+    } else {
+        CELLS + distance
+    }
+}
+
+/// For each cell, the number of midpoints in the cells below it; itself, a cell holds one at most.
+static BASES: [u8; 2 * CELLS] = {
+    let mut bases = [0; 2 * CELLS];
+    let mut below = 0;
+    let mut k = 0;
+    while k < bases.len() {
+        bases[k] = below as u8;
+        if below < 255 && cell(MIDPOINTS[below]) == k {
+            below += 1;
+        }
+        k += 1;
+    }
+    bases
+};
+
+/// How many scales one task of a thread takes: whole groups.
+const TASK: usize = 32 * NESTED_BLOCK_SIZE;
 
 /// Scales of NF4 blocks, quantised to eight bits.
 #[derive(Clone, Debug, PartialEq)]
@@ -80,16 +121,17 @@ impl DoubleAbsmax {
     pub fn quantize(scales: &[f32]) -> Self {
         let mean = scales.iter().map(|&a| f64::from(a)).sum::<f64>() / scales.len().max(1) as f64;
         let offset = mean as f32;
-        let mut codes = Vec::with_capacity(scales.len());
-        let mut absmax = Vec::with_capacity(scales.len().div_ceil(NESTED_BLOCK_SIZE));
-        for group in scales.chunks(NESTED_BLOCK_SIZE) {
-            let largest = group.iter().map(|a| (a - offset).abs()).fold(0.0, f32::max);
-            absmax.push(largest);
-            codes.extend(group.iter().map(|a| match largest {
-                0.0 => nearest(0.0),
-                largest => nearest(f64::from(a - offset) / f64::from(largest)),
-            }));
-        }
+        let mut codes = vec![0; scales.len()];
+        let mut absmax = vec![0.0; scales.len().div_ceil(NESTED_BLOCK_SIZE)];
+        let tasks = scales.par_chunks(TASK).zip(codes.par_chunks_mut(TASK));
+        let tasks = tasks.zip(absmax.par_chunks_mut(TASK / NESTED_BLOCK_SIZE));
+        tasks.for_each(|((scales, codes), absmax)| {
+            let groups = scales.chunks(NESTED_BLOCK_SIZE);
+            let groups = groups.zip(codes.chunks_mut(NESTED_BLOCK_SIZE)).zip(absmax);
+            for ((scales, codes), absmax) in groups {
+                *absmax = quantize_group(scales, offset, codes);
+            }
+        });
         Self {
             codes,
             absmax,
@@ -121,14 +163,14 @@ impl DoubleAbsmax {
 
     /// Restores the scales: `DYNAMIC_MAP[code] * absmax + offset`, rounded after the product and after the sum.
     pub fn dequantize(&self) -> Vec<f32> {
+        let mut scales = vec![0.0; self.codes.len()];
         let groups = self.codes.chunks(NESTED_BLOCK_SIZE).zip(&self.absmax);
-        groups
-            .flat_map(|(codes, absmax)| {
-                codes
-                    .iter()
-                    .map(move |&q| DYNAMIC_MAP[usize::from(q)] * absmax + self.offset)
-            })
-            .collect()
+        for (scales, (codes, absmax)) in scales.chunks_mut(NESTED_BLOCK_SIZE).zip(groups) {
+            for (scale, &q) in scales.iter_mut().zip(codes) {
+                *scale = DYNAMIC_MAP[usize::from(q)] * absmax + self.offset;
+            }
+        }
+        scales
     }
 
     /// The eight-bit codes, one per scale.
@@ -147,10 +189,26 @@ impl DoubleAbsmax {
     }
 }
 
-/// The code of the value of [`DYNAMIC_MAP`] nearest to `s`, a tie to the lower code.
+/// Codes one group; the result is its second-level scale.
+fn quantize_group(scales: &[f32], offset: f32, codes: &mut [u8]) -> f32 {
+    // The bits of magnitudes are ordered as magnitudes are.
+    let magnitudes = scales.iter().map(|a| (a - offset).abs().to_bits());
+    let largest = f32::from_bits(magnitudes.max().unwrap_or(0));
+    if largest == 0.0 {
+        codes.fill(nearest(0.0));
+    } else {
+        for (code, a) in codes.iter_mut().zip(scales) {
+            *code = nearest(f64::from(a - offset) / f64::from(largest));
+        }
+    }
+    largest
+}
+
+/// The code of the value of [`DYNAMIC_MAP`] nearest to `s` in `[-1, 1]`, a tie to the lower code: the number of
+/// [`MIDPOINTS`] below `s`, those in lower cells and perhaps the one in its own.
 fn nearest(s: f64) -> u8 {
-    // At most 255, the number of midpoints.
-    MIDPOINTS.partition_point(|&midpoint| midpoint < s) as u8
+    let base = BASES[cell(s)];
+    base + u8::from(MIDPOINTS[usize::from(base)] < s)
 }
 
 #[cfg(test)]
@@ -171,11 +229,39 @@ mod tests {
 
     #[test]
     fn a_tie_goes_to_the_lower_code() {
-        for (code, &midpoint) in (0u8..).zip(&MIDPOINTS) {
+        for (code, &midpoint) in (0u8..).zip(&MIDPOINTS[..255]) {
             assert_eq!(nearest(midpoint.next_down()), code);
             assert_eq!(nearest(midpoint), code);
             assert_eq!(nearest(midpoint.next_up()), code + 1);
         }
+    }
+
+    #[test]
+    fn every_midpoint_has_a_cell_of_its_own() {
+        let cells: Vec<_> = MIDPOINTS[..255].iter().map(|&s| cell(s)).collect();
+        assert!(cells.is_sorted_by(|a, b| a < b));
+        assert_eq!((cell(-1.0), cell(1.0)), (0, 2 * CELLS - 1));
+    }
+
+    #[test]
+    fn cells_find_what_a_search_finds() {
+        let check = |s: f64| {
+            let below = MIDPOINTS.partition_point(|&midpoint| midpoint < s);
+            assert_eq!(usize::from(nearest(s)), below, "{s:e}");
+        };
+        // Every border between cells, its neighbours, and beyond the lowest; then evenly over all.
+        for distance in 0..=(40 << 6) {
+            let border = f64::from_bits((1023 << 52) - (distance << 46));
+            for s in [border.next_down(), border, border.next_up().min(1.0)] {
+                check(s);
+                check(-s);
+            }
+        }
+        for i in -1_000_000..=1_000_000 {
+            check(f64::from(i) / 1e6);
+        }
+        check(0.0);
+        check(-0.0);
     }
 
     #[test]

@@ -6,18 +6,15 @@ use burn::backend::Dispatch;
 use burn::module::{Content, DisplaySettings, Module, ModuleDisplay, Param, ParamId};
 use burn::tensor::{DType, Device, FloatDType, Int, Tensor, TensorData};
 
-use super::blocks::BlockSize;
+use super::blocks::{BlockSize, not_finite, packed_len};
 use super::data::{Nf4Config, Nf4Data, Nf4Scales};
-use super::double::DoubleAbsmax;
+use super::dense;
 use super::ops::{self, Nf4ScaleTensors, Nf4Tensors};
 use super::words::{
     bits_from_f32, bits_from_nested, bytes_from_words, f32_from_bits, nested_from_bits,
     words_from_bytes,
 };
-use crate::{PeftError, Result};
-
-/// Values quantised at a time: what is copied from the device, transposed, before it is packed. A mebibyte of f32.
-const STRIP: usize = 1 << 18;
+use crate::Result;
 
 /// A frozen weight `[d_out, d_in]` in NF4, packed on a device.
 ///
@@ -47,20 +44,13 @@ impl Nf4Weight {
     /// Puts a quantised matrix on a device.
     pub fn from_data(data: &Nf4Data, device: &Device) -> Self {
         let codes = words_from_bytes(data.codes());
-        let (absmax, nested) = match data.scales() {
-            Nf4Scales::Plain(absmax) => (bits_from_f32(absmax), None),
-            Nf4Scales::Double(double) => (
-                words_from_bytes(double.codes()),
-                Some(bits_from_nested(double)),
-            ),
-        };
-        Self {
-            codes: words(codes, device),
-            absmax: words(absmax, device),
-            nested: nested.map(|nested| words(nested, device)),
-            shape: data.shape(),
-            block_size: data.block_size(),
-        }
+        Self::from_words(
+            codes,
+            data.scales(),
+            data.shape(),
+            data.block_size(),
+            device,
+        )
     }
 
     /// A weight of all zero codes, to be overwritten by a record of one with the same shape and configuration.
@@ -84,7 +74,8 @@ impl Nf4Weight {
 
     /// Quantises a weight in the layout of `burn::nn::Linear`, `[d_in, d_out]`, of any float dtype, on its own device.
     ///
-    /// Reads the weight in strips of about a mebibyte, so that no second dense copy ever exists.
+    /// On the CPU the weight is read where it lies, in either order; elsewhere in strips of about a mebibyte. No second
+    /// dense copy ever exists.
     ///
     /// # Errors
     ///
@@ -92,37 +83,54 @@ impl Nf4Weight {
     pub fn quantize(name: &str, weight: Tensor<2>, config: &Nf4Config) -> Result<Self> {
         let device = weight.device();
         let [d_in, d_out] = weight.dims();
-        let plain = config.with_double_quant(false);
-        let mut codes = Vec::with_capacity((d_in * d_out).div_ceil(2));
-        let mut absmax = Vec::with_capacity(config.block_size.blocks(d_in * d_out));
-        for (first, values) in strips(weight, config.block_size) {
-            let shape = [values.len() / d_in.max(1), d_in];
-            let strip = Nf4Data::quantize(name, &values, shape, &plain)
-                .map_err(|error| shift_index(error, first))?;
-            codes.extend_from_slice(strip.codes());
-            absmax.extend(strip.absmax());
+        let (n, block_size) = (d_out * d_in, config.block_size);
+        let mut codes = vec![0; packed_len(n).div_ceil(4)];
+        let mut absmax = vec![0.0; block_size.blocks(n)];
+        let bytes = &mut bytemuck::cast_slice_mut(&mut codes)[..packed_len(n)];
+        dense::quantize(weight, block_size, bytes, &mut absmax)
+            .map_err(|(index, value)| not_finite(name, index, value))?;
+        if cfg!(target_endian = "big") {
+            codes
+                .iter_mut()
+                .for_each(|word| *word = i32::from_le(*word));
         }
-        let scales = match config.double_quant {
-            false => Nf4Scales::Plain(absmax),
-            true => Nf4Scales::Double(DoubleAbsmax::quantize(&absmax)),
+        let scales = Nf4Scales::new(absmax, config.double_quant);
+        scales.check_finite(name)?;
+        Ok(Self::from_words(
+            codes,
+            &scales,
+            [d_out, d_in],
+            block_size,
+            &device,
+        ))
+    }
+
+    fn from_words(
+        codes: Vec<i32>,
+        scales: &Nf4Scales,
+        shape: [usize; 2],
+        block_size: BlockSize,
+        device: &Device,
+    ) -> Self {
+        let (absmax, nested) = match scales {
+            Nf4Scales::Plain(absmax) => (bits_from_f32(absmax), None),
+            Nf4Scales::Double(double) => (
+                words_from_bytes(double.codes()),
+                Some(bits_from_nested(double)),
+            ),
         };
-        let data = Nf4Data::from_parts(name, [d_out, d_in], config.block_size, codes, scales)?;
-        Ok(Self::from_data(&data, &device))
+        Self {
+            codes: words(codes, device),
+            absmax: words(absmax, device),
+            nested: nested.map(|nested| words(nested, device)),
+            shape,
+            block_size,
+        }
     }
 
     /// Checks that every value of a weight `[d_in, d_out]` is finite, as [`quantize`](Self::quantize) demands.
     pub(crate) fn check_finite(name: &str, weight: Tensor<2>) -> Result<()> {
-        for (first, values) in strips(weight, BlockSize::default()) {
-            if let Some(index) = values.iter().position(|value| !value.is_finite()) {
-                let value = values[index];
-                return Err(PeftError::NotFinite {
-                    tensor: name.into(),
-                    index: first + index,
-                    value,
-                });
-            }
-        }
-        Ok(())
+        dense::check_finite(weight).map_err(|(index, value)| not_finite(name, index, value))
     }
 
     /// Reads the packed weight back to the host.
@@ -253,42 +261,4 @@ fn host(words: &Param<Tensor<1, Int>>) -> Vec<i32> {
     let data = words.val().into_data().convert_dtype(DType::I32);
     data.try_into_vec()
         .expect("the data was just converted to i32")
-}
-
-/// The values of a weight `[d_in, d_out]` in f32, transposed to row-major `[d_out, d_in]`, in strips of whole rows that
-/// fill whole blocks; each with the flat index of its first value.
-fn strips(weight: Tensor<2>, block_size: BlockSize) -> impl Iterator<Item = (usize, Vec<f32>)> {
-    let weight = weight.without_autodiff();
-    let [d_in, d_out] = weight.dims();
-    let whole = block_size.get() / gcd(d_in.max(1), block_size.get());
-    let rows = (STRIP / (whole * d_in).max(1)).max(1) * whole;
-    (0..d_out).step_by(rows).map(move |first| {
-        let last = (first + rows).min(d_out);
-        let strip = weight.clone().slice([0..d_in, first..last]).transpose();
-        let data = strip.into_data().convert_dtype(DType::F32);
-        (
-            first * d_in,
-            data.try_into_vec()
-                .expect("the data was just converted to f32"),
-        )
-    })
-}
-
-fn shift_index(error: PeftError, by: usize) -> PeftError {
-    match error {
-        PeftError::NotFinite {
-            tensor,
-            index,
-            value,
-        } => PeftError::NotFinite {
-            tensor,
-            index: index + by,
-            value,
-        },
-        error => error,
-    }
-}
-
-fn gcd(a: usize, b: usize) -> usize {
-    if b == 0 { a } else { gcd(b, a % b) }
 }

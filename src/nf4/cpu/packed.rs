@@ -173,6 +173,42 @@ impl<'a> Packed<'a> {
         };
         CODEBOOK[usize::from(code)] * scale
     }
+
+    /// Values of one block from `first`, even, to `out`, by the block's table of 16-bit values.
+    ///
+    /// # Safety
+    ///
+    /// As [`Simd`].
+    #[inline(always)]
+    pub(super) unsafe fn decode_half<S: Simd, T: bytemuck::Pod>(
+        &self,
+        table: &[T; 16],
+        first: usize,
+        out: &mut [T],
+    ) {
+        const { assert!(size_of::<T>() == 2) };
+        assert!(first.is_multiple_of(2));
+        let codes = &self.codes[first / 2..][..out.len().div_ceil(2)];
+        let whole = out.len() / 32;
+        // SAFETY: table, codes and `out` hold as much, and `T` is 16 bits of any value.
+        unsafe {
+            S::decode_half(
+                table.as_ptr().cast(),
+                codes.as_ptr(),
+                whole,
+                out.as_mut_ptr().cast(),
+            );
+        }
+        for i in 32 * whole..out.len() {
+            let byte = codes[i / 2];
+            let code = if i.is_multiple_of(2) {
+                byte >> 4
+            } else {
+                byte & 15
+            };
+            out[i] = table[usize::from(code)];
+        }
+    }
 }
 
 /// What values are decoded to: f32, or the bits of a bf16.

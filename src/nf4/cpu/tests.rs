@@ -8,7 +8,7 @@ use super::element::{Element, F32, Pairs};
 use super::low_rank::LowRank;
 use super::packed::{Packed, Scales};
 use super::simd::Isa;
-use super::{dequantize, few_rows, many_rows, transposed};
+use super::{dequantize::dequantize, few_rows, many_rows, transposed};
 use crate::nf4::blocks::{BLOCK_SIZES, BlockSize};
 use crate::nf4::{Nf4Config, Nf4Data, Nf4Scales};
 
@@ -163,7 +163,7 @@ fn check_all(shape: [usize; 2], block_size: usize, double_quant: bool, rows: usi
     let exact = [&y_exact[..], &x_exact];
     for isa in Isa::available() {
         let mut values = vec![f32::NAN; d_out * d_in];
-        dequantize::dequantize(isa, &w, &mut values);
+        dequantize(isa, &w, &mut values);
         let bits = |values: &[f32]| values.iter().map(|v| v.to_bits()).collect::<Vec<_>>();
         assert_eq!(bits(&values), bits(&dense), "dequantised on {isa:?}");
         check_products::<F32>(isa, &w, [&x, &dy], low, exact, 0.0);

@@ -3,6 +3,7 @@
 use std::arch::x86_64::*;
 
 use super::{Kernel, Simd, Tile, tile_of};
+use crate::nf4::cpu::cells;
 
 #[derive(Clone, Copy)]
 pub(super) struct Avx512;
@@ -216,5 +217,104 @@ impl Simd for Avx512 {
     #[inline(always)]
     unsafe fn prefetch(at: *const u8) {
         unsafe { _mm_prefetch::<_MM_HINT_T0>(at.cast()) }
+    }
+
+    // Quantising and 16-bit values.
+
+    #[inline(always)]
+    unsafe fn splat_word(word: u32) -> Self::Words {
+        unsafe { _mm512_set1_epi32(word as i32) }
+    }
+
+    #[inline(always)]
+    unsafe fn store_words(to: *mut u32, words: Self::Words) {
+        unsafe { _mm512_storeu_si512(to.cast(), words) }
+    }
+
+    #[inline(always)]
+    unsafe fn insert<const BITS: u32>(words: Self::Words, more: Self::Words) -> Self::Words {
+        unsafe { _mm512_or_si512(words, _mm512_slli_epi32::<BITS>(more)) }
+    }
+
+    #[inline(always)]
+    unsafe fn max_magnitude(bits: Self::Words, value: Self::F32) -> Self::Words {
+        unsafe {
+            let magnitude = _mm512_castps_si512(_mm512_abs_ps(value));
+            _mm512_max_epu32(bits, magnitude)
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn max_word(words: Self::Words) -> u32 {
+        unsafe { _mm512_reduce_max_epu32(words) }
+    }
+
+    #[inline(always)]
+    unsafe fn nearest(value: Self::F32) -> Self::Words {
+        unsafe {
+            // The permutes read the low five bits of an index alone.
+            let cell = _mm512_castps_si512(_mm512_fmadd_ps(
+                value,
+                _mm512_set1_ps(cells::SCALE),
+                _mm512_set1_ps(cells::ROUNDER),
+            ));
+            let limits = cells::LIMITS.as_ptr();
+            let limit = _mm512_permutex2var_ps(
+                _mm512_loadu_ps(limits),
+                cell,
+                _mm512_loadu_ps(limits.add(16)),
+            );
+            let bases = cells::BASES.as_ptr();
+            let base = _mm512_permutex2var_epi32(
+                _mm512_loadu_si512(bases.cast()),
+                cell,
+                _mm512_loadu_si512(bases.add(16).cast()),
+            );
+            let above = _mm512_cmp_ps_mask::<_CMP_LT_OQ>(limit, value);
+            _mm512_mask_add_epi32(base, above, base, _mm512_set1_epi32(1))
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn encode(values: *const f32, factor: f32, n: usize, codes: *mut u8) {
+        unsafe {
+            let factor = _mm512_set1_ps(factor);
+            // Four words at a time of either vector, as packing two vectors leaves them, back in order.
+            let order = _mm_setr_epi8(0, 1, 4, 5, 8, 9, 12, 13, 2, 3, 6, 7, 10, 11, 14, 15);
+            for i in 0..n {
+                let values = values.add(32 * i);
+                let first = Self::nearest(_mm512_mul_ps(_mm512_loadu_ps(values), factor));
+                let second = Self::nearest(_mm512_mul_ps(_mm512_loadu_ps(values.add(16)), factor));
+                // 16 · first + second of each pair.
+                let bytes = _mm512_madd_epi16(
+                    _mm512_packs_epi32(first, second),
+                    _mm512_set1_epi32(1 << 16 | 16),
+                );
+                let bytes = _mm_shuffle_epi8(_mm512_cvtepi32_epi8(bytes), order);
+                _mm_storeu_si128(codes.add(16 * i).cast(), bytes);
+            }
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn decode_half(table: *const u16, codes: *const u8, n: usize, out: *mut u16) {
+        unsafe {
+            // Twice, since five bits of an index are read.
+            let table = _mm512_broadcast_i64x4(_mm256_loadu_si256(table.cast()));
+            for i in 0..n {
+                let bytes = _mm_loadu_si128(codes.add(16 * i).cast());
+                let pairs = _mm256_cvtepu8_epi16(bytes);
+                // The first code of a byte into the low half of a word, the second into the high half.
+                let pairs = _mm512_cvtepu16_epi32(pairs);
+                let index = _mm512_or_si512(
+                    _mm512_srli_epi32::<4>(pairs),
+                    _mm512_slli_epi32::<16>(pairs),
+                );
+                _mm512_storeu_si512(
+                    out.add(32 * i).cast(),
+                    _mm512_permutexvar_epi16(index, table),
+                );
+            }
+        }
     }
 }

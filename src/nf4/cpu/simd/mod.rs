@@ -194,6 +194,26 @@ pub(crate) trait Simd: Copy + 'static {
     /// Asks for a cache line that will be read soon.
     #[inline(always)]
     unsafe fn prefetch(_at: *const u8) {}
+
+    // Quantising and 16-bit values.
+
+    /// `word` in every lane.
+    unsafe fn splat_word(word: u32) -> Self::Words;
+    /// Writes `LANES` words.
+    unsafe fn store_words(to: *mut u32, words: Self::Words);
+    /// `words | more << BITS`.
+    unsafe fn insert<const BITS: u32>(words: Self::Words, more: Self::Words) -> Self::Words;
+    /// The greater of `bits` and the bits of `|value|`, lane by lane. Magnitudes are ordered as their bits are, with
+    /// infinity and NaN above every number.
+    unsafe fn max_magnitude(bits: Self::Words, value: Self::F32) -> Self::Words;
+    /// The greatest lane.
+    unsafe fn max_word(words: Self::Words) -> u32;
+    /// The code of each value of `[-1, 1]`, or an ulp or two beyond: the number of thresholds below it.
+    unsafe fn nearest(value: Self::F32) -> Self::Words;
+    /// The codes of `32 · n` values times `factor`, packed two a byte with the first in the high half.
+    unsafe fn encode(values: *const f32, factor: f32, n: usize, codes: *mut u8);
+    /// [`decode`](Self::decode) for a table of sixteen 16-bit values.
+    unsafe fn decode_half(table: *const u16, codes: *const u8, n: usize, out: *mut u16);
 }
 
 /// A product of a few vectors with a few columns, whose results stay in registers.

@@ -1,6 +1,7 @@
 //! No instruction in particular: arrays that the compiler vectorises as the target allows.
 
 use super::{Simd, Tile, tile_of};
+use crate::nf4::cpu::cells;
 
 #[derive(Clone, Copy)]
 pub(super) struct Portable;
@@ -123,4 +124,65 @@ impl Simd for Portable {
     unsafe fn mul_add_pairs(_: Self::F32, _: Self::F32, _: Self::F32) -> Self::F32 {
         unreachable!("no products of bf16")
     }
+
+    // Quantising and 16-bit values.
+
+    #[inline(always)]
+    unsafe fn splat_word(word: u32) -> Self::Words {
+        [word; N]
+    }
+
+    #[inline(always)]
+    unsafe fn store_words(to: *mut u32, words: Self::Words) {
+        unsafe { to.cast::<Self::Words>().write_unaligned(words) }
+    }
+
+    #[inline(always)]
+    unsafe fn insert<const BITS: u32>(words: Self::Words, more: Self::Words) -> Self::Words {
+        std::array::from_fn(|i| words[i] | more[i] << BITS)
+    }
+
+    #[inline(always)]
+    unsafe fn max_magnitude(bits: Self::Words, value: Self::F32) -> Self::Words {
+        std::array::from_fn(|i| bits[i].max(value[i].abs().to_bits()))
+    }
+
+    #[inline(always)]
+    unsafe fn max_word(words: Self::Words) -> u32 {
+        words.into_iter().fold(0, u32::max)
+    }
+
+    #[inline(always)]
+    unsafe fn nearest(value: Self::F32) -> Self::Words {
+        value.map(code)
+    }
+
+    #[inline(always)]
+    unsafe fn encode(values: *const f32, factor: f32, n: usize, codes: *mut u8) {
+        for i in 0..16 * n {
+            unsafe {
+                let first = code(*values.add(2 * i) * factor);
+                let second = code(*values.add(2 * i + 1) * factor);
+                *codes.add(i) = (first << 4 | second) as u8;
+            }
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn decode_half(table: *const u16, codes: *const u8, n: usize, out: *mut u16) {
+        for i in 0..16 * n {
+            unsafe {
+                let byte = usize::from(*codes.add(i));
+                *out.add(2 * i) = *table.add(byte >> 4);
+                *out.add(2 * i + 1) = *table.add(byte & 15);
+            }
+        }
+    }
+}
+
+/// The code of a value of `[-1, 1]`.
+#[inline(always)]
+fn code(value: f32) -> u32 {
+    let cell = cells::cell(value);
+    cells::BASES[cell] + u32::from(cells::LIMITS[cell] < value)
 }
