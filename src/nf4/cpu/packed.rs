@@ -237,6 +237,6 @@ impl Decoded for u16 {
 
     #[inline(always)]
     unsafe fn decode<S: Simd>(table: S::Table, codes: *const u8, n: usize, out: *mut Self) {
-        unsafe { S::decode_bf16(table, codes, n, out) }
+        unsafe { S::decode_bf16(S::table16(table), codes, n, out) }
     }
 }

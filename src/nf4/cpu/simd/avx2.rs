@@ -154,32 +154,6 @@ impl Simd for Avx2 {
     }
 
     #[inline(always)]
-    unsafe fn decode_bf16(table: Self::Table, codes: *const u8, n: usize, out: *mut u16) {
-        let mut values = [0.0; 16];
-        unsafe {
-            _mm256_storeu_ps(values.as_mut_ptr(), table[0]);
-            _mm256_storeu_ps(values.as_mut_ptr().add(8), table[1]);
-            super::decode_bf16(values, codes, n, out)
-        }
-    }
-
-    unsafe fn table16(_: Self::Table) -> Self::Table16 {
-        unreachable!("no products of bf16")
-    }
-
-    unsafe fn lookup_pairs<const BITS: u32>(_: Self::Table16, _: Self::Words) -> Self::F32 {
-        unreachable!("no products of bf16")
-    }
-
-    unsafe fn tile_of_pairs(_: Tile) {
-        unreachable!("no products of bf16")
-    }
-
-    unsafe fn mul_add_pairs(_: Self::F32, _: Self::F32, _: Self::F32) -> Self::F32 {
-        unreachable!("no products of bf16")
-    }
-
-    #[inline(always)]
     unsafe fn transpose(from: *const f32, from_stride: usize, to: *mut f32, to_stride: usize) {
         unsafe { super::transpose::eight(from, from_stride, to, to_stride) }
     }

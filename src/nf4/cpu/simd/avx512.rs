@@ -177,17 +177,17 @@ impl Simd for Avx512 {
     }
 
     #[inline(always)]
-    unsafe fn decode_bf16(table: Self::Table, codes: *const u8, n: usize, out: *mut u16) {
-        unsafe {
-            let table = Self::table16(table);
-            for i in 0..n {
-                let bytes = _mm_loadu_si128(codes.add(16 * i).cast());
-                let high = _mm_srli_epi16::<4>(bytes);
-                let order = _mm256_set_m128i(
-                    _mm_unpackhi_epi8(high, bytes),
-                    _mm_unpacklo_epi8(high, bytes),
+    unsafe fn decode_bf16(table: Self::Table16, codes: *const u8, n: usize, out: *mut u16) {
+        for i in 0..n {
+            unsafe {
+                let pairs = _mm256_cvtepu8_epi16(_mm_loadu_si128(codes.add(16 * i).cast()));
+                // The first code of a byte into the low half of a word, the second into the high half.
+                let pairs = _mm512_cvtepu16_epi32(pairs);
+                let index = _mm512_or_si512(
+                    _mm512_srli_epi32::<4>(pairs),
+                    _mm512_slli_epi32::<16>(pairs),
                 );
-                let values = _mm512_permutexvar_epi16(_mm512_cvtepu8_epi16(order), table);
+                let values = _mm512_permutexvar_epi16(index, table);
                 _mm512_storeu_si512(out.add(32 * i).cast(), values);
             }
         }
@@ -301,20 +301,7 @@ impl Simd for Avx512 {
         unsafe {
             // Twice, since five bits of an index are read.
             let table = _mm512_broadcast_i64x4(_mm256_loadu_si256(table.cast()));
-            for i in 0..n {
-                let bytes = _mm_loadu_si128(codes.add(16 * i).cast());
-                let pairs = _mm256_cvtepu8_epi16(bytes);
-                // The first code of a byte into the low half of a word, the second into the high half.
-                let pairs = _mm512_cvtepu16_epi32(pairs);
-                let index = _mm512_or_si512(
-                    _mm512_srli_epi32::<4>(pairs),
-                    _mm512_slli_epi32::<16>(pairs),
-                );
-                _mm512_storeu_si512(
-                    out.add(32 * i).cast(),
-                    _mm512_permutexvar_epi16(index, table),
-                );
-            }
+            Self::decode_bf16(table, codes, n, out);
         }
     }
 }

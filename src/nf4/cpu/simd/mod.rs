@@ -16,6 +16,9 @@ use std::sync::OnceLock;
 /// The environment variable that forces an instruction set: `avx512-bf16`, `avx512`, `avx2` or `portable`.
 const FORCE: &str = "BURN_PEFT_SIMD";
 
+/// Why [`Simd`]'s products of bf16 have no body by default.
+const NO_PAIRS: &str = "products of bf16 are for an instruction set that has them";
+
 /// An instruction set that kernels are compiled for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Isa {
@@ -160,26 +163,6 @@ pub(crate) trait Simd: Copy + 'static {
     /// `c[j][..] (+)= Σ_p a[p][..] · b[j][p]`, see [`Tile`].
     unsafe fn tile(tile: Tile);
 
-    /// `out[i] = table[code i]`, as [`decode`](Self::decode), each value of the table rounded to bf16, to nearest even.
-    unsafe fn decode_bf16(table: Self::Table, codes: *const u8, n: usize, out: *mut u16);
-    /// `out[i] = a[i] | b[i] << 16` for `n` values.
-    #[inline(always)]
-    unsafe fn pair(a: *const u16, b: *const u16, n: usize, out: *mut u32) {
-        for i in 0..n {
-            // SAFETY: as asked.
-            unsafe { *out.add(i) = u32::from(*a.add(i)) | u32::from(*b.add(i)) << 16 }
-        }
-    }
-    /// The table rounded to bf16, to nearest even. Its values are finite. For a processor that multiplies bf16, as what
-    /// follows.
-    unsafe fn table16(table: Self::Table) -> Self::Table16;
-    /// The entries that the four bits from bit `BITS` on of each half of a word name.
-    unsafe fn lookup_pairs<const BITS: u32>(table: Self::Table16, words: Self::Words) -> Self::F32;
-    /// As [`tile`](Self::tile), where a word of `a` and of `b` is two bf16 and a product the sum of two.
-    unsafe fn tile_of_pairs(tile: Tile);
-    /// `a₀·b₀ + a₁·b₁ + c` for words of two bf16.
-    unsafe fn mul_add_pairs(a: Self::F32, b: Self::F32, c: Self::F32) -> Self::F32;
-
     /// `to[c · to_stride + r] = from[r · from_stride + c]` for `r` and `c` below 8.
     #[inline(always)]
     unsafe fn transpose(from: *const f32, from_stride: usize, to: *mut f32, to_stride: usize) {
@@ -194,6 +177,36 @@ pub(crate) trait Simd: Copy + 'static {
     /// Asks for a cache line that will be read soon.
     #[inline(always)]
     unsafe fn prefetch(_at: *const u8) {}
+
+    // Products of bf16, only where the processor has them.
+
+    /// The table rounded to bf16, to nearest even. Its values are finite.
+    unsafe fn table16(_table: Self::Table) -> Self::Table16 {
+        unreachable!("{NO_PAIRS}")
+    }
+    /// `out[i] = table[code i]`, as [`decode`](Self::decode).
+    unsafe fn decode_bf16(_table: Self::Table16, _codes: *const u8, _n: usize, _out: *mut u16) {
+        unreachable!("{NO_PAIRS}")
+    }
+    /// The entries that the four bits from bit `BITS` on of each half of a word name.
+    unsafe fn lookup_pairs<const BITS: u32>(
+        _table: Self::Table16,
+        _words: Self::Words,
+    ) -> Self::F32 {
+        unreachable!("{NO_PAIRS}")
+    }
+    /// `out[i] = a[i] | b[i] << 16` for `n` values.
+    unsafe fn pair(_a: *const u16, _b: *const u16, _n: usize, _out: *mut u32) {
+        unreachable!("{NO_PAIRS}")
+    }
+    /// `a₀·b₀ + a₁·b₁ + c` for words of two bf16.
+    unsafe fn mul_add_pairs(_a: Self::F32, _b: Self::F32, _c: Self::F32) -> Self::F32 {
+        unreachable!("{NO_PAIRS}")
+    }
+    /// As [`tile`](Self::tile), where a word of `a` and of `b` is two bf16 and a product the sum of two.
+    unsafe fn tile_of_pairs(_tile: Tile) {
+        unreachable!("{NO_PAIRS}")
+    }
 
     // Quantising and 16-bit values.
 
@@ -267,20 +280,6 @@ unsafe fn tile_of<S: Simd, const PAIRS: bool, const V: usize, const C: usize>(t:
                 };
                 S::store(c, sum);
             }
-        }
-    }
-}
-
-/// The plain loop of [`Simd::decode_bf16`].
-#[inline(always)]
-unsafe fn decode_bf16(table: [f32; 16], codes: *const u8, n: usize, out: *mut u16) {
-    let table = table.map(|value| half::bf16::from_f32(value).to_bits());
-    for i in 0..16 * n {
-        // SAFETY: `16 · n` bytes, twice as many values.
-        unsafe {
-            let byte = *codes.add(i);
-            *out.add(2 * i) = table[usize::from(byte >> 4)];
-            *out.add(2 * i + 1) = table[usize::from(byte & 15)];
         }
     }
 }

@@ -104,27 +104,6 @@ impl Simd for Portable {
         unsafe { tile_of::<Self, false, 1, 4>(t) }
     }
 
-    #[inline(always)]
-    unsafe fn decode_bf16(table: Self::Table, codes: *const u8, n: usize, out: *mut u16) {
-        unsafe { super::decode_bf16(table, codes, n, out) }
-    }
-
-    unsafe fn table16(_: Self::Table) -> Self::Table16 {
-        unreachable!("no products of bf16")
-    }
-
-    unsafe fn lookup_pairs<const BITS: u32>(_: Self::Table16, _: Self::Words) -> Self::F32 {
-        unreachable!("no products of bf16")
-    }
-
-    unsafe fn tile_of_pairs(_: Tile) {
-        unreachable!("no products of bf16")
-    }
-
-    unsafe fn mul_add_pairs(_: Self::F32, _: Self::F32, _: Self::F32) -> Self::F32 {
-        unreachable!("no products of bf16")
-    }
-
     // Quantising and 16-bit values.
 
     #[inline(always)]
