@@ -3,21 +3,25 @@
 Reads a case a line and answers each with one line of JSON: the seconds of every timed run, or why it cannot be run. A
 case stays built until the line "forget". The first line of output says what this worker is.
 
-With --memory CASE it runs that case alone and answers with resident bytes (Linux); with --share CASE it answers with the
-share of the time that is spent outside matrix products.
+With --memory CASE it runs that case alone and answers with resident bytes (Linux); with --share CASE it answers with
+the share of the time that is spent outside matrix products.
 """
 
 import argparse
 import json
+import logging
 import sys
 import time
 from importlib.metadata import version
 from pathlib import Path
 
 import torch
-from bitsandbytes.functional import has_avx512bf16
 
-from subjects import Case, build
+# Without the package `kernels`, which would download another kernel, bitsandbytes uses its own and says so each time.
+logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+from bitsandbytes.functional import has_avx512bf16  # noqa: E402
+
+from subjects import Case, build  # noqa: E402
 
 # What the comparison depends on, by the names of their distributions.
 PEERS = ("torch", "bitsandbytes", "peft", "transformers", "accelerate")
@@ -32,7 +36,7 @@ def main():
         print(json.dumps(answer(args.memory, lambda: memory(args.memory))))
         return
     if args.share:
-        print(json.dumps(answer(args.share, lambda: share_outside_products(args.share))))
+        print(json.dumps(answer(args.share, lambda: outside_products(args.share))))
         return
     say(about())
     built = {}
@@ -119,8 +123,8 @@ def reset_peak():
     Path("/proc/self/clear_refs").write_text("5")
 
 
-def share_outside_products(name):
-    """By torch's profiler: the time of operations that are neither a matrix product nor attention, of all operations."""
+def outside_products(name):
+    """By torch's profiler: the share of operations that are neither a matrix product nor attention."""
     run = build(Case.parse(name))
     run()
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profiler:
@@ -132,7 +136,7 @@ def share_outside_products(name):
         total += event.self_cpu_time_total
         if any(name in event.key for name in products):
             inside += event.self_cpu_time_total
-    return {"share_outside_products": 1 - inside / total}
+    return {"outside_products": 1 - inside / total}
 
 
 if __name__ == "__main__":

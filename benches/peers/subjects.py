@@ -1,8 +1,8 @@
 """Everything that is timed on the peers' side: a case becomes a function that runs it once.
 
-Each peer in its best setting: torch's dense product in both orientations of the weight; bitsandbytes' training path, and
-its inference path, which repacks the weight once and computes in bf16; PEFT's layers called directly, without the wrapper
-of the model, and AdamW fused. Factors of adapters are f32, PEFT's default and ours.
+Each peer in its best setting: torch's dense product in both orientations of the weight; bitsandbytes' training path,
+and its inference path, which repacks the weight once and computes in bf16; PEFT's layers called directly, without the
+wrapper of the model, and AdamW fused. Factors of adapters are f32, PEFT's default and ours.
 """
 
 import ctypes
@@ -63,14 +63,15 @@ def activations(case, width=None, requires_grad=False):
     return x.requires_grad_(requires_grad)
 
 
-def in_turn(case, make, size):
-    """Weights to be taken in turn, endlessly, each of `size` bytes."""
+def copies(case, make, size):
+    """As many weights as are taken in turn, each of `size` bytes."""
     count = -(-IN_TURN // size) if case.tokens <= FEW else 1
-    return itertools.cycle([make() for _ in range(count)])
+    return [make() for _ in range(count)]
 
 
 def torch_dense(case):
-    weights = in_turn(case, lambda: weight(case), case.d_in * case.d_out * case.dtype.itemsize)
+    size = case.d_in * case.d_out * case.dtype.itemsize
+    weights = itertools.cycle(copies(case, lambda: weight(case), size))
     x = activations(case)
     return lambda: functional.linear(x, next(weights))
 
@@ -78,7 +79,7 @@ def torch_dense(case):
 def torch_dense_in_out(case):
     """The other orientation: the weight as [d_in, d_out]."""
     size = case.d_in * case.d_out * case.dtype.itemsize
-    weights = in_turn(case, lambda: weight(case).t().contiguous(), size)
+    weights = itertools.cycle(copies(case, lambda: weight(case).t().contiguous(), size))
     x = activations(case)
     return lambda: x @ next(weights)
 
@@ -126,22 +127,24 @@ def linear_4bit(case):
 
 
 def bnb_training(case):
-    layers = in_turn(case, lambda: linear_4bit(case).train(), case.d_in * case.d_out // 2)
+    layers = copies(case, lambda: linear_4bit(case).train(), case.d_in * case.d_out // 2)
+    turn = itertools.cycle(layers)
     x = activations(case, requires_grad=True)
-    return lambda: next(layers)(x)
+    return lambda: next(turn)(x)
 
 
 @torch.no_grad()
 def bnb_inference(case):
-    layers = in_turn(case, lambda: linear_4bit(case).eval(), case.d_in * case.d_out // 2)
+    layers = copies(case, lambda: linear_4bit(case).eval(), case.d_in * case.d_out // 2)
+    turn = itertools.cycle(layers)
     x = activations(case)
     # The first call of each layer repacks its weight.
-    for _ in range(-(-IN_TURN // (case.d_in * case.d_out // 2)) if case.tokens <= FEW else 1):
-        next(layers)(x)
+    for layer in layers:
+        layer(x)
 
     @torch.no_grad()
     def run():
-        next(layers)(x)
+        next(turn)(x)
 
     return run
 
