@@ -133,5 +133,7 @@ class Workers:
             "MKL_NUM_THREADS": threads,
             # The models are made here; nothing is to be looked up.
             "HF_HUB_OFFLINE": "1",
+            # The profiler need not say that there is no GPU.
+            "KINETO_LOG_LEVEL": "5",
         }
         return {**environment, **MALLOC} if kind == TUNED else environment
