@@ -76,8 +76,9 @@ impl LlamaModel {
         layout: &Layout,
         mut cache: Option<&mut KvCache>,
     ) -> Tensor<3> {
-        let rotation = Rotation::new(&self.frequencies, layout.positions.clone());
         let mut x = self.embed_tokens.forward(tokens);
+        let rotation = Rotation::new(&self.frequencies, layout.positions.clone());
+        let rotation = rotation.cast(x.dtype().into());
         for (index, layer) in self.layers.iter().enumerate() {
             let cache = cache.as_deref_mut().map(|cache| (cache, index));
             x = layer.forward(x, &rotation, layout.hidden.as_ref(), cache);

@@ -9,7 +9,7 @@
 
 use std::f32::consts::PI;
 
-use burn::tensor::{Int, Tensor};
+use burn::tensor::{FloatDType, Int, Tensor};
 
 use super::config::RopeConfig;
 
@@ -53,6 +53,14 @@ impl Rotation {
         Self {
             cos: angles.clone().cos(),
             sin: angles.sin(),
+        }
+    }
+
+    /// The same in the dtype of the activations, as Hugging Face's: computed in f32, rounded once.
+    pub fn cast(self, dtype: FloatDType) -> Self {
+        Self {
+            cos: self.cos.cast(dtype),
+            sin: self.sin.cast(dtype),
         }
     }
 
