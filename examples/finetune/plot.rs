@@ -46,7 +46,10 @@ pub fn loss_curve(curve: &Curve, title: &str, path: &Path) -> Result<(), Box<dyn
     let (orange, blue) = (RGBColor(230, 120, 20), RGBColor(30, 90, 180));
     chart
         .draw_series(LineSeries::new(smooth, orange.stroke_width(2)))?
-        .label(format!("training, mean of {window} steps"))
+        .label(match window {
+            1 => "training".into(),
+            _ => format!("training, mean of {window} steps"),
+        })
         .legend(move |(x, y)| PathElement::new([(x, y), (x + 24, y)], orange.stroke_width(2)));
     chart
         .draw_series(
