@@ -29,15 +29,15 @@ const KIB: usize = 1024;
 /// One test function: the allocator counts for the whole process.
 #[test]
 fn training_over_packed_weights_holds_no_dense_ones() {
-    // The first pass starts threads, each with a scratch that stays.
-    let layers = packed(2);
+    // Every thread has a scratch that stays, from its first share of a product on, which a busy machine may give it late.
     let before = ALLOCATOR.current_usage();
-    measure(&layers, true, |layer, x| layer.forward(x));
+    measure(&packed(2), true, |layer, x| layer.forward(x));
+    rayon::broadcast(|_| drop(measure(&packed(2), true, |layer, x| layer.forward(x))));
     let stays = ALLOCATOR.current_usage() - before;
-    let threads = std::thread::available_parallelism().map_or(1, |n| n.get());
+    let threads = rayon::current_num_threads();
     println!("{stays} bytes stay with {threads} threads");
-    assert!(stays <= (threads + 1) * 1024 * KIB, "{stays}");
-    drop(layers);
+    // This crate's and that of Burn's dense products.
+    assert!(stays <= (threads + 1) * 2048 * KIB, "{stays}");
 
     for input_grad in [true, false] {
         let passes: Vec<Pass> = [8, 16, 32]
