@@ -52,7 +52,7 @@ def growth(result, path):
         axes.set_ylabel("forward and backward, ms")
         axes.set_xscale("log", base=2)
         axes.set_yscale("log")
-        axes.xaxis.set_major_formatter(matplotlib.ticker.ScalarFormatter())
+        axes.xaxis.set_major_formatter("{x:g}")
         axes.grid(alpha=0.3)
     panels[0][0].legend(fontsize=8)
     save(figure, path)
