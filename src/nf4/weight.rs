@@ -79,7 +79,8 @@ impl Nf4Weight {
     ///
     /// # Errors
     ///
-    /// [`PeftError::NotFinite`] with `name` if a value is NaN or infinite; the index counts in the `[d_out, d_in]` layout.
+    /// [`PeftError::NotFinite`](crate::PeftError::NotFinite) with `name` if a value is NaN or infinite; the index counts in
+    /// the `[d_out, d_in]` layout.
     pub fn quantize(name: &str, weight: Tensor<2>, config: &Nf4Config) -> Result<Self> {
         let device = weight.device();
         let [d_in, d_out] = weight.dims();
