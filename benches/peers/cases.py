@@ -75,17 +75,15 @@ def quantize_linear(shape):
 
 
 def dequantize(shape):
-    """Ours returns a tensor at each call and is held against both."""
+    """Like against like: into the same memory every time, and into fresh memory."""
     for dtype in ("f32", "bf16"):
-        peers = (
-            Peer(
-                "bitsandbytes, buffer reused",
-                ((PYTHON, case("bnb-dequantize-reused", dtype, shape)),),
-                1.0 if dtype == "f32" and shape in SHAPES else None,
-            ),
-            Peer("bitsandbytes, fresh buffers", ((PYTHON, case("bnb-dequantize", dtype, shape)),)),
-        )
-        yield Row(f"dequantise {shape} to {dtype}", case("dequantize", dtype, shape), peers)
+        for ours, peer, what in (
+            ("dequantize-reused", "bnb-dequantize-reused", "buffer reused"),
+            ("dequantize", "bnb-dequantize", "fresh buffers"),
+        ):
+            target = 1.0 if dtype == "f32" and shape in SHAPES and what == "buffer reused" else None
+            peers = (Peer("bitsandbytes", ((PYTHON, case(peer, dtype, shape)),), target),)
+            yield Row(f"dequantise {shape} to {dtype}, {what}", case(ours, dtype, shape), peers)
 
 
 def product(dtype, shape, tokens):

@@ -3,7 +3,8 @@
 use std::hint::black_box;
 
 use burn::tensor::{DType, Device, FloatDType, Tensor};
-use burn_peft::nf4::{Nf4Config, Nf4Data, Nf4Weight};
+use burn_peft::nf4::{Nf4Config, Nf4Data, Nf4Float, Nf4Weight};
+use half::bf16;
 
 use crate::case::Case;
 use crate::common::layer::{Layer, Method};
@@ -50,6 +51,10 @@ pub fn build(case: &Case) -> Result<Run, String> {
             let packed = nf4(weight(case.dims, DType::F32, &device));
             Box::new(move || drop(black_box(packed.dequantize(float))))
         }
+        "dequantize-reused" => match case.dtype {
+            DType::BF16 => dequantize_reused(case, bf16::ZERO),
+            _ => dequantize_reused(case, 0_f32),
+        },
         "product" => product(case, |packed, x| packed.matmul(x)),
         "product-plain" => product(case, move |packed, x| {
             x.matmul(packed.dequantize(float).transpose())
@@ -77,6 +82,16 @@ pub fn build(case: &Case) -> Result<Run, String> {
 
 fn nf4(dense: Tensor<2>) -> Nf4Weight {
     Nf4Weight::quantize("weight", dense, &Nf4Config::new()).expect("the weight is finite")
+}
+
+/// Into the same memory every time.
+fn dequantize_reused<T: Nf4Float + 'static>(case: &Case, zero: T) -> Run {
+    let packed = nf4(weight(case.dims, DType::F32, &Device::default())).to_data();
+    let mut values = vec![zero; packed.num_weights()];
+    Box::new(move || {
+        let done = packed.dequantize_into(black_box(&mut values));
+        done.expect("as many values as weights");
+    })
 }
 
 /// A product with packed weights.
