@@ -6,7 +6,7 @@ use burn::backend::{
     tensor::{FloatTensor, IntTensor},
 };
 use burn::tensor::{DType, FloatDType, TensorData};
-use bytemuck::{Pod, Zeroable};
+use bytemuck::Pod;
 use half::slice::HalfFloatSliceExt;
 use half::vec::HalfFloatVecExt;
 use half::{bf16, f16};
@@ -23,16 +23,16 @@ type Float = FloatTensor<Flex>;
 
 /// The dense weight `[d_out, d_in]`.
 pub(in crate::nf4) fn dequantize(weight: Nf4Tensors<Flex>, dtype: FloatDType) -> Float {
-    fn data<T: Rounded + burn::tensor::Element>(w: &Packed, zero: T) -> TensorData {
-        let mut values = vec![zero; w.len()];
+    fn data<T: Rounded + burn::tensor::Element + Pod>(w: &Packed) -> TensorData {
+        let mut values = bytemuck::zeroed_vec::<T>(w.len());
         dequantize::dequantize(Isa::best(), w, &mut values);
         TensorData::new(values, w.shape)
     }
     Float::from_data(with_packed(&weight, |w| match dtype {
-        FloatDType::F32 | FloatDType::Flex32 => data(w, 0_f32),
-        FloatDType::BF16 => data(w, bf16::ZERO),
-        FloatDType::F16 => data(w, f16::ZERO),
-        FloatDType::F64 => data(w, 0_f64),
+        FloatDType::F32 | FloatDType::Flex32 => data::<f32>(w),
+        FloatDType::BF16 => data::<bf16>(w),
+        FloatDType::F16 => data::<f16>(w),
+        FloatDType::F64 => data::<f64>(w),
     }))
 }
 
@@ -149,7 +149,7 @@ fn run<P: Product, E: Element>(
     term: LowRank,
     len: usize,
 ) -> Vec<E::Value> {
-    let mut output = vec![E::Value::zeroed(); len];
+    let mut output = bytemuck::zeroed_vec(len);
     if !input.is_empty() && !output.is_empty() {
         with_packed(weight, |w| P::run::<E>(w, input, term, &mut output));
     }
