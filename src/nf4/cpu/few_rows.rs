@@ -14,8 +14,11 @@ use crate::nf4::codebook::CODEBOOK;
 
 /// The most rows this is for.
 pub(super) const MOST: usize = 8;
-/// Bytes ahead of the codes that are being read.
-const AHEAD: usize = 1536;
+/// Bytes ahead of the codes that are being read, at least. As far as the second-level cache: the first level has too few
+/// requests under way at a time to keep the memory busy.
+const AHEAD: usize = 8192;
+/// Rows whose scales are asked for ahead of their use.
+const SCALES_AHEAD: usize = 8;
 /// Floats beyond a row's scales that may be read.
 const SPREAD: usize = 4;
 
@@ -189,15 +192,18 @@ impl<E: Element> Part<'_, E> {
             if whole > 0 {
                 let codebook = S::table(CODEBOOK.as_ptr());
                 let index = S::block_of_lane(w.block_size());
+                w.prefetch_scales::<S>((o + SCALES_AHEAD) * n, O * n);
                 for p in 0..O {
                     w.scales((o + p) * n, &mut scales[p * (n + SPREAD)..][..n]);
                 }
                 let codes = w.codes_at(o * d_in);
+                // The same place some pairs of rows further, so that every line is asked for once.
+                let ahead = AHEAD.next_multiple_of(d_in);
                 for k in (0..whole).step_by(chunk) {
                     let x = self.order.as_ptr().add(k / E::PER_WORD);
                     for (p, sums) in sums.iter_mut().enumerate() {
                         let codes = codes.add((p * d_in + k) / 2);
-                        S::prefetch(codes.wrapping_add(AHEAD));
+                        S::prefetch_far(codes.wrapping_add(ahead));
                         let words = S::load_words(codes);
                         let scale =
                             S::spread(scales.as_ptr().add(p * (n + SPREAD) + (k >> log)), index);

@@ -110,6 +110,23 @@ impl<'a> Packed<'a> {
         }
     }
 
+    /// Asks for the scales of consecutive blocks, which may be beyond the last.
+    ///
+    /// # Safety
+    ///
+    /// As [`Simd`].
+    #[inline(always)]
+    pub(super) unsafe fn prefetch_scales<S: Simd>(&self, first: usize, blocks: usize) {
+        let (at, len) = match self.scales {
+            Scales::Plain(absmax) => (absmax.as_ptr().wrapping_add(first).cast(), 4 * blocks),
+            Scales::Double(codes, ..) => (codes.as_ptr().wrapping_add(first), blocks),
+        };
+        for line in (0..len).step_by(64) {
+            // SAFETY: as asked; an address may be any.
+            unsafe { S::prefetch_far(at.wrapping_add(line)) };
+        }
+    }
+
     /// The values of `range` to `out`.
     ///
     /// # Safety

@@ -178,6 +178,10 @@ pub(crate) trait Simd: Copy + 'static {
     #[inline(always)]
     unsafe fn prefetch(_at: *const u8) {}
 
+    /// Asks for a cache line that will be read later, as far as the second level.
+    #[inline(always)]
+    unsafe fn prefetch_far(_at: *const u8) {}
+
     // Products of bf16, only where the processor has them.
 
     /// The table rounded to bf16, to nearest even. Its values are finite.
