@@ -14,9 +14,11 @@
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
 pub mod adapter;
+mod cpu;
 pub mod dataset;
 mod error;
 pub mod format;
+pub mod fused;
 pub mod layer;
 pub mod model;
 pub mod nf4;

@@ -177,7 +177,7 @@ fn a_layout_says_where_tokens_stand_and_what_they_see() {
     let layout = Layout::left_padded(&[0, 2], 2, 1, &device);
     let positions: Vec<i64> = layout.positions.into_data().iter().collect();
     assert_eq!(positions, [1, 2, 0, 0]);
-    let hidden = layout.hidden.unwrap();
+    let hidden = layout.visible.hidden(&device);
     assert_eq!(hidden.dims(), [2, 1, 2, 3]);
     let hidden: Vec<bool> = hidden.into_data().iter().collect();
     let expected = [
@@ -188,7 +188,8 @@ fn a_layout_says_where_tokens_stand_and_what_they_see() {
     ];
     assert_eq!(hidden, expected.concat());
     // A single new token of a row without padding sees everything.
-    assert!(Layout::causal(1, 5, &device).hidden.is_none());
+    let layout = Layout::causal(1, 5, &device);
+    assert_eq!(layout.visible.of_row(0), [0..6]);
 }
 
 #[test]

@@ -5,8 +5,8 @@
 
 use burn::module::Module;
 use burn::nn::{Linear, LinearConfig};
-use burn::tensor::activation::softmax;
-use burn::tensor::{Bool, Device, Int, Tensor, TensorData};
+use burn::tensor::{Device, Int, Tensor, TensorData};
+use burn_peft::fused::{Visible, attention};
 use burn_peft::model::PeftForward;
 
 use super::config::LlamaConfig;
@@ -17,8 +17,8 @@ use super::rope::Rotation;
 pub struct Layout {
     /// Positions for the rotary embedding, `[batch or 1, seq]`.
     pub positions: Tensor<2, Int>,
-    /// True where a query must not see a key, `[batch or 1, 1, seq, past + seq]`; none if every query sees every key.
-    pub hidden: Option<Tensor<4, Bool>>,
+    /// What each query sees.
+    pub visible: Visible,
 }
 
 impl Layout {
@@ -32,23 +32,12 @@ impl Layout {
     /// As [`causal`](Self::causal), but row `b` begins with `padding[b]` tokens that nothing sees and that do not
     /// count as positions.
     pub fn left_padded(padding: &[usize], seq: usize, past: usize, device: &Device) -> Self {
-        let (rows, total) = (padding.len(), past + seq);
-        let queries = || {
-            padding
-                .iter()
-                .flat_map(|&pad| (past..total).map(move |query| (pad, query)))
-        };
-        let positions: Vec<i64> = queries()
-            .map(|(pad, query)| query.saturating_sub(pad) as i64)
-            .collect();
-        let hidden: Vec<bool> = queries()
-            .flat_map(|(pad, query)| (0..total).map(move |key| key < pad || key > query))
-            .collect();
+        let row = |&pad: &usize| (past..past + seq).map(move |query| query.saturating_sub(pad));
+        let positions: Vec<_> = padding.iter().flat_map(row).map(|at| at as i64).collect();
+        let shape = [padding.len(), seq];
         Self {
-            positions: Tensor::from_data(TensorData::new(positions, [rows, seq]), device),
-            hidden: hidden
-                .contains(&true)
-                .then(|| Tensor::from_data(TensorData::new(hidden, [rows, 1, seq, total]), device)),
+            positions: Tensor::from_data(TensorData::new(positions, shape), device),
+            visible: Visible::left_padded(padding, seq, past),
         }
     }
 }
@@ -123,11 +112,10 @@ impl Attention {
         &self,
         x: Tensor<3>,
         rotation: &Rotation,
-        hidden: Option<&Tensor<4, Bool>>,
+        visible: &Visible,
         cache: Option<(&mut KvCache, usize)>,
     ) -> Tensor<3> {
         let [batch, seq, _] = x.dims();
-        let group = self.heads / self.kv_heads;
         let split = |x: Tensor<3>, heads| {
             x.reshape([batch, seq, heads, self.head_dim])
                 .swap_dims(1, 2)
@@ -139,26 +127,7 @@ impl Attention {
             Some((cache, layer)) => cache.append(layer, k, v),
             None => (k, v),
         };
-        let total = k.dims()[2];
-
-        // The query heads of a group stand below each other, so that keys and values are not repeated. Scaling the
-        // queries scales the scores, which are many more.
-        let q = q.reshape([batch, self.kv_heads, group * seq, self.head_dim])
-            / (self.head_dim as f64).sqrt();
-        let scores = q.matmul(k.swap_dims(2, 3));
-        let mut scores = scores.reshape([batch, self.heads, seq, total]);
-        if let Some(hidden) = hidden {
-            // Finite, so that a padding query, which sees no key at all, gives an unused mean instead of NaN.
-            let lowest = scores
-                .dtype()
-                .finfo()
-                .map_or(f64::from(f32::MIN), |info| info.min);
-            scores = scores.mask_fill(hidden.clone(), lowest);
-        }
-        let weights = softmax(scores, 3).reshape([batch, self.kv_heads, group * seq, total]);
-        let y = weights
-            .matmul(v)
-            .reshape([batch, self.heads, seq, self.head_dim]);
+        let y = attention(q, k, v, visible, 1.0 / (self.head_dim as f64).sqrt());
         self.o_proj.forward_peft(y.swap_dims(1, 2).reshape([
             batch,
             seq,

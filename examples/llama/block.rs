@@ -4,8 +4,8 @@
 
 use burn::module::Module;
 use burn::nn::{Linear, LinearConfig, RmsNorm, RmsNormConfig};
-use burn::tensor::activation::silu;
-use burn::tensor::{Bool, Device, Tensor};
+use burn::tensor::{Device, Tensor};
+use burn_peft::fused::{Visible, rms_norm, swiglu};
 use burn_peft::model::PeftForward;
 
 use super::attention::{Attention, KvCache};
@@ -41,9 +41,9 @@ impl Mlp {
 
     /// `[batch, seq, hidden_size]` to the same shape.
     pub fn forward(&self, x: Tensor<3>) -> Tensor<3> {
-        let gate = silu(self.gate_proj.forward_peft(x.clone()));
-        self.down_proj
-            .forward_peft(gate * self.up_proj.forward_peft(x))
+        let gate = self.gate_proj.forward_peft(x.clone());
+        let up = self.up_proj.forward_peft(x);
+        self.down_proj.forward_peft(swiglu(gate, up))
     }
 }
 
@@ -77,16 +77,21 @@ impl Block {
         &self,
         x: Tensor<3>,
         rotation: &Rotation,
-        hidden: Option<&Tensor<4, Bool>>,
+        visible: &Visible,
         cache: Option<(&mut KvCache, usize)>,
     ) -> Tensor<3> {
         let attended = self.self_attn.forward(
-            self.input_layernorm.forward(x.clone()),
+            normed(&self.input_layernorm, x.clone()),
             rotation,
-            hidden,
+            visible,
             cache,
         );
         let h = x + attended;
-        h.clone() + self.mlp.forward(self.post_attention_layernorm.forward(h))
+        h.clone() + self.mlp.forward(normed(&self.post_attention_layernorm, h))
     }
+}
+
+/// A norm of Burn, through the fused operation.
+pub fn normed(norm: &RmsNorm, x: Tensor<3>) -> Tensor<3> {
+    rms_norm(x, norm.gamma.val(), norm.epsilon)
 }

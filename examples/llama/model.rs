@@ -8,7 +8,7 @@ use burn::tensor::{Device, Int, Tensor};
 use burn_peft::model::PeftForward;
 
 use super::attention::{KvCache, Layout};
-use super::block::Block;
+use super::block::{Block, normed};
 use super::config::LlamaConfig;
 use super::rope::{Rotation, inverse_frequencies};
 
@@ -78,12 +78,11 @@ impl LlamaModel {
     ) -> Tensor<3> {
         let mut x = self.embed_tokens.forward(tokens);
         let rotation = Rotation::new(&self.frequencies, layout.positions.clone());
-        let rotation = rotation.cast(x.dtype().into());
         for (index, layer) in self.layers.iter().enumerate() {
             let cache = cache.as_deref_mut().map(|cache| (cache, index));
-            x = layer.forward(x, &rotation, layout.hidden.as_ref(), cache);
+            x = layer.forward(x, &rotation, &layout.visible, cache);
         }
-        self.norm.forward(x)
+        normed(&self.norm, x)
     }
 }
 

@@ -9,7 +9,8 @@
 
 use std::f32::consts::PI;
 
-use burn::tensor::{FloatDType, Int, Tensor};
+use burn::tensor::{Int, Tensor};
+use burn_peft::fused::rotate;
 
 use super::config::RopeConfig;
 
@@ -56,22 +57,8 @@ impl Rotation {
         }
     }
 
-    /// The same in the dtype of the activations, as Hugging Face's: computed in f32, rounded once.
-    pub fn cast(self, dtype: FloatDType) -> Self {
-        Self {
-            cos: self.cos.cast(dtype),
-            sin: self.sin.cast(dtype),
-        }
-    }
-
     /// Rotates queries or keys of shape `[batch, heads, seq, head_dim]`.
     pub fn apply(&self, x: Tensor<4>) -> Tensor<4> {
-        let half = x.dims()[3] / 2;
-        let (cos, sin) = (self.cos.clone(), self.sin.clone());
-        let x1 = x.clone().narrow(3, 0, half);
-        let x2 = x.narrow(3, half, half);
-        let y1 = x1.clone() * cos.clone() - x2.clone() * sin.clone();
-        let y2 = x2 * cos + x1 * sin;
-        Tensor::cat(vec![y1, y2], 3)
+        rotate(x, self.cos.clone(), self.sin.clone())
     }
 }

@@ -18,8 +18,9 @@
 //! Burn's own `CrossEntropyLoss` gives only the mean, and masks by a token's value, not by its place: an
 //! end-of-sequence token that is also the padding would never be learned.
 
-use burn::tensor::{Bool, DType, Int, Tensor, TensorData, activation::log_softmax};
+use burn::tensor::{Bool, Int, Tensor};
 
+use crate::fused::cross_entropy;
 use crate::{PeftError, Result};
 
 /// The loss of one (micro-)batch.
@@ -60,9 +61,10 @@ impl SftLoss {
 
 /// Cross entropy on the supervised tokens of a batch.
 ///
-/// The logits of supervised positions alone are gathered and, where they are narrower, widened to f32; the log softmax
-/// subtracts the largest logit, so it is finite for any finite logits. What the other positions hold has no influence.
-/// Backward keeps the supervised positions' log-probabilities, `[count, vocab]`.
+/// Only the logits of supervised positions are read, and computed with in f32 where they are narrower; the largest logit
+/// is subtracted first, so the loss is finite for any finite logits. What the other positions hold has no influence.
+/// On Burn's CPU backend, backward keeps the logits and two numbers for each supervised position; elsewhere the
+/// supervised positions' log-probabilities, `[count, vocab]`.
 ///
 /// Reads `targets` and `mask` back from the device, which waits for what the device is doing.
 ///
@@ -92,7 +94,6 @@ pub fn sft_loss(
     let mask = mask
         .try_into_vec_as::<bool>()
         .map_err(|e| unread("mask", e))?;
-    let mut positions = Vec::new();
     let mut labels = Vec::new();
     for (position, (&token, _)) in targets
         .iter()
@@ -108,25 +109,16 @@ pub fn sft_loss(
                 vocabulary: vocab,
             });
         }
-        positions.push(position as i64);
-        labels.push(token);
+        labels.push((position, token as usize));
     }
-    let count = positions.len();
+    let count = labels.len();
     if count == 0 {
         return Err(PeftError::NoSupervisedTokens {
             tokens: batch * seq,
         });
     }
 
-    let device = logits.device();
-    let positions = Tensor::<1, Int>::from_data(TensorData::new(positions, [count]), &device);
-    let labels = Tensor::<2, Int>::from_data(TensorData::new(labels, [count, 1]), &device);
-    let rows = logits.reshape([batch * seq, vocab]).select(0, positions);
-    let rows = match rows.dtype() {
-        DType::F64 => rows,
-        _ => rows.cast(DType::F32),
-    };
-    let sum = log_softmax(rows, 1).gather(1, labels).sum().neg();
+    let sum = cross_entropy(logits.reshape([batch * seq, vocab]), labels);
     Ok(SftLoss { sum, count })
 }
 

@@ -12,23 +12,23 @@
 use crate::nf4::codebook::THRESHOLDS;
 
 /// Cells for each unit of `s`. Any more and the cells of ±1 would leave the table.
-pub(super) const SCALE: f32 = 15.25;
+pub(crate) const SCALE: f32 = 15.25;
 
 /// Added to `SCALE · s`: `1.5 · 2^23`, where one ulp is one, so that the sum is rounded to an integer and its low bits
 /// are that integer, and the number of the middle cell.
-pub(super) const ROUNDER: f32 = 12_582_912.0 + 16.0;
+pub(crate) const ROUNDER: f32 = 12_582_912.0 + 16.0;
 
 /// How many low bits of the sum count.
-pub(super) const MASK: u32 = 31;
+pub(crate) const MASK: u32 = 31;
 
 /// The cell of a value in `[-1, 1]`.
 #[inline(always)]
-pub(super) const fn cell(s: f32) -> usize {
+pub(crate) const fn cell(s: f32) -> usize {
     ((s * SCALE + ROUNDER).to_bits() & MASK) as usize
 }
 
 /// The threshold in each cell.
-pub(super) const LIMITS: [f32; 32] = {
+pub(crate) const LIMITS: [f32; 32] = {
     let mut limits = [f32::INFINITY; 32];
     let mut i = 0;
     while i < THRESHOLDS.len() {
@@ -39,7 +39,7 @@ pub(super) const LIMITS: [f32; 32] = {
 };
 
 /// The number of thresholds in the cells below each.
-pub(super) const BASES: [u32; 32] = {
+pub(crate) const BASES: [u32; 32] = {
     let mut bases = [0; 32];
     let mut k = 1;
     while k < bases.len() {

@@ -9,8 +9,8 @@ use std::ops::Range;
 use rayon::prelude::*;
 
 use super::quantize::{TASK, Widened, run};
-use super::scratch::with_scratch;
-use super::simd::{Isa, Kernel, Simd, dispatch};
+use crate::cpu::scratch::with_scratch;
+use crate::cpu::simd::{Isa, Kernel, Simd, dispatch};
 use crate::nf4::blocks::{BlockSize, SMALLEST_SCALE};
 
 /// Rows of `W` that a task quantises, all along.

@@ -7,8 +7,8 @@ use half::{bf16, f16};
 use rayon::prelude::*;
 
 use super::packed::Packed;
-use super::scratch::with_scratch;
-use super::simd::{Isa, Kernel, Simd, dispatch};
+use crate::cpu::scratch::with_scratch;
+use crate::cpu::simd::{Isa, Kernel, Simd, dispatch};
 use crate::nf4::codebook::CODEBOOK;
 
 /// Values of a task: a multiple of every block size, worth a task, and small enough to balance.

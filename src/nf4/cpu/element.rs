@@ -9,7 +9,7 @@ use bytemuck::Pod;
 use half::bf16;
 
 use super::packed::Packed;
-use super::simd::{Simd, Tile};
+use crate::cpu::simd::{Simd, Tile};
 
 /// An arithmetic of the products.
 pub(super) trait Element: 'static {

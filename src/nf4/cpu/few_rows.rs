@@ -7,9 +7,9 @@
 use super::element::Element;
 use super::low_rank::LowRank;
 use super::packed::Packed;
-use super::parallel::{Shared, for_each, threads};
-use super::scratch::{with_operand, with_scratch};
-use super::simd::{Isa, Kernel, Simd, dispatch};
+use crate::cpu::parallel::{Shared, for_each, threads};
+use crate::cpu::scratch::{with_operand, with_scratch};
+use crate::cpu::simd::{Isa, Kernel, Simd, dispatch};
 use crate::nf4::codebook::CODEBOOK;
 
 /// The most rows this is for.

@@ -15,8 +15,8 @@ use super::dequantize::{self, Rounded};
 use super::element::{Element, F32, Pairs};
 use super::low_rank::LowRank;
 use super::packed::{Packed, Scales};
-use super::simd::Isa;
 use super::{few_rows, many_rows, transposed};
+use crate::cpu::simd::Isa;
 use crate::nf4::ops::{Nf4ScaleTensors, Nf4Tensors};
 
 type Float = FloatTensor<Flex>;

@@ -8,9 +8,9 @@
 use super::element::{Element, F32};
 use super::low_rank::LowRank;
 use super::packed::Packed;
-use super::parallel::{Shared, for_each, threads};
-use super::scratch::{with_operand, with_scratch};
-use super::simd::{Isa, Kernel, Simd, Tile, dispatch};
+use crate::cpu::parallel::{Shared, for_each, threads};
+use crate::cpu::scratch::{with_operand, with_scratch};
+use crate::cpu::simd::{Isa, Kernel, Simd, Tile, dispatch};
 
 /// Rows of `W` in a strip, at most: a multiple of every [`Simd::tile_columns`]. With [`DEPTH`], a scratch of 192 KiB.
 const STRIP: usize = 96;

@@ -3,11 +3,10 @@
 //! * [`packed`]: a packed weight as the kernels read it; dequantising any part of it;
 //! * [`quantize`], [`columns`] of a transposed weight, by way of [`cells`]; [`dequantize`]; all for whole weights, on all threads;
 //! * [`few_rows`], [`many_rows`], [`transposed`]: the products;
-//! * [`simd`]: the instruction sets they are compiled for, chosen at run time;
 //! * [`flex`]: Burn's tensors in and out.
 #![allow(unsafe_code)]
 
-mod cells;
+pub(crate) mod cells;
 mod columns;
 mod dequantize;
 mod element;
@@ -17,18 +16,15 @@ pub(super) mod flex;
 mod low_rank;
 mod many_rows;
 mod packed;
-mod parallel;
 mod quantize;
 #[cfg(test)]
 mod quantize_tests;
-mod scratch;
-mod simd;
 #[cfg(test)]
 mod tests;
 mod transposed;
 
+pub(super) use crate::cpu::simd::Isa;
 pub(super) use columns::Columns;
 pub(super) use dequantize::{Rounded, dequantize};
 pub(super) use packed::{Packed, Scales};
 pub(super) use quantize::{Widened, quantize};
-pub(super) use simd::Isa;

@@ -6,7 +6,7 @@
 
 use std::ops::Range;
 
-use super::simd::Simd;
+use crate::cpu::simd::Simd;
 use crate::nf4::codebook::CODEBOOK;
 use crate::nf4::double::{DYNAMIC_MAP, NESTED_BLOCK_SIZE};
 

@@ -8,8 +8,8 @@ use half::slice::HalfFloatSliceExt;
 use half::{bf16, f16};
 use rayon::prelude::*;
 
-use super::scratch::with_scratch;
-use super::simd::{Isa, Kernel, Simd, dispatch};
+use crate::cpu::scratch::with_scratch;
+use crate::cpu::simd::{Isa, Kernel, Simd, dispatch};
 use crate::nf4::blocks::{BlockSize, SMALLEST_SCALE, quantize_blocks_into};
 
 /// Values of a task: a multiple of every block size, and small enough to spread a small matrix.

@@ -8,7 +8,7 @@ use super::columns::Columns;
 use super::dequantize::dequantize;
 use super::packed::{Packed, Scales};
 use super::quantize::{Widened, quantize};
-use super::simd::{Isa, Kernel, Simd, dispatch};
+use crate::cpu::simd::{Isa, Kernel, Simd, dispatch};
 use crate::nf4::blocks::{BLOCK_SIZES, BlockSize, dequantize_blocks, quantize_blocks_into};
 use crate::nf4::codebook::{self, THRESHOLDS};
 use crate::nf4::double::DoubleAbsmax;

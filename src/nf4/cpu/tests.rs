@@ -7,8 +7,8 @@ use half::bf16;
 use super::element::{Element, F32, Pairs};
 use super::low_rank::LowRank;
 use super::packed::{Packed, Scales};
-use super::simd::Isa;
 use super::{dequantize::dequantize, few_rows, many_rows, transposed};
+use crate::cpu::simd::Isa;
 use crate::nf4::blocks::{BLOCK_SIZES, BlockSize};
 use crate::nf4::{Nf4Config, Nf4Data, Nf4Scales};
 

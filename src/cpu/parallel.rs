@@ -6,12 +6,12 @@ use rayon::prelude::*;
 const WORTH: usize = 1 << 18;
 
 /// Threads of the pool.
-pub(super) fn threads() -> usize {
+pub(crate) fn threads() -> usize {
     rayon::current_num_threads()
 }
 
 /// Runs `f` for each of `0..n`, on all threads if `work`, in multiply-adds or as many simple steps, is worth it.
-pub(super) fn for_each(n: usize, work: usize, f: impl Fn(usize) + Send + Sync) {
+pub(crate) fn for_each(n: usize, work: usize, f: impl Fn(usize) + Send + Sync) {
     if n <= 1 || work < WORTH || threads() == 1 {
         (0..n).for_each(f);
     } else {
@@ -20,7 +20,7 @@ pub(super) fn for_each(n: usize, work: usize, f: impl Fn(usize) + Send + Sync) {
 }
 
 /// Memory that tasks write, each its own part.
-pub(super) struct Shared<T>(pub(super) *mut T);
+pub(crate) struct Shared<T>(pub(crate) *mut T);
 
 impl<T> Clone for Shared<T> {
     fn clone(&self) -> Self {
@@ -40,7 +40,23 @@ impl<T> Shared<T> {
     ///
     /// Within the memory that this points to.
     #[inline(always)]
-    pub(super) unsafe fn at(self, index: usize) -> *mut T {
+    pub(crate) unsafe fn at(self, index: usize) -> *mut T {
         unsafe { self.0.add(index) }
+    }
+}
+
+/// Runs `f` for each chunk of `out`, on all threads if `work` is worth it.
+pub(crate) fn for_each_chunk<T: Send>(
+    out: &mut [T],
+    chunk: usize,
+    work: usize,
+    f: impl Fn(usize, &mut [T]) + Send + Sync,
+) {
+    if work < WORTH || threads() == 1 {
+        let chunks = out.chunks_mut(chunk).enumerate();
+        chunks.for_each(|(index, out)| f(index, out));
+    } else {
+        let chunks = out.par_chunks_mut(chunk).enumerate();
+        chunks.for_each(|(index, out)| f(index, out));
     }
 }

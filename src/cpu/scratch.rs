@@ -16,12 +16,12 @@ thread_local! {
 }
 
 /// Runs `f` with `len` floats of no particular value, this thread's own, which begin with a cache line.
-pub(super) fn with_scratch<T>(len: usize, f: impl FnOnce(&mut [f32]) -> T) -> T {
+pub(crate) fn with_scratch<T>(len: usize, f: impl FnOnce(&mut [f32]) -> T) -> T {
     with(&SCRATCH, len, f)
 }
 
 /// As [`with_scratch`], for what a whole call shares while its tasks use their scratch.
-pub(super) fn with_operand<T>(len: usize, f: impl FnOnce(&mut [f32]) -> T) -> T {
+pub(crate) fn with_operand<T>(len: usize, f: impl FnOnce(&mut [f32]) -> T) -> T {
     with(&OPERAND, len, f)
 }
 

@@ -1,0 +1,117 @@
+//! `y = γ · r · x`, `r = 1 / √(mean(x²) + ε)`, and its gradients, row by row.
+
+use super::element::{Value, sum};
+use crate::cpu::parallel::for_each_chunk;
+use crate::cpu::simd::{Isa, Kernel, Simd, dispatch};
+
+/// Elements of a task, about.
+const CHUNK: usize = 1 << 13;
+/// Steps that an element costs, against one multiply-add.
+const COST: usize = 4;
+
+/// Rows `x`, of the length of `gamma`.
+#[derive(Clone, Copy)]
+pub(super) struct Rows<'a, V> {
+    pub(super) x: &'a [V],
+    pub(super) gamma: &'a [V],
+    pub(super) epsilon: f32,
+}
+
+impl<V: Value> Rows<'_, V> {
+    #[inline(always)]
+    fn reciprocal_norm(&self, x: &[V]) -> f32 {
+        let squares = sum([x], |[x]| x * x);
+        1.0 / (squares / x.len() as f32 + self.epsilon).sqrt()
+    }
+
+    fn chunk(&self) -> usize {
+        let n = self.gamma.len();
+        n * (CHUNK / n).max(1)
+    }
+
+    fn from(self, first: usize, len: usize) -> Self {
+        Self {
+            x: &self.x[first..first + len],
+            ..self
+        }
+    }
+
+    pub(super) fn forward(self, isa: Isa, y: &mut [V]) {
+        assert_eq!(self.x.len(), y.len());
+        let chunk = self.chunk();
+        for_each_chunk(y, chunk, COST * self.x.len(), |index, y| {
+            let rows = self.from(index * chunk, y.len());
+            dispatch(isa, Forward { rows, y });
+        });
+    }
+
+    /// `dx = r · (g − x · r² · mean(g · x))` with `g = γ · dy`.
+    pub(super) fn backward(self, isa: Isa, dy: &[V], dx: &mut [V]) {
+        assert_eq!([self.x.len(), dy.len()], [dx.len(); 2]);
+        let chunk = self.chunk();
+        for_each_chunk(dx, chunk, 2 * COST * self.x.len(), |index, dx| {
+            let rows = self.from(index * chunk, dx.len());
+            let dy = &dy[index * chunk..][..dx.len()];
+            dispatch(isa, Backward { rows, dy, dx });
+        });
+    }
+
+    /// `dγ = Σ_rows dy · r · x`.
+    pub(super) fn backward_gamma(self, dy: &[V]) -> Vec<V> {
+        let n = self.gamma.len();
+        let mut sums = vec![0.0; n];
+        for (x, dy) in self.x.chunks_exact(n).zip(dy.chunks_exact(n)) {
+            let norm = self.reciprocal_norm(x);
+            for ((sum, &x), &dy) in sums.iter_mut().zip(x).zip(dy) {
+                *sum += dy.into() * norm * x.into();
+            }
+        }
+        sums.into_iter().map(V::round).collect()
+    }
+}
+
+struct Forward<'a, V> {
+    rows: Rows<'a, V>,
+    y: &'a mut [V],
+}
+
+impl<V: Value> Kernel for Forward<'_, V> {
+    type Output = ();
+
+    #[inline(always)]
+    unsafe fn run<S: Simd>(self) {
+        let gamma = self.rows.gamma;
+        let rows = self.rows.x.chunks_exact(gamma.len());
+        for (y, x) in self.y.chunks_exact_mut(gamma.len()).zip(rows) {
+            let norm = self.rows.reciprocal_norm(x);
+            for ((y, &x), &gamma) in y.iter_mut().zip(x).zip(gamma) {
+                *y = V::round(x.into() * norm * gamma.into());
+            }
+        }
+    }
+}
+
+struct Backward<'a, V> {
+    rows: Rows<'a, V>,
+    dy: &'a [V],
+    dx: &'a mut [V],
+}
+
+impl<V: Value> Kernel for Backward<'_, V> {
+    type Output = ();
+
+    #[inline(always)]
+    unsafe fn run<S: Simd>(self) {
+        let gamma = self.rows.gamma;
+        let n = gamma.len();
+        let inputs = self.rows.x.chunks_exact(n).zip(self.dy.chunks_exact(n));
+        for (dx, (x, dy)) in self.dx.chunks_exact_mut(n).zip(inputs) {
+            let norm = self.rows.reciprocal_norm(x);
+            let mean = sum([x, dy, gamma], |[x, dy, gamma]| x * dy * gamma) / n as f32;
+            let slope = norm * norm * mean;
+            for (((dx, &x), &dy), &gamma) in dx.iter_mut().zip(x).zip(dy).zip(gamma) {
+                *dx = V::round(norm * (dy.into() * gamma.into() - slope * x.into()));
+            }
+        }
+    }
+}

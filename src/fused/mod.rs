@@ -1,0 +1,164 @@
+//! What stands between the linear layers of a transformer, each as one operation with a backward of its own.
+//!
+//! Composed of a framework's small operations, the norms, the rotary embedding, the softmax and the gates of a block
+//! take longer on a CPU than its matrix products: every step goes over memory, and keeps its result for backward. Here
+//! each is one pass on all threads, computed in f32 and rounded once, and backward computes again what is cheap
+//! instead of keeping it.
+//!
+//! | operation | kept for backward |
+//! |---|---|
+//! | [`rms_norm`] | `x` |
+//! | [`swiglu`] | `gate`, `up` |
+//! | [`rotate`] | nothing but the angles |
+//! | [`attention`] | `q`, `k`, `v`, and no scores |
+//!
+//! The kernels serve f32 and bf16 on Burn's CPU backend; everywhere else the same functions are composed of Burn's
+//! operations, and there Burn's autodiff keeps what it needs.
+
+mod composed;
+#[cfg(feature = "flex")]
+mod cpu;
+#[cfg(test)]
+mod tests;
+mod visible;
+
+use burn::tensor::{DType, Tensor};
+
+pub use visible::Visible;
+
+/// The gate of a feed-forward network: `y = silu(gate) · up`, `silu(z) = z / (1 + e^−z)`, element by element.
+///
+/// Source: N. Shazeer, "GLU variants improve transformer", <https://arxiv.org/abs/2002.05202>.
+///
+/// # Panics
+///
+/// If the shapes differ.
+pub fn swiglu<const D: usize>(gate: Tensor<D>, up: Tensor<D>) -> Tensor<D> {
+    assert_eq!(gate.dims(), up.dims(), "shapes of gate and up");
+    #[cfg(feature = "flex")]
+    if cpu::serves(&gate) && cpu::serves(&up) && gate.dtype() == up.dtype() {
+        return cpu::swiglu(gate, up);
+    }
+    composed::swiglu(gate, up)
+}
+
+/// `y = gamma · x / √(mean(x²) + epsilon)`, the mean over the last dimension.
+///
+/// `x` is of any shape `[…, n]`, `gamma` `[n]` of the same dtype.
+///
+/// Source: B. Zhang, R. Sennrich, "Root mean square layer normalization", <https://arxiv.org/abs/1910.07467>.
+///
+/// # Panics
+///
+/// If `gamma` is not of the last dimension.
+pub fn rms_norm<const D: usize>(x: Tensor<D>, gamma: Tensor<1>, epsilon: f64) -> Tensor<D> {
+    assert_eq!([x.dims()[D - 1]], gamma.dims(), "length of gamma");
+    #[cfg(feature = "flex")]
+    if cpu::serves(&x) && cpu::serves(&gamma) && x.dtype() == gamma.dtype() {
+        return cpu::rms_norm(x, gamma, epsilon);
+    }
+    composed::rms_norm(x, gamma, epsilon)
+}
+
+/// The rotary position embedding of queries or keys, in the half-split form of Hugging Face.
+///
+/// A head of width `d` is split into `x1 = x[..d/2]` and `x2 = x[d/2..]`, and
+///
+/// ```text
+/// y1 = x1·cos − x2·sin        y2 = x2·cos + x1·sin
+/// ```
+///
+/// # Shapes
+///
+/// - `x`: `[batch, heads, seq, d]`
+/// - `cos`, `sin`: `[batch or 1, 1, seq, d / 2]`, f32; no gradient flows to them
+///
+/// Source: J. Su et al., "RoFormer", <https://arxiv.org/abs/2104.09864>, which rotates neighbouring pairs instead.
+///
+/// # Panics
+///
+/// If the shapes do not fit.
+pub fn rotate(x: Tensor<4>, cos: Tensor<4>, sin: Tensor<4>) -> Tensor<4> {
+    let [batch, _, seq, width] = x.dims();
+    let rows = cos.dims()[0];
+    assert!(
+        width.is_multiple_of(2) && (rows == 1 || rows == batch),
+        "cos of {:?} for x of {:?}",
+        cos.dims(),
+        x.dims()
+    );
+    assert_eq!(cos.dims(), [rows, 1, seq, width / 2], "shape of cos");
+    assert_eq!(cos.dims(), sin.dims(), "shapes of cos and sin");
+    let (cos, sin) = (cos.detach(), sin.detach());
+    #[cfg(feature = "flex")]
+    if cpu::serves(&x)
+        && [&cos, &sin]
+            .iter()
+            .all(|t| cpu::serves(t) && t.dtype() == DType::F32)
+    {
+        return cpu::rotate(x, cos, sin);
+    }
+    composed::rotate(x, cos, sin)
+}
+
+/// Grouped-query attention, `softmax(scale · Q·Kᵀ)·V`, the softmax over the keys that a query sees.
+///
+/// Groups of `heads / kv_heads` query heads share one head of keys and values. A query that sees no key gives zeros.
+///
+/// # Shapes
+///
+/// - `q`: `[batch, heads, queries, d]`
+/// - `k`, `v`: `[batch, kv_heads, keys, d]`
+/// - the result: as `q`
+///
+/// Sources: A. Vaswani et al., <https://arxiv.org/abs/1706.03762>; J. Ainslie et al., "GQA",
+/// <https://arxiv.org/abs/2305.13245>; that scores are computed again in backward: T. Dao et al., "FlashAttention",
+/// <https://arxiv.org/abs/2205.14135>.
+///
+/// # Panics
+///
+/// If the shapes do not fit each other or `visible`.
+pub fn attention(
+    q: Tensor<4>,
+    k: Tensor<4>,
+    v: Tensor<4>,
+    visible: &Visible,
+    scale: f64,
+) -> Tensor<4> {
+    let [batch, heads, queries, d] = q.dims();
+    let [_, kv_heads, keys, _] = k.dims();
+    assert_eq!(k.dims(), [batch, kv_heads, keys, d], "shape of k");
+    assert_eq!(v.dims(), k.dims(), "shapes of k and v");
+    assert!(
+        kv_heads > 0 && heads.is_multiple_of(kv_heads),
+        "{heads} heads, {kv_heads} of keys and values"
+    );
+    assert_eq!(
+        [visible.queries(), visible.keys()],
+        [queries, keys],
+        "queries and keys of `visible`"
+    );
+    assert!(
+        visible.rows() == 1 || visible.rows() == batch,
+        "`visible` of {} rows, batch of {batch}",
+        visible.rows()
+    );
+    #[cfg(feature = "flex")]
+    if [&q, &k, &v]
+        .iter()
+        .all(|t| cpu::serves(t) && t.dtype() == q.dtype())
+    {
+        return cpu::attention(q, k, v, visible.clone(), scale);
+    }
+    composed::attention(q, k, v, visible, scale)
+}
+
+/// The sum of `−log softmax(logits[row])[label]` over `labels`, which are `(row, label)` in ascending order of rows:
+/// `[rows, vocab] -> [1]`, in f32 (f64 for f64 logits).
+pub(crate) fn cross_entropy(logits: Tensor<2>, labels: Vec<(usize, usize)>) -> Tensor<1> {
+    #[cfg(feature = "flex")]
+    if cpu::serves(&logits) {
+        return cpu::cross_entropy(logits, labels);
+    }
+    composed::cross_entropy(logits, &labels)
+}

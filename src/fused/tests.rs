@@ -1,0 +1,189 @@
+//! Every operation, forward and backward, against the composed one in f64.
+
+use std::ops::Range;
+
+use burn::tensor::{DType, Device, Distribution, Tensor};
+use proptest::prelude::*;
+
+use super::*;
+
+/// Random values of a shape, rounded to `dtype`, then in f64; and the same in `dtype`, tracked.
+fn pair<const D: usize>(shape: [usize; D], dtype: DType) -> (Tensor<D>, Tensor<D>) {
+    let device = Device::default().autodiff();
+    let x = Tensor::<D>::random(shape, Distribution::Normal(0.0, 1.5), &device).cast(dtype);
+    (
+        x.clone().cast(DType::F64).detach().require_grad(),
+        x.detach().require_grad(),
+    )
+}
+
+/// Tokens before heads in memory, as a linear layer leaves them.
+fn by_token([batch, heads, seq, d]: [usize; 4], dtype: DType) -> (Tensor<4>, Tensor<4>) {
+    pair([batch, seq, heads, d], dtype)
+}
+
+fn values<const D: usize>(tensor: Tensor<D>) -> Vec<f64> {
+    tensor.cast(DType::F64).try_into_vec_as().unwrap()
+}
+
+/// The largest difference, relative to the largest value.
+fn difference<const D: usize>(found: Tensor<D>, expected: Tensor<D>) -> f64 {
+    assert_eq!(found.dims(), expected.dims());
+    let (found, expected) = (values(found), values(expected));
+    let largest = expected
+        .iter()
+        .fold(1e-3, |most: f64, value| most.max(value.abs()));
+    let differences = found.iter().zip(&expected).map(|(a, b)| (a - b).abs());
+    // NaN is not passed over.
+    differences.fold(0.0, |most, d| if d <= most { most } else { d }) / largest
+}
+
+/// Compares results and gradients of an operation with those of its twin, `weights` being the gradient of the result.
+fn check<const D: usize, const N: usize>(
+    found: (Tensor<D>, [Tensor<D>; N]),
+    expected: (Tensor<D>, [Tensor<D>; N]),
+    dtype: DType,
+) {
+    // A rounding or two of the result in bf16; in f32, sums of a few hundred terms.
+    let bound = match dtype {
+        DType::BF16 => 2.0 * 2f64.powi(-8),
+        _ => 64.0 * f64::from(f32::EPSILON),
+    };
+    assert_eq!(found.0.dtype(), dtype);
+    assert!(
+        difference(found.0.clone(), expected.0.clone()) < bound,
+        "result"
+    );
+    let weights = pair(found.0.dims(), dtype);
+    let found_gradients = (found.0 * weights.1.detach()).sum().backward();
+    let expected_gradients = (expected.0 * weights.0.detach()).sum().backward();
+    for (i, (found, expected)) in found.1.iter().zip(&expected.1).enumerate() {
+        let found = found.grad(&found_gradients).unwrap();
+        let expected = expected.grad(&expected_gradients).unwrap();
+        let difference = difference(found, expected);
+        assert!(difference < bound, "gradient {i}: {difference:e}");
+    }
+}
+
+fn dtypes() -> impl Strategy<Value = DType> {
+    prop_oneof![Just(DType::F32), Just(DType::BF16)]
+}
+
+/// A range of keys for each query: causal, anything, or nothing.
+fn ranges(queries: usize, keys: usize) -> impl Strategy<Value = Range<usize>> {
+    let _ = queries;
+    (0..=keys, 0..=keys).prop_map(|(a, b)| a.min(b)..a.max(b))
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(24))]
+
+    #[test]
+    fn gates(rows in 1_usize..40, columns in 1_usize..900, dtype in dtypes()) {
+        let (gate, up) = (pair([rows, columns], dtype), pair([rows, columns], dtype));
+        let found = swiglu(gate.1.clone(), up.1.clone());
+        let expected = composed::swiglu(gate.0.clone(), up.0.clone());
+        check((found, [gate.1, up.1]), (expected, [gate.0, up.0]), dtype);
+    }
+
+    #[test]
+    fn norms(rows in 1_usize..40, n in 1_usize..900, dtype in dtypes()) {
+        let (x, gamma) = (pair([rows, n], dtype), pair([n], dtype));
+        let found = rms_norm(x.1.clone(), gamma.1.clone(), 1e-5);
+        let expected = composed::rms_norm(x.0.clone(), gamma.0.clone(), 1e-5);
+        // A gradient for `gamma` too: it is of one dimension, as `x` would be of two.
+        let weights = pair([rows, n], dtype);
+        let gradients = (found.clone() * weights.1.detach()).sum().backward();
+        let twin = (expected.clone() * weights.0.detach()).sum().backward();
+        let bound = if dtype == DType::BF16 { 2f64.powi(-7) } else { 1e-5 };
+        let found_gamma = gamma.1.grad(&gradients).unwrap();
+        prop_assert!(difference(found_gamma, gamma.0.grad(&twin).unwrap()) < bound);
+        let x_only = rms_norm(x.1.clone(), gamma.1.detach(), 1e-5);
+        let twin_only = composed::rms_norm(x.0.clone(), gamma.0.detach(), 1e-5);
+        check((x_only, [x.1]), (twin_only, [x.0]), dtype);
+    }
+
+    #[test]
+    fn rotations(
+        batch in 1_usize..3,
+        heads in 1_usize..4,
+        seq in 1_usize..70,
+        half in 1_usize..40,
+        own in any::<bool>(),
+        dtype in dtypes(),
+    ) {
+        let x = by_token([batch, heads, seq, 2 * half], dtype);
+        let angles = pair([if own { batch } else { 1 }, 1, seq, half], DType::F32);
+        let (cos, sin) = (angles.1.clone().cos(), angles.1.sin());
+        let found = rotate(x.1.clone().swap_dims(1, 2), cos.clone(), sin.clone());
+        let [cos, sin] = [cos, sin].map(|t| t.detach().cast(DType::F64));
+        let expected = composed::rotate(x.0.clone().swap_dims(1, 2), cos, sin);
+        check((found, [x.1]), (expected, [x.0]), dtype);
+    }
+
+    #[test]
+    fn attentions(
+        (batch, kv_heads, group) in (1_usize..3, 1_usize..3, 1_usize..3),
+        (queries, ranges) in (1_usize..110, 1_usize..130).prop_flat_map(|(queries, keys)| {
+            (Just(queries), prop::collection::vec(ranges(queries, keys), queries))
+        }),
+        d in 1_usize..70,
+        dtype in dtypes(),
+    ) {
+        let keys = ranges.iter().map(|range| range.end).max().unwrap().max(1);
+        let visible = Visible::from_ranges(&ranges, queries, keys);
+        let q = by_token([batch, kv_heads * group, queries, d], dtype);
+        let k = by_token([batch, kv_heads, keys, d], dtype);
+        let v = by_token([batch, kv_heads, keys, d], dtype);
+        let scale = 1.0 / (d as f64).sqrt();
+        let turned = |t: &Tensor<4>| t.clone().swap_dims(1, 2);
+        let found = attention(turned(&q.1), turned(&k.1), turned(&v.1), &visible, scale);
+        let expected =
+            composed::attention(turned(&q.0), turned(&k.0), turned(&v.0), &visible, scale);
+        check((found, [q.1, k.1, v.1]), (expected, [q.0, k.0, v.0]), dtype);
+    }
+
+    #[test]
+    fn cross_entropies(
+        vocab in 1_usize..700,
+        labels in prop::collection::vec(prop::option::of(0_usize..700), 1..40),
+        dtype in dtypes(),
+    ) {
+        let rows = labels.len();
+        let labels: Vec<_> = labels
+            .into_iter()
+            .enumerate()
+            .filter_map(|(row, label)| Some((row, label? % vocab)))
+            .collect();
+        prop_assume!(!labels.is_empty());
+        let logits = pair([rows, vocab], dtype);
+        let found = cross_entropy(logits.1.clone(), labels.clone());
+        let expected = composed::cross_entropy(logits.0.clone(), &labels);
+        prop_assert_eq!(found.dtype(), DType::F32);
+        prop_assert!(difference(found.clone(), expected.clone()) < 1e-5);
+        let found = logits.1.grad(&(found * 0.5).backward()).unwrap();
+        let expected = logits.0.grad(&(expected * 0.5).backward()).unwrap();
+        let bound = if dtype == DType::BF16 { 2f64.powi(-8) } else { 1e-5 };
+        prop_assert!(difference(found, expected) < bound);
+    }
+}
+
+#[test]
+fn what_is_visible() {
+    let visible = Visible::left_padded(&[0, 2], 2, 1);
+    assert_eq!(
+        (visible.rows(), visible.queries(), visible.keys()),
+        (2, 2, 3)
+    );
+    assert_eq!(visible.of_row(0), [0..2, 0..3]);
+    assert_eq!(visible.of_row(1), [0..0, 2..3]);
+    assert_eq!(Visible::causal(3, 0).of_row(5), [0..1, 0..2, 0..3]);
+}
+
+#[test]
+fn other_dtypes_are_composed() {
+    let (_, x) = pair([3, 8], DType::F16);
+    let (_, gamma) = pair([8], DType::F16);
+    assert_eq!(rms_norm(x.clone(), gamma, 1e-5).dtype(), DType::F16);
+    assert_eq!(swiglu(x.clone(), x).dtype(), DType::F16);
+}
