@@ -1,5 +1,7 @@
 //! Threads: Rayon's pool, which is Burn's too.
 
+use std::ops::Range;
+
 use rayon::prelude::*;
 
 /// Multiply-adds below which a product is not worth the pool, whose entry costs about twenty microseconds.
@@ -58,5 +60,63 @@ pub(crate) fn for_each_chunk<T: Send>(
     } else {
         let chunks = out.par_chunks_mut(chunk).enumerate();
         chunks.for_each(|(index, out)| f(index, out));
+    }
+}
+
+/// Columns cut into strips, of which every thread gets about as much.
+#[derive(Clone, Copy)]
+pub(crate) struct Strips {
+    columns: usize,
+    step: usize,
+    count: usize,
+}
+
+impl Strips {
+    /// Strips of `most` columns or fewer, a multiple of `step`, beginning at multiples of it.
+    pub(crate) fn new(columns: usize, step: usize, most: usize) -> Self {
+        let steps = columns.div_ceil(step);
+        let count = steps.div_ceil(most / step).max(4 * threads());
+        Self {
+            columns,
+            step,
+            count: count.next_multiple_of(threads()).min(steps),
+        }
+    }
+
+    pub(crate) fn count(&self) -> usize {
+        self.count
+    }
+
+    /// Columns of the widest strip, in whole steps.
+    pub(crate) fn width(&self) -> usize {
+        self.columns.div_ceil(self.step).div_ceil(self.count) * self.step
+    }
+
+    pub(crate) fn columns(&self, index: usize) -> Range<usize> {
+        let steps = self.columns.div_ceil(self.step);
+        let bound = |index: usize| (index * steps / self.count * self.step).min(self.columns);
+        bound(index)..bound(index + 1)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn strips_are_all_of_the_columns_and_alike() {
+        for columns in [1, 23, 24, 25, 512, 1000, 1408, 4096] {
+            let strips = Strips::new(columns, 24, 96);
+            let mut end = 0;
+            for index in 0..strips.count() {
+                let range = strips.columns(index);
+                assert_eq!(range.start, end);
+                assert!(!range.is_empty() && range.len() <= strips.width());
+                assert!(range.end == columns || strips.width() - range.len() <= 24);
+                end = range.end;
+            }
+            assert_eq!(end, columns);
+            assert!(strips.width() <= 96);
+        }
     }
 }

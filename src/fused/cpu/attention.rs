@@ -7,6 +7,7 @@
 //! dV = Pᵀ·dY     dP = dY·Vᵀ     dS = P ∘ (dP − rowsum(P ∘ dP))     dQ = scale · dS·K     dK = scale · dSᵀ·Q
 //! ```
 
+use std::mem::MaybeUninit;
 use std::ops::Range;
 
 use super::element::{Value, exp, max, sum};
@@ -34,10 +35,10 @@ pub(super) struct Attention<'a, V> {
 
 impl<V: Value> Attention<'_, V> {
     /// `y` as `[batch, seq, heads, d]`.
-    pub(super) fn forward(self, isa: Isa, y: &mut [V]) {
+    pub(super) fn forward(self, isa: Isa, y: &mut [MaybeUninit<V>]) {
         let q = self.q;
         assert_eq!(y.len(), q.batch * q.seq * q.heads * q.d);
-        let y = Shared(y.as_mut_ptr());
+        let y = Shared(y.as_mut_ptr().cast::<V>());
         let work = 2 * q.batch * q.heads * q.seq * self.k.seq * q.d;
         for_each(q.batch * q.heads, work, |task| {
             let (batch, head) = (task / q.heads, task % q.heads);
@@ -57,7 +58,7 @@ impl<V: Value> Attention<'_, V> {
     }
 
     /// The gradients, as `[batch, seq, heads, d]` each.
-    pub(super) fn backward(self, isa: Isa, dy: Heads<V>, [dq, dk, dv]: [&mut [V]; 3]) {
+    pub(super) fn backward(self, isa: Isa, dy: Heads<V>, [dq, dk, dv]: [&mut [MaybeUninit<V>]; 3]) {
         let (q, k) = (self.q, self.k);
         assert_eq!(
             [dy.batch, dy.heads, dy.seq, dy.d],
@@ -65,7 +66,7 @@ impl<V: Value> Attention<'_, V> {
         );
         assert_eq!(dq.len(), q.batch * q.seq * q.heads * q.d);
         assert_eq!([dk.len(), dv.len()], [k.batch * k.seq * k.heads * k.d; 2]);
-        let [dq, dk, dv] = [dq, dk, dv].map(|gradient| Shared(gradient.as_mut_ptr()));
+        let [dq, dk, dv] = [dq, dk, dv].map(|gradient| Shared(gradient.as_mut_ptr().cast::<V>()));
         let work = 5 * q.batch * q.heads * q.seq * k.seq * q.d;
         for_each(k.batch * k.heads, work, |task| {
             let (batch, head) = (task / k.heads, task % k.heads);
@@ -251,10 +252,11 @@ unsafe fn unpack<V: Value>(
     for (i, from) in from.chunks_exact(width).take(like.seq - first).enumerate() {
         let at = ((batch * like.seq + first + i) * like.heads + head) * d;
         // SAFETY: within `to`, and this task's own.
-        let to = unsafe { std::slice::from_raw_parts_mut(to.at(at), d) };
+        let to: &mut [MaybeUninit<V>] =
+            unsafe { std::slice::from_raw_parts_mut(to.at(at).cast(), d) };
         let scale = scale(i);
         for (to, &value) in to.iter_mut().zip(from) {
-            *to = V::round(scale * value);
+            to.write(V::round(scale * value));
         }
     }
 }

@@ -1,7 +1,9 @@
 //! Burn's tensors in and out of the kernels, f32 or bf16, on the instruction set of this machine.
 
+use std::mem::MaybeUninit;
+
 use burn::backend::{Flex, ops::FloatTensorOps, tensor::FloatTensor};
-use burn::tensor::{DType, TensorData};
+use burn::tensor::{DType, Shape, TensorData};
 use half::bf16;
 
 use super::attention::Attention;
@@ -10,6 +12,7 @@ use super::element::Value;
 use super::heads::Heads;
 use super::rms_norm::Rows;
 use super::{rotate as rotation, swiglu as gate_unit};
+use crate::cpu::output::written;
 use crate::cpu::simd::Isa;
 use crate::fused::Visible;
 
@@ -40,20 +43,35 @@ fn slice<V: Value>(contiguous: &Float) -> &[V] {
         .expect("contiguous, and of this dtype")
 }
 
-/// A tensor of the shape of `like`, its values written by `f`.
-fn filled<V: Value>(like: &Float, f: impl FnOnce(&mut [V])) -> Float {
-    let shape = like.layout().shape().clone();
-    let mut values = bytemuck::zeroed_vec(shape.num_elements());
-    f(&mut values);
-    Float::from_data(TensorData::new(values, shape))
+/// Tensors of the shapes of `like`, their values written by `f`.
+///
+/// # Safety
+///
+/// `f` writes every value.
+unsafe fn filled<V: Value, const N: usize>(
+    like: [&Float; N],
+    f: impl FnOnce([&mut [MaybeUninit<V>]; N]),
+) -> [Float; N] {
+    let mut shapes = like
+        .map(|tensor| tensor.layout().shape().clone())
+        .into_iter();
+    // SAFETY: as above.
+    let vectors = unsafe { written(like.map(|tensor| tensor.layout().num_elements()), f) };
+    vectors.map(|values| {
+        let shape = shapes.next().expect("a shape for each");
+        Float::from_data(TensorData::new(values, shape))
+    })
 }
 
 pub(super) fn swiglu(gate: &Float, up: &Float) -> Float {
     fn of<V: Value>(gate: &Float, up: &Float) -> Float {
         let (gate, up) = (gate.to_contiguous(), up.to_contiguous());
-        filled::<V>(&gate, |y| {
-            gate_unit::forward(Isa::best(), slice(&gate), slice(&up), y)
-        })
+        let write = |[y]: [&mut [_]; 1]| {
+            gate_unit::forward::<V>(Isa::best(), slice(&gate), slice(&up), y);
+        };
+        // SAFETY: all is written.
+        let [y] = unsafe { filled([&gate], write) };
+        y
     }
     of_dtype!(gate, of(gate, up))
 }
@@ -62,14 +80,12 @@ pub(super) fn swiglu(gate: &Float, up: &Float) -> Float {
 pub(super) fn swiglu_backward(gate: &Float, up: &Float, dy: &Float) -> [Float; 2] {
     fn of<V: Value>(gate: &Float, up: &Float, dy: &Float) -> [Float; 2] {
         let [gate, up, dy] = [gate, up, dy].map(|tensor| tensor.to_contiguous());
-        let mut d_up = None;
-        let d_gate = filled::<V>(&gate, |d_gate| {
-            d_up = Some(filled::<V>(&up, |d_up| {
-                let [gate, up, dy] = [&gate, &up, &dy].map(slice);
-                gate_unit::backward(Isa::best(), gate, up, dy, d_gate, d_up);
-            }));
-        });
-        [d_gate, d_up.expect("written with the other")]
+        let write = |[d_gate, d_up]: [&mut [_]; 2]| {
+            let [gate, up, dy] = [&gate, &up, &dy].map(slice::<V>);
+            gate_unit::backward(Isa::best(), gate, up, dy, d_gate, d_up);
+        };
+        // SAFETY: all is written.
+        unsafe { filled([&gate, &up], write) }
     }
     of_dtype!(gate, of(gate, up, dy))
 }
@@ -93,7 +109,9 @@ fn with_rows<V: Value, T>(
 pub(super) fn rms_norm(x: &Float, gamma: &Float, epsilon: f64) -> Float {
     fn of<V: Value>(x: &Float, gamma: &Float, epsilon: f64) -> Float {
         with_rows::<V, _>(x, gamma, epsilon, |x, rows| {
-            filled(x, |y| rows.forward(Isa::best(), y))
+            // SAFETY: all is written.
+            let [y] = unsafe { filled([x], |[y]| rows.forward(Isa::best(), y)) };
+            y
         })
     }
     of_dtype!(x, of(x, gamma, epsilon))
@@ -104,7 +122,10 @@ pub(super) fn rms_norm_backward(x: &Float, gamma: &Float, epsilon: f64, dy: &Flo
     fn of<V: Value>(x: &Float, gamma: &Float, epsilon: f64, dy: &Float) -> Float {
         let dy = dy.to_contiguous();
         with_rows::<V, _>(x, gamma, epsilon, |x, rows| {
-            filled(x, |dx| rows.backward(Isa::best(), slice(&dy), dx))
+            let write = |[dx]: [&mut [_]; 1]| rows.backward(Isa::best(), slice(&dy), dx);
+            // SAFETY: all is written.
+            let [dx] = unsafe { filled([x], write) };
+            dx
         })
     }
     of_dtype!(x, of(x, gamma, epsilon, dy))
@@ -139,21 +160,34 @@ fn heads<V: Value>(tensor: &Float) -> Heads<'_, V> {
     Heads::new(values, shape(tensor), strides)
 }
 
-/// A tensor `[batch, heads, seq, d]`, its values written by `f` as `[batch, seq, heads, d]`, the order in which the
+/// Tensors `[batch, heads, seq, d]`, their values written by `f` as `[batch, seq, heads, d]`, the order in which the
 /// linear layer before or after has them.
-fn by_token<V: Value>([batch, heads, seq, d]: [usize; 4], f: impl FnOnce(&mut [V])) -> Float {
-    let mut values = bytemuck::zeroed_vec(batch * heads * seq * d);
-    f(&mut values);
-    let tensor = Float::from_data(TensorData::new(values, [batch, seq, heads, d]));
-    Flex::float_swap_dims(tensor, 1, 2)
+///
+/// # Safety
+///
+/// `f` writes every value.
+unsafe fn by_token<V: Value, const N: usize>(
+    like: [&Float; N],
+    f: impl FnOnce([&mut [MaybeUninit<V>]; N]),
+) -> [Float; N] {
+    // SAFETY: as above.
+    let tensors = unsafe { filled(like, f) };
+    tensors.map(|tensor| {
+        let [batch, heads, seq, d] = shape(&tensor);
+        let tensor = Flex::float_reshape(tensor, Shape::from([batch, seq, heads, d]));
+        Flex::float_swap_dims(tensor, 1, 2)
+    })
 }
 
 /// Rotates by the angles times `sign`.
 pub(super) fn rotate(x: Float, cos: &Float, sin: &Float, sign: f32) -> Float {
     fn of<V: Value>(x: &Float, cos: &Float, sin: &Float, sign: f32) -> Float {
-        by_token::<V>(shape(x), |y| {
-            rotation::rotate(Isa::best(), heads(x), slice(cos), slice(sin), sign, y)
-        })
+        let write = |[y]: [&mut [_]; 1]| {
+            rotation::rotate::<V>(Isa::best(), heads(x), slice(cos), slice(sin), sign, y);
+        };
+        // SAFETY: all is written.
+        let [y] = unsafe { by_token([x], write) };
+        y
     }
     let x = with_whole_rows(x);
     let (cos, sin) = (cos.to_contiguous(), sin.to_contiguous());
@@ -176,9 +210,10 @@ fn operands<'a, V: Value>(
 
 pub(super) fn attention(qkv: [Float; 3], visible: &Visible, scale: f64) -> Float {
     fn of<V: Value>(qkv: [&Float; 3], visible: &Visible, scale: f64) -> Float {
-        by_token::<V>(shape(qkv[0]), |y| {
-            operands(qkv, visible, scale).forward(Isa::best(), y)
-        })
+        let attention = operands::<V>(qkv, visible, scale);
+        // SAFETY: all is written.
+        let [y] = unsafe { by_token([qkv[0]], |[y]| attention.forward(Isa::best(), y)) };
+        y
     }
     let qkv = qkv.map(with_whole_rows);
     of_dtype!(qkv[0], of(qkv.each_ref(), visible, scale))
@@ -192,17 +227,11 @@ pub(super) fn attention_backward(
     dy: Float,
 ) -> [Float; 3] {
     fn of<V: Value>(qkv: [&Float; 3], visible: &Visible, scale: f64, dy: &Float) -> [Float; 3] {
-        let (mut dk, mut dv) = (None, None);
-        let dq = by_token::<V>(shape(qkv[0]), |dq| {
-            dk = Some(by_token::<V>(shape(qkv[1]), |dk| {
-                dv = Some(by_token::<V>(shape(qkv[2]), |dv| {
-                    let attention = operands(qkv, visible, scale);
-                    attention.backward(Isa::best(), heads(dy), [dq, dk, dv]);
-                }));
-            }));
-        });
-        let written = "written with the others";
-        [dq, dk.expect(written), dv.expect(written)]
+        let attention = operands::<V>(qkv, visible, scale);
+        let write =
+            |gradients: [&mut [_]; 3]| attention.backward(Isa::best(), heads(dy), gradients);
+        // SAFETY: all is written.
+        unsafe { by_token(qkv, write) }
     }
     let qkv = qkv.map(with_whole_rows);
     let dy = with_whole_rows(dy);
@@ -226,10 +255,20 @@ pub(super) fn cross_entropy_backward(
     dy: &Float,
 ) -> Float {
     fn of<V: Value>(logits: &Float, labels: &Labels, partitions: &[Partition], dy: f32) -> Float {
-        let (isa, vocab) = (Isa::best(), last(logits));
-        filled::<V>(logits, |dz| {
-            cross_entropy::backward(isa, slice(logits), vocab, labels, partitions, dy, dz)
-        })
+        let vocab = last(logits);
+        // Zero where no row is labelled.
+        let mut dz = bytemuck::zeroed_vec(logits.layout().num_elements());
+        let logits_values = slice::<V>(logits);
+        cross_entropy::backward(
+            Isa::best(),
+            logits_values,
+            vocab,
+            labels,
+            partitions,
+            dy,
+            &mut dz,
+        );
+        Float::from_data(TensorData::new(dz, logits.layout().shape().clone()))
     }
     let logits = logits.to_contiguous();
     let dy = slice::<f32>(&dy.to_contiguous())[0];

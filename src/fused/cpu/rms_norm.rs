@@ -1,5 +1,7 @@
 //! `y = γ · r · x`, `r = 1 / √(mean(x²) + ε)`, and its gradients, row by row.
 
+use std::mem::MaybeUninit;
+
 use super::element::{Value, sum};
 use crate::cpu::parallel::for_each_chunk;
 use crate::cpu::simd::{Isa, Kernel, Simd, dispatch};
@@ -36,7 +38,7 @@ impl<V: Value> Rows<'_, V> {
         }
     }
 
-    pub(super) fn forward(self, isa: Isa, y: &mut [V]) {
+    pub(super) fn forward(self, isa: Isa, y: &mut [MaybeUninit<V>]) {
         assert_eq!(self.x.len(), y.len());
         let chunk = self.chunk();
         for_each_chunk(y, chunk, COST * self.x.len(), |index, y| {
@@ -46,7 +48,7 @@ impl<V: Value> Rows<'_, V> {
     }
 
     /// `dx = r · (g − x · r² · mean(g · x))` with `g = γ · dy`.
-    pub(super) fn backward(self, isa: Isa, dy: &[V], dx: &mut [V]) {
+    pub(super) fn backward(self, isa: Isa, dy: &[V], dx: &mut [MaybeUninit<V>]) {
         assert_eq!([self.x.len(), dy.len()], [dx.len(); 2]);
         let chunk = self.chunk();
         for_each_chunk(dx, chunk, 2 * COST * self.x.len(), |index, dx| {
@@ -72,7 +74,7 @@ impl<V: Value> Rows<'_, V> {
 
 struct Forward<'a, V> {
     rows: Rows<'a, V>,
-    y: &'a mut [V],
+    y: &'a mut [MaybeUninit<V>],
 }
 
 impl<V: Value> Kernel for Forward<'_, V> {
@@ -85,7 +87,7 @@ impl<V: Value> Kernel for Forward<'_, V> {
         for (y, x) in self.y.chunks_exact_mut(gamma.len()).zip(rows) {
             let norm = self.rows.reciprocal_norm(x);
             for ((y, &x), &gamma) in y.iter_mut().zip(x).zip(gamma) {
-                *y = V::round(x.into() * norm * gamma.into());
+                y.write(V::round(x.into() * norm * gamma.into()));
             }
         }
     }
@@ -94,7 +96,7 @@ impl<V: Value> Kernel for Forward<'_, V> {
 struct Backward<'a, V> {
     rows: Rows<'a, V>,
     dy: &'a [V],
-    dx: &'a mut [V],
+    dx: &'a mut [MaybeUninit<V>],
 }
 
 impl<V: Value> Kernel for Backward<'_, V> {
@@ -110,7 +112,8 @@ impl<V: Value> Kernel for Backward<'_, V> {
             let mean = sum([x, dy, gamma], |[x, dy, gamma]| x * dy * gamma) / n as f32;
             let slope = norm * norm * mean;
             for (((dx, &x), &dy), &gamma) in dx.iter_mut().zip(x).zip(dy).zip(gamma) {
-                *dx = V::round(norm * (dy.into() * gamma.into() - slope * x.into()));
+                let g = dy.into() * gamma.into();
+                dx.write(V::round(norm * (g - slope * x.into())));
             }
         }
     }

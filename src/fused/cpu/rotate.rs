@@ -1,5 +1,7 @@
 //! The rotary embedding, `y1 = x1·cos − x2·sin`, `y2 = x2·cos + x1·sin`; its transpose has the other sign of `sin`.
 
+use std::mem::MaybeUninit;
+
 use super::element::Value;
 use super::heads::Heads;
 use crate::cpu::parallel::for_each_chunk;
@@ -17,7 +19,7 @@ pub(super) fn rotate<V: Value>(
     cos: &[f32],
     sin: &[f32],
     sign: f32,
-    y: &mut [V],
+    y: &mut [MaybeUninit<V>],
 ) {
     let token = x.heads * x.d;
     assert_eq!([cos.len(), y.len()], [sin.len(), x.batch * x.seq * token]);
@@ -41,7 +43,7 @@ struct Tokens<'a, V> {
     sin: &'a [f32],
     sign: f32,
     first: usize,
-    y: &'a mut [V],
+    y: &'a mut [MaybeUninit<V>],
 }
 
 impl<V: Value> Kernel for Tokens<'_, V> {
@@ -60,8 +62,8 @@ impl<V: Value> Kernel for Tokens<'_, V> {
                 for i in 0..half {
                     let (x1, x2): (f32, f32) = (x1[i].into(), x2[i].into());
                     let (cos, sin) = (cos[i], self.sign * sin[i]);
-                    y1[i] = V::round(x1 * cos - x2 * sin);
-                    y2[i] = V::round(x2 * cos + x1 * sin);
+                    y1[i].write(V::round(x1 * cos - x2 * sin));
+                    y2[i].write(V::round(x2 * cos + x1 * sin));
                 }
             }
         }

@@ -1,5 +1,7 @@
 //! `y = silu(g) · u` and its gradients, element by element.
 
+use std::mem::MaybeUninit;
+
 use super::element::{Value, sigmoid};
 use crate::cpu::parallel::{Shared, for_each_chunk};
 use crate::cpu::simd::{Isa, Kernel, Simd, dispatch};
@@ -9,7 +11,7 @@ const CHUNK: usize = 1 << 14;
 /// Steps that an element costs, against one multiply-add.
 const COST: usize = 8;
 
-pub(super) fn forward<V: Value>(isa: Isa, gate: &[V], up: &[V], y: &mut [V]) {
+pub(super) fn forward<V: Value>(isa: Isa, gate: &[V], up: &[V], y: &mut [MaybeUninit<V>]) {
     assert_eq!([gate.len(), up.len()], [y.len(); 2]);
     let work = COST * y.len();
     for_each_chunk(y, CHUNK, work, |index, y| {
@@ -22,7 +24,7 @@ pub(super) fn forward<V: Value>(isa: Isa, gate: &[V], up: &[V], y: &mut [V]) {
 struct Forward<'a, V> {
     gate: &'a [V],
     up: &'a [V],
-    y: &'a mut [V],
+    y: &'a mut [MaybeUninit<V>],
 }
 
 impl<V: Value> Kernel for Forward<'_, V> {
@@ -32,7 +34,7 @@ impl<V: Value> Kernel for Forward<'_, V> {
     unsafe fn run<S: Simd>(self) {
         for ((y, &gate), &up) in self.y.iter_mut().zip(self.gate).zip(self.up) {
             let (gate, up): (f32, f32) = (gate.into(), up.into());
-            *y = V::round(gate * sigmoid(gate) * up);
+            y.write(V::round(gate * sigmoid(gate) * up));
         }
     }
 }
@@ -43,8 +45,8 @@ pub(super) fn backward<V: Value>(
     gate: &[V],
     up: &[V],
     dy: &[V],
-    d_gate: &mut [V],
-    d_up: &mut [V],
+    d_gate: &mut [MaybeUninit<V>],
+    d_up: &mut [MaybeUninit<V>],
 ) {
     assert_eq!(
         [gate.len(), up.len(), dy.len(), d_up.len()],
@@ -71,8 +73,8 @@ struct Backward<'a, V> {
     gate: &'a [V],
     up: &'a [V],
     dy: &'a [V],
-    d_gate: &'a mut [V],
-    d_up: &'a mut [V],
+    d_gate: &'a mut [MaybeUninit<V>],
+    d_up: &'a mut [MaybeUninit<V>],
 }
 
 impl<V: Value> Kernel for Backward<'_, V> {
@@ -85,8 +87,8 @@ impl<V: Value> Kernel for Backward<'_, V> {
         for ((d_gate, d_up), ((&gate, &up), &dy)) in outputs.zip(inputs) {
             let (gate, up, dy): (f32, f32, f32) = (gate.into(), up.into(), dy.into());
             let sigmoid = sigmoid(gate);
-            *d_gate = V::round(dy * up * sigmoid * (1.0 + gate * (1.0 - sigmoid)));
-            *d_up = V::round(dy * gate * sigmoid);
+            d_gate.write(V::round(dy * up * sigmoid * (1.0 + gate * (1.0 - sigmoid))));
+            d_up.write(V::round(dy * gate * sigmoid));
         }
     }
 }

@@ -4,6 +4,8 @@
 //! nothing to unpack; `x` is permuted once into the order in which they come. The sums of a block are scaled where
 //! there are few rows, the values themselves where there are more.
 
+use std::mem::MaybeUninit;
+
 use super::element::Element;
 use super::low_rank::LowRank;
 use super::packed::Packed;
@@ -28,7 +30,7 @@ pub(super) fn product<E: Element>(
     w: &Packed,
     x: &[E::Value],
     low: LowRank,
-    y: &mut [E::Value],
+    y: &mut [MaybeUninit<E::Value>],
 ) {
     let [d_out, d_in] = w.shape;
     let rows = y.len() / d_out;
@@ -38,7 +40,7 @@ pub(super) fn product<E: Element>(
     let parts = if w.len() < 1 << 17 { 1 } else { 4 * threads() };
     // Two rows of W at a time.
     let part = d_out.div_ceil(parts).next_multiple_of(2);
-    let y = Shared(y.as_mut_ptr());
+    let y = Shared(y.as_mut_ptr().cast());
     with_operand(rows * stride::<E>(d_in), |order| {
         dispatch(
             isa,

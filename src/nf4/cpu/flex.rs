@@ -1,5 +1,7 @@
 //! The operations of [`Nf4Ops`](crate::nf4::Nf4Ops) on the tensors of Burn's CPU backend.
 
+use std::mem::MaybeUninit;
+
 use burn::backend::{
     Flex,
     ops::FloatTensorOps,
@@ -16,6 +18,7 @@ use super::element::{Element, F32, Pairs};
 use super::low_rank::LowRank;
 use super::packed::{Packed, Scales};
 use super::{few_rows, many_rows, transposed};
+use crate::cpu::output::written;
 use crate::cpu::simd::Isa;
 use crate::nf4::ops::{Nf4ScaleTensors, Nf4Tensors};
 
@@ -53,7 +56,13 @@ pub(in crate::nf4) fn matmul_transposed(y: Float, weight: Nf4Tensors<Flex>, term
 
 /// A product, from and to rows of one dtype.
 trait Product {
-    fn run<E: Element>(w: &Packed, input: &[E::Value], term: LowRank, output: &mut [E::Value]);
+    /// Writes every value of the output.
+    fn run<E: Element>(
+        w: &Packed,
+        input: &[E::Value],
+        term: LowRank,
+        output: &mut [MaybeUninit<E::Value>],
+    );
 
     /// The same with a dense weight `[d_out, d_in]`.
     fn dense(w: Float) -> Float;
@@ -62,7 +71,7 @@ trait Product {
 struct Forward;
 
 impl Product for Forward {
-    fn run<E: Element>(w: &Packed, x: &[E::Value], term: LowRank, y: &mut [E::Value]) {
+    fn run<E: Element>(w: &Packed, x: &[E::Value], term: LowRank, y: &mut [MaybeUninit<E::Value>]) {
         match y.len() / w.shape[0] <= few_rows::MOST {
             true => few_rows::product::<E>(Isa::best(), w, x, term, y),
             false => many_rows::product::<E>(Isa::best(), w, x, term, y),
@@ -77,7 +86,7 @@ impl Product for Forward {
 struct Transposed;
 
 impl Product for Transposed {
-    fn run<E: Element>(w: &Packed, y: &[E::Value], term: LowRank, x: &mut [E::Value]) {
+    fn run<E: Element>(w: &Packed, y: &[E::Value], term: LowRank, x: &mut [MaybeUninit<E::Value>]) {
         transposed::product::<E>(Isa::best(), w, y, term, x)
     }
 
@@ -149,10 +158,14 @@ fn run<P: Product, E: Element>(
     term: LowRank,
     len: usize,
 ) -> Vec<E::Value> {
-    let mut output = bytemuck::zeroed_vec(len);
-    if !input.is_empty() && !output.is_empty() {
-        with_packed(weight, |w| P::run::<E>(w, input, term, &mut output));
+    if input.is_empty() || len == 0 {
+        return vec![E::round(0.0); len];
     }
+    let write = |[output]: [&mut [_]; 1]| {
+        with_packed(weight, |w| P::run::<E>(w, input, term, output));
+    };
+    // SAFETY: a product writes every value.
+    let [output] = unsafe { written([len], write) };
     output
 }
 

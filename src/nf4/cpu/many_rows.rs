@@ -5,10 +5,13 @@
 //! broadcast. One dequantised value thus serves all rows, and no dense weight is ever in memory. A low-rank term is one
 //! panel more.
 
+use std::mem::MaybeUninit;
+use std::ops::Range;
+
 use super::element::{Element, F32};
 use super::low_rank::LowRank;
 use super::packed::Packed;
-use crate::cpu::parallel::{Shared, for_each, threads};
+use crate::cpu::parallel::{Shared, Strips, for_each};
 use crate::cpu::scratch::{with_operand, with_scratch};
 use crate::cpu::simd::{Isa, Kernel, Simd, Tile, dispatch};
 
@@ -31,7 +34,7 @@ pub(super) fn product<E: Element>(
     w: &Packed,
     x: &[E::Value],
     low: LowRank,
-    y: &mut [E::Value],
+    y: &mut [MaybeUninit<E::Value>],
 ) {
     let [d_out, d_in] = w.shape;
     let rows = y.len() / d_out;
@@ -55,7 +58,7 @@ struct Block<'a, E: Element> {
     w: &'a Packed<'a>,
     x: &'a [E::Value],
     low: LowRank<'a>,
-    y: &'a mut [E::Value],
+    y: &'a mut [MaybeUninit<E::Value>],
 }
 
 impl<E: Element> Kernel for Block<'_, E> {
@@ -72,11 +75,8 @@ impl<E: Element> Kernel for Block<'_, E> {
             rows,
         };
         let depth = words.div_ceil(words.div_ceil(DEPTH)).next_multiple_of(32);
-        let strip = d_out
-            .div_ceil(4 * threads())
-            .next_multiple_of(STEP)
-            .min(STRIP);
-        let y = Shared(self.y.as_mut_ptr());
+        let strips = Strips::new(d_out, STEP, STRIP);
+        let y = Shared(self.y.as_mut_ptr().cast());
         let low = self.low;
         with_operand(groups.width() * (words + low.rank), |packed| {
             let (packed, packed_u) = packed.split_at_mut(groups.width() * words);
@@ -95,9 +95,11 @@ impl<E: Element> Kernel for Block<'_, E> {
                 dispatch(self.isa, task(low.u.as_ptr(), low.rank, to_u));
             });
             let (packed, packed_u) = (&*packed, &*packed_u);
-            for_each(d_out.div_ceil(strip), rows * self.w.len(), |index| {
-                let first = index * strip;
-                let last = (first + strip).min(d_out);
+            for_each(strips.count(), rows * self.w.len(), |index| {
+                let Range {
+                    start: first,
+                    end: last,
+                } = strips.columns(index);
                 let sizes = Sizes {
                     count: (last - first).next_multiple_of(STEP),
                     w_stride: depth + PAD,
@@ -286,13 +288,19 @@ impl<E: Element> Kernel for Strip<'_, E> {
             // SAFETY: as above.
             unsafe { panel.add::<S, F32>(&groups, sums, true) };
         }
-        // Blocks of eight rows, so that a cache line of `sums` is used whole.
+        // Eight rows at a time, turned in what held `W`.
         for block in (0..groups.rows).step_by(8) {
-            for j in 0..last - first {
-                for row in block..groups.rows.min(block + 8) {
-                    let sum = E::round(sums[j * sum_stride + row]);
+            for j in (0..count).step_by(8) {
+                let sums = sums[j * sum_stride + block..].as_ptr();
+                // SAFETY: `sums` has `count` rows, a multiple of eight, of eight values or more from `block` on: they
+                // are padded. `dense` has room for eight rows of `count`.
+                unsafe { S::transpose(sums, sum_stride, dense[j..].as_mut_ptr(), count) };
+            }
+            let turned = dense.chunks_exact(count);
+            for (row, sums) in (block..groups.rows.min(block + 8)).zip(turned) {
+                for (j, &sum) in sums[..last - first].iter().enumerate() {
                     // SAFETY: these columns of `y` are this task's own.
-                    unsafe { *self.y.at(row * d_out + first + j) = sum };
+                    unsafe { *self.y.at(row * d_out + first + j) = E::round(sum) };
                 }
             }
         }

@@ -1,5 +1,7 @@
 //! Every kernel on every instruction set of this machine, against the plain reference.
 
+use std::mem::MaybeUninit;
+
 use proptest::prelude::*;
 
 use half::bf16;
@@ -8,6 +10,7 @@ use super::element::{Element, F32, Pairs};
 use super::low_rank::LowRank;
 use super::packed::{Packed, Scales};
 use super::{dequantize::dequantize, few_rows, many_rows, transposed};
+use crate::cpu::output::written;
 use crate::cpu::simd::Isa;
 use crate::nf4::blocks::{BLOCK_SIZES, BlockSize};
 use crate::nf4::{Nf4Config, Nf4Data, Nf4Scales};
@@ -99,21 +102,34 @@ fn check_products<E: Element>(
             .map(|&value| E::round(value))
             .collect::<Vec<_>>()
     };
-    let nan = |len| vec![E::round(f32::NAN); len];
+    let over_nan = |len, write: &dyn Fn(&mut [MaybeUninit<E::Value>])| {
+        let nan = MaybeUninit::new(E::round(f32::NAN));
+        // SAFETY: all of it is written here.
+        let [values] = unsafe {
+            written([len], |[memory]| {
+                memory.fill(nan);
+                write(memory);
+            })
+        };
+        values
+    };
     if d_in.is_multiple_of(E::PER_WORD) {
         let x = values(x);
-        let mut y = nan(rows * d_out);
-        many_rows::product::<E>(isa, w, &x, forward, &mut y);
+        let y = over_nan(rows * d_out, &|y| {
+            many_rows::product::<E>(isa, w, &x, forward, y)
+        });
         check("many rows", isa, &y, exact[0], d_in + forward.rank, epsilon);
         if rows <= few_rows::MOST {
-            let mut y = nan(rows * d_out);
-            few_rows::product::<E>(isa, w, &x, forward, &mut y);
+            let y = over_nan(rows * d_out, &|y| {
+                few_rows::product::<E>(isa, w, &x, forward, y)
+            });
             check("few rows", isa, &y, exact[0], d_in + forward.rank, epsilon);
         }
     }
     if d_out.is_multiple_of(E::PER_WORD) {
-        let mut dx = nan(rows * d_in);
-        transposed::product::<E>(isa, w, &values(dy), backward, &mut dx);
+        let dx = over_nan(rows * d_in, &|dx| {
+            transposed::product::<E>(isa, w, &values(dy), backward, dx)
+        });
         check(
             "transposed",
             isa,

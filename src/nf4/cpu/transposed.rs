@@ -4,10 +4,13 @@
 //! hundred rows of `W` at a time; vectors run along them, values of `y` are broadcast. Strips share no output, so
 //! threads need no reduction. A low-rank term is one panel more.
 
+use std::mem::MaybeUninit;
+use std::ops::Range;
+
 use super::element::{Element, F32};
 use super::low_rank::LowRank;
 use super::packed::Packed;
-use crate::cpu::parallel::{Shared, for_each, threads};
+use crate::cpu::parallel::{Shared, Strips, for_each};
 use crate::cpu::scratch::{with_operand, with_scratch};
 use crate::cpu::simd::{Isa, Kernel, Simd, Tile, dispatch};
 
@@ -29,7 +32,7 @@ pub(super) fn product<E: Element>(
     w: &Packed,
     y: &[E::Value],
     low: LowRank,
-    x: &mut [E::Value],
+    x: &mut [MaybeUninit<E::Value>],
 ) {
     let [d_out, d_in] = w.shape;
     let rows = x.len() / d_in;
@@ -41,7 +44,7 @@ pub(super) fn product<E: Element>(
     for (index, (y, x)) in blocks.enumerate() {
         let rows = x.len() / d_in;
         let low = low.rows(index * block, rows);
-        let x = Shared(x.as_mut_ptr());
+        let x = Shared(x.as_mut_ptr().cast());
         if rows >= TILE_ROWS {
             strips::<E>(isa, w, y, low, rows, x);
             continue;
@@ -73,15 +76,14 @@ fn strips<E: Element>(
 ) {
     let [d_out, d_in] = w.shape;
     let words = d_out / E::PER_WORD;
-    let strip = d_in
-        .div_ceil(4 * threads())
-        .next_multiple_of(STEP)
-        .min(STRIP);
+    let strips = Strips::new(d_in, STEP, STRIP);
     let depth = words.div_ceil(words.div_ceil(DEPTH));
-    for_each(d_in.div_ceil(strip), rows * w.len(), |index| {
-        let first = index * strip;
-        let last = (first + strip).min(d_in);
-        let stride = strip + PAD;
+    for_each(strips.count(), rows * w.len(), |index| {
+        let Range {
+            start: first,
+            end: last,
+        } = strips.columns(index);
+        let stride = strips.width() + PAD;
         with_scratch((depth + rows + TILE_ROWS) * stride, |scratch| {
             let task = Strip::<E> {
                 w,
