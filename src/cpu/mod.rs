@@ -1,12 +1,18 @@
 //! What kernels on a CPU share.
 //!
 //! * [`simd`]: the instruction sets they are compiled for, chosen at run time;
+//! * [`matmul`]: products of matrices;
 //! * [`output`]: memory for results;
 //! * [`parallel`]: threads;
-//! * [`scratch`]: memory that outlives a call.
+//! * [`scratch`]: memory that outlives a call;
+//! * [`value`]: dtypes; `flex`: Burn's tensors.
 #![allow(unsafe_code)]
 
+#[cfg(feature = "flex")]
+pub(crate) mod flex;
+pub(crate) mod matmul;
 pub(crate) mod output;
 pub(crate) mod parallel;
 pub(crate) mod scratch;
 pub(crate) mod simd;
+pub(crate) mod value;

@@ -20,7 +20,6 @@ use burn::backend::{
 use burn::tensor::FloatDType;
 
 use super::ops::{Nf4Ops, Nf4ScaleTensors, Nf4Tensors};
-use super::portable;
 
 impl<B: Nf4Ops, C: CheckpointStrategy> Nf4Ops for Autodiff<B, C> {
     fn nf4_dequantize(weight: Nf4Tensors<Self>, dtype: FloatDType) -> FloatTensor<Self> {
@@ -104,7 +103,7 @@ fn low_rank<B: Nf4Ops, C: CheckpointStrategy>(
             let x_state = a.is_tracked().then(|| prep.checkpoint(&x));
             let b_tracked = b.is_tracked();
             let (x, a, b) = (x.into_primitive(), a.into_primitive(), b.into_primitive());
-            let u = portable::scaled_matmul::<B>(x.clone(), a.clone(), scale);
+            let u = B::low_rank_input(x.clone(), a.clone(), scale);
             let y = B::nf4_matmul_add(x, weight.clone(), u.clone(), b.clone());
             let state = LowRankState {
                 x: x_state,
@@ -154,18 +153,13 @@ impl<B: Nf4Ops> Backward<B, 3> for LowRank {
         let state = ops.state;
         let [x, a, b] = ops.parents;
         let dy = grads.consume::<B>(&ops.node);
-        let dtype = portable::float_dtype::<B>(&state.b);
-        let dy_cast = portable::cast::<B>(dy.clone(), dtype);
         if let (Some(b), Some(u)) = (b, state.u) {
-            let db = B::float_matmul(B::float_transpose(u), dy_cast.clone());
-            grads.register::<B>(b.id, db);
+            grads.register::<B>(b.id, B::low_rank_gradient_b(u, dy.clone()));
         }
-        let v = portable::scaled_matmul::<B>(dy_cast, B::float_transpose(state.b), state.scale);
+        let v = B::low_rank_input(dy.clone(), B::float_transpose(state.b), state.scale);
         if let (Some(a), Some(x)) = (a, state.x) {
             let x = checkpointer.retrieve_node_output::<FloatTensor<B>>(x);
-            let x = portable::cast::<B>(x, dtype);
-            let da = B::float_matmul(B::float_transpose(x), v.clone());
-            grads.register::<B>(a.id, da);
+            grads.register::<B>(a.id, B::low_rank_gradient_a(x, v.clone()));
         }
         if let Some(x) = x {
             let a = B::float_transpose(state.a);

@@ -23,6 +23,8 @@ use burn::tensor::{FloatDType, Int, Tensor};
 #[cfg(feature = "flex")]
 use super::cpu::flex;
 use super::portable;
+#[cfg(feature = "flex")]
+use crate::cpu::flex as low_rank;
 
 /// The tensors of one packed weight on a backend; see [`Nf4Weight`](super::Nf4Weight) for what they hold.
 #[derive(Clone, Debug, ExtensionType)]
@@ -119,8 +121,23 @@ pub trait Nf4Ops: Backend {
         b: FloatTensor<Self>,
         scale: f64,
     ) -> FloatTensor<Self> {
-        let u = portable::scaled_matmul::<Self>(x.clone(), a, scale);
+        let u = Self::low_rank_input(x.clone(), a, scale);
         Self::nf4_matmul_add(x, weight, u, b)
+    }
+
+    /// `scale · x · a`: `[rows, d] · [d, r] -> [rows, r]`, in the dtype of `a`.
+    fn low_rank_input(x: FloatTensor<Self>, a: FloatTensor<Self>, scale: f64) -> FloatTensor<Self> {
+        portable::scaled_matmul::<Self>(x, a, scale)
+    }
+
+    /// The gradient of `a`, `xᵀ · v`: `[rows, d]`, `[rows, r] -> [d, r]`, in the dtype of `v`.
+    fn low_rank_gradient_a(x: FloatTensor<Self>, v: FloatTensor<Self>) -> FloatTensor<Self> {
+        portable::gradient_a::<Self>(x, v)
+    }
+
+    /// The gradient of `b`, `uᵀ · dy`: `[rows, r]`, `[rows, d] -> [r, d]`, in the dtype of `u`.
+    fn low_rank_gradient_b(u: FloatTensor<Self>, dy: FloatTensor<Self>) -> FloatTensor<Self> {
+        portable::gradient_b::<Self>(u, dy)
     }
 }
 
@@ -155,6 +172,27 @@ impl Nf4Ops for burn::backend::Flex {
         v: FloatTensor<Self>,
     ) -> FloatTensor<Self> {
         flex::matmul_transposed(y, weight, Some((u, v)))
+    }
+
+    fn low_rank_input(x: FloatTensor<Self>, a: FloatTensor<Self>, scale: f64) -> FloatTensor<Self> {
+        match low_rank::serves(&x, &a) {
+            true => low_rank::to_rank(&x, &a, scale),
+            false => portable::scaled_matmul::<Self>(x, a, scale),
+        }
+    }
+
+    fn low_rank_gradient_a(x: FloatTensor<Self>, v: FloatTensor<Self>) -> FloatTensor<Self> {
+        match low_rank::serves(&x, &v) {
+            true => low_rank::over_rows(&v, &x, true),
+            false => portable::gradient_a::<Self>(x, v),
+        }
+    }
+
+    fn low_rank_gradient_b(u: FloatTensor<Self>, dy: FloatTensor<Self>) -> FloatTensor<Self> {
+        match low_rank::serves(&dy, &u) {
+            true => low_rank::over_rows(&u, &dy, false),
+            false => portable::gradient_b::<Self>(u, dy),
+        }
     }
 }
 

@@ -120,6 +120,18 @@ pub(super) fn scaled_matmul<B: Backend>(
     B::float_mul_scalar(B::float_matmul(x, a), scale.into())
 }
 
+/// `xᵀ · v`, in the dtype of `v`.
+pub(super) fn gradient_a<B: Backend>(x: FloatTensor<B>, v: FloatTensor<B>) -> FloatTensor<B> {
+    let x = cast::<B>(x, float_dtype::<B>(&v));
+    B::float_matmul(B::float_transpose(x), v)
+}
+
+/// `uᵀ · dy`, in the dtype of `u`.
+pub(super) fn gradient_b<B: Backend>(u: FloatTensor<B>, dy: FloatTensor<B>) -> FloatTensor<B> {
+    let dy = cast::<B>(dy, float_dtype::<B>(&u));
+    B::float_matmul(B::float_transpose(u), dy)
+}
+
 #[cfg(test)]
 mod tests {
     use burn::backend::Dispatch;

@@ -10,12 +10,13 @@
 use std::mem::MaybeUninit;
 use std::ops::Range;
 
-use super::element::{Value, exp, max, sum};
+use super::element::{exp, max, sum};
 use super::heads::Heads;
-use super::product::{Matrix, product};
+use crate::cpu::matmul::small::{Matrix, product};
 use crate::cpu::parallel::{Shared, for_each};
 use crate::cpu::scratch::with_scratch;
 use crate::cpu::simd::{Isa, Kernel, Simd, dispatch};
+use crate::cpu::value::Value;
 use crate::fused::Visible;
 
 /// Queries of a block, and what keys are taken in multiples of: whole vectors, and whole tiles, of any instruction set.

@@ -1,8 +1,9 @@
 //! `−log softmax(z)[label]`, summed over labelled rows, and its gradient.
 
-use super::element::{Value, exp, max, sum};
+use super::element::{exp, max, sum};
 use crate::cpu::parallel::for_each_chunk;
 use crate::cpu::simd::{Isa, Kernel, Simd, dispatch};
+use crate::cpu::value::Value;
 
 /// Steps that a logit costs, against one multiply-add.
 const COST: usize = 8;

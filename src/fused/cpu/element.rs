@@ -1,29 +1,8 @@
-//! Values as they are stored, and arithmetic that compilers turn into vectors.
+//! Arithmetic that compilers turn into vectors.
 //!
 //! Everything here is plain code, `#[inline(always)]` into kernels that are compiled for each instruction set.
 
-use burn::tensor::Element;
-use bytemuck::Pod;
-use half::bf16;
-
-/// A dtype that the kernels serve: widened to f32 exactly, rounded once.
-pub(super) trait Value: Pod + Element + Into<f32> + Send + Sync {
-    fn round(value: f32) -> Self;
-}
-
-impl Value for f32 {
-    #[inline(always)]
-    fn round(value: f32) -> Self {
-        value
-    }
-}
-
-impl Value for bf16 {
-    #[inline(always)]
-    fn round(value: f32) -> Self {
-        bf16::from_f32(value)
-    }
-}
+use crate::cpu::value::Value;
 
 /// `e^x` to about two ulps; zero below −87 and infinity above 88, a little before f32's own limits.
 ///

@@ -2,66 +2,18 @@
 
 use std::mem::MaybeUninit;
 
-use burn::backend::{Flex, ops::FloatTensorOps, tensor::FloatTensor};
-use burn::tensor::{DType, Shape, TensorData};
-use half::bf16;
+use burn::backend::{Flex, ops::FloatTensorOps};
+use burn::tensor::{Shape, TensorData};
 
 use super::attention::Attention;
 use super::cross_entropy::{self, Labels, Partition};
-use super::element::Value;
 use super::heads::Heads;
 use super::rms_norm::Rows;
 use super::{rotate as rotation, swiglu as gate_unit};
-use crate::cpu::output::written;
+use crate::cpu::flex::{Float, filled, last, of_dtype, shape, slice};
 use crate::cpu::simd::Isa;
+use crate::cpu::value::Value;
 use crate::fused::Visible;
-
-pub(super) type Float = FloatTensor<Flex>;
-
-/// Calls a function with the type of the values of a tensor.
-macro_rules! of_dtype {
-    ($tensor:expr, $function:ident($($argument:expr),* $(,)?)) => {
-        match $tensor.dtype() {
-            DType::BF16 => $function::<bf16>($($argument),*),
-            _ => $function::<f32>($($argument),*),
-        }
-    };
-}
-
-fn shape<const D: usize>(tensor: &Float) -> [usize; D] {
-    tensor.layout().shape().dims()
-}
-
-fn last(tensor: &Float) -> usize {
-    let shape = tensor.layout().shape();
-    shape[shape.num_dims() - 1]
-}
-
-fn slice<V: Value>(contiguous: &Float) -> &[V] {
-    contiguous
-        .as_slice()
-        .expect("contiguous, and of this dtype")
-}
-
-/// Tensors of the shapes of `like`, their values written by `f`.
-///
-/// # Safety
-///
-/// `f` writes every value.
-unsafe fn filled<V: Value, const N: usize>(
-    like: [&Float; N],
-    f: impl FnOnce([&mut [MaybeUninit<V>]; N]),
-) -> [Float; N] {
-    let mut shapes = like
-        .map(|tensor| tensor.layout().shape().clone())
-        .into_iter();
-    // SAFETY: as above.
-    let vectors = unsafe { written(like.map(|tensor| tensor.layout().num_elements()), f) };
-    vectors.map(|values| {
-        let shape = shapes.next().expect("a shape for each");
-        Float::from_data(TensorData::new(values, shape))
-    })
-}
 
 pub(super) fn swiglu(gate: &Float, up: &Float) -> Float {
     fn of<V: Value>(gate: &Float, up: &Float) -> Float {

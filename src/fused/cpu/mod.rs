@@ -2,7 +2,7 @@
 //!
 //! * [`ops`]: operations of Burn's backend, with their backward; [`flex`]: its tensors in and out;
 //! * [`swiglu`](mod@swiglu), [`rms_norm`](mod@rms_norm), [`rotate`](mod@rotate), [`attention`](mod@attention),
-//!   [`cross_entropy`](mod@cross_entropy): the kernels, over [`element`] and [`product`].
+//!   [`cross_entropy`](mod@cross_entropy): the kernels, over [`element`].
 #![allow(unsafe_code)]
 // `backend_extension` checks the features of this crate and of Burn in what it generates.
 #![allow(unexpected_cfgs)]
@@ -13,7 +13,6 @@ mod element;
 mod flex;
 mod heads;
 mod ops;
-mod product;
 mod rms_norm;
 mod rotate;
 mod swiglu;

@@ -13,7 +13,8 @@ use burn::backend::{
 };
 
 use super::cross_entropy::Partition;
-use super::flex::{self, Float};
+use super::flex;
+use crate::cpu::flex::Float;
 use crate::fused::Visible;
 
 /// The operations, on f32 and bf16.

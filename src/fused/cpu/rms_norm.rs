@@ -2,9 +2,10 @@
 
 use std::mem::MaybeUninit;
 
-use super::element::{Value, sum};
+use super::element::sum;
 use crate::cpu::parallel::for_each_chunk;
 use crate::cpu::simd::{Isa, Kernel, Simd, dispatch};
+use crate::cpu::value::Value;
 
 /// Elements of a task, about.
 const CHUNK: usize = 1 << 13;

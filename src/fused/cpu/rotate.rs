@@ -2,10 +2,10 @@
 
 use std::mem::MaybeUninit;
 
-use super::element::Value;
 use super::heads::Heads;
 use crate::cpu::parallel::for_each_chunk;
 use crate::cpu::simd::{Isa, Kernel, Simd, dispatch};
+use crate::cpu::value::Value;
 
 /// Tokens of a task.
 const CHUNK: usize = 32;

@@ -2,9 +2,10 @@
 
 use std::mem::MaybeUninit;
 
-use super::element::{Value, sigmoid};
+use super::element::sigmoid;
 use crate::cpu::parallel::{Shared, for_each_chunk};
 use crate::cpu::simd::{Isa, Kernel, Simd, dispatch};
+use crate::cpu::value::Value;
 
 /// Elements of a task.
 const CHUNK: usize = 1 << 14;

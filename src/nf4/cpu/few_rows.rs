@@ -6,9 +6,9 @@
 
 use std::mem::MaybeUninit;
 
-use super::element::Element;
-use super::low_rank::LowRank;
+use super::codes::Codes;
 use super::packed::Packed;
+use crate::cpu::matmul::low_rank::LowRank;
 use crate::cpu::parallel::{Shared, for_each, threads};
 use crate::cpu::scratch::{with_operand, with_scratch};
 use crate::cpu::simd::{Isa, Kernel, Simd, dispatch};
@@ -25,7 +25,7 @@ const SCALES_AHEAD: usize = 8;
 const SPREAD: usize = 4;
 
 /// `y = x · Wᵀ + u · v`, row-major, every element of `y` written.
-pub(super) fn product<E: Element>(
+pub(super) fn product<E: Codes>(
     isa: Isa,
     w: &Packed,
     x: &[E::Value],
@@ -76,13 +76,13 @@ pub(super) fn product<E: Element>(
 }
 
 /// Puts each row of `x` in the order in which the words of a vector give their codes.
-struct Permute<'a, E: Element> {
+struct Permute<'a, E: Codes> {
     x: &'a [E::Value],
     order: &'a mut [f32],
     d_in: usize,
 }
 
-impl<E: Element> Kernel for Permute<'_, E> {
+impl<E: Codes> Kernel for Permute<'_, E> {
     type Output = ();
 
     #[inline(always)]
@@ -95,12 +95,12 @@ impl<E: Element> Kernel for Permute<'_, E> {
 }
 
 /// Words of a permuted row.
-fn stride<E: Element>(d_in: usize) -> usize {
+fn stride<E: Codes>(d_in: usize) -> usize {
     d_in.div_ceil(E::PER_WORD)
 }
 
 /// Rows `first..last` of `W`, which are columns of `y`.
-struct Part<'a, E: Element> {
+struct Part<'a, E: Codes> {
     w: &'a Packed<'a>,
     x: &'a [E::Value],
     /// `x`, permuted.
@@ -115,7 +115,7 @@ struct Part<'a, E: Element> {
     scratch: &'a mut [f32],
 }
 
-impl<E: Element> Kernel for Part<'_, E> {
+impl<E: Codes> Kernel for Part<'_, E> {
     type Output = ();
 
     #[inline(always)]
@@ -138,7 +138,7 @@ impl<E: Element> Kernel for Part<'_, E> {
     }
 }
 
-impl<E: Element> Part<'_, E> {
+impl<E: Codes> Part<'_, E> {
     #[inline(always)]
     unsafe fn rows_of<S: Simd, const R: usize>(&mut self) {
         // SAFETY: what `Simd` asks for.

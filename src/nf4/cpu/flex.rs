@@ -13,11 +13,13 @@ use half::slice::HalfFloatSliceExt;
 use half::vec::HalfFloatVecExt;
 use half::{bf16, f16};
 
+use super::codes::Codes;
 use super::dequantize::{self, Rounded};
-use super::element::{Element, F32, Pairs};
-use super::low_rank::LowRank;
+use super::few_rows;
 use super::packed::{Packed, Scales};
-use super::{few_rows, many_rows, transposed};
+use crate::cpu::matmul::element::{F32, Pairs};
+use crate::cpu::matmul::low_rank::LowRank;
+use crate::cpu::matmul::{many_rows, transposed};
 use crate::cpu::output::written;
 use crate::cpu::simd::Isa;
 use crate::nf4::ops::{Nf4ScaleTensors, Nf4Tensors};
@@ -57,7 +59,7 @@ pub(in crate::nf4) fn matmul_transposed(y: Float, weight: Nf4Tensors<Flex>, term
 /// A product, from and to rows of one dtype.
 trait Product {
     /// Writes every value of the output.
-    fn run<E: Element>(
+    fn run<E: Codes>(
         w: &Packed,
         input: &[E::Value],
         term: LowRank,
@@ -71,10 +73,10 @@ trait Product {
 struct Forward;
 
 impl Product for Forward {
-    fn run<E: Element>(w: &Packed, x: &[E::Value], term: LowRank, y: &mut [MaybeUninit<E::Value>]) {
+    fn run<E: Codes>(w: &Packed, x: &[E::Value], term: LowRank, y: &mut [MaybeUninit<E::Value>]) {
         match y.len() / w.shape[0] <= few_rows::MOST {
             true => few_rows::product::<E>(Isa::best(), w, x, term, y),
-            false => many_rows::product::<E>(Isa::best(), w, x, term, y),
+            false => many_rows::product::<E, _>(Isa::best(), w, x, term, y),
         }
     }
 
@@ -86,8 +88,8 @@ impl Product for Forward {
 struct Transposed;
 
 impl Product for Transposed {
-    fn run<E: Element>(w: &Packed, y: &[E::Value], term: LowRank, x: &mut [MaybeUninit<E::Value>]) {
-        transposed::product::<E>(Isa::best(), w, y, term, x)
+    fn run<E: Codes>(w: &Packed, y: &[E::Value], term: LowRank, x: &mut [MaybeUninit<E::Value>]) {
+        transposed::product::<E, _>(Isa::best(), w, y, term, x)
     }
 
     fn dense(w: Float) -> Float {
@@ -152,7 +154,7 @@ fn product<P: Product>(
     })
 }
 
-fn run<P: Product, E: Element>(
+fn run<P: Product, E: Codes>(
     weight: &Nf4Tensors<Flex>,
     input: &[E::Value],
     term: LowRank,

@@ -2,26 +2,23 @@
 //!
 //! * [`packed`]: a packed weight as the kernels read it; dequantising any part of it;
 //! * [`quantize`], [`columns`] of a transposed weight, by way of [`cells`]; [`dequantize`]; all for whole weights, on all threads;
-//! * [`few_rows`], [`many_rows`], [`transposed`]: the products;
+//! * [`few_rows`]: the product with few rows; [`codes`]: what those with many rows need of a packed weight;
 //! * [`flex`]: Burn's tensors in and out.
 #![allow(unsafe_code)]
 
 pub(crate) mod cells;
+mod codes;
 mod columns;
 mod dequantize;
-mod element;
 mod few_rows;
 #[cfg(feature = "flex")]
 pub(super) mod flex;
-mod low_rank;
-mod many_rows;
 mod packed;
 mod quantize;
 #[cfg(test)]
 mod quantize_tests;
 #[cfg(test)]
 mod tests;
-mod transposed;
 
 pub(super) use crate::cpu::simd::Isa;
 pub(super) use columns::Columns;

@@ -6,10 +6,12 @@ use proptest::prelude::*;
 
 use half::bf16;
 
-use super::element::{Element, F32, Pairs};
-use super::low_rank::LowRank;
+use super::codes::Codes;
 use super::packed::{Packed, Scales};
-use super::{dequantize::dequantize, few_rows, many_rows, transposed};
+use super::{dequantize::dequantize, few_rows};
+use crate::cpu::matmul::element::{Element, F32, Pairs};
+use crate::cpu::matmul::low_rank::LowRank;
+use crate::cpu::matmul::{many_rows, transposed};
 use crate::cpu::output::written;
 use crate::cpu::simd::Isa;
 use crate::nf4::blocks::{BLOCK_SIZES, BlockSize};
@@ -86,7 +88,7 @@ fn check<T: Copy + Into<f32>>(
 }
 
 /// The products in one arithmetic, what is to be overwritten NaN before.
-fn check_products<E: Element>(
+fn check_products<E: Codes>(
     isa: Isa,
     w: &Packed,
     [x, dy]: [&[f32]; 2],
@@ -116,7 +118,7 @@ fn check_products<E: Element>(
     if d_in.is_multiple_of(E::PER_WORD) {
         let x = values(x);
         let y = over_nan(rows * d_out, &|y| {
-            many_rows::product::<E>(isa, w, &x, forward, y)
+            many_rows::product::<E, _>(isa, w, &x, forward, y)
         });
         check("many rows", isa, &y, exact[0], d_in + forward.rank, epsilon);
         if rows <= few_rows::MOST {
@@ -128,7 +130,7 @@ fn check_products<E: Element>(
     }
     if d_out.is_multiple_of(E::PER_WORD) {
         let dx = over_nan(rows * d_in, &|dx| {
-            transposed::product::<E>(isa, w, &values(dy), backward, dx)
+            transposed::product::<E, _>(isa, w, &values(dy), backward, dx)
         });
         check(
             "transposed",

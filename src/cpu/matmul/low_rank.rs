@@ -19,13 +19,13 @@ impl<'a> LowRank<'a> {
     /// # Panics
     ///
     /// If the factors have other lengths.
-    pub(super) fn check(&self, rows: usize, columns: usize) {
+    pub(crate) fn check(&self, rows: usize, columns: usize) {
         let expected = (rows * self.rank, self.rank * columns);
         assert_eq!((self.u.len(), self.v.len()), expected, "a low-rank term");
     }
 
     /// The term of `count` rows from `first` on.
-    pub(super) fn rows(self, first: usize, count: usize) -> Self {
+    pub(crate) fn rows(self, first: usize, count: usize) -> Self {
         Self {
             u: &self.u[first * self.rank..][..count * self.rank],
             ..self

@@ -1,43 +1,45 @@
-//! What a product computes in: f32, or pairs of bf16 that a processor multiplies and sums in f32.
-//!
-//! Either comes in words of 32 bits, one f32 or two neighbouring bf16 of the inner dimension, so that one driver moves
-//! both: a tile multiplies words with words.
+//! A packed weight in the words of an arithmetic.
 
 use std::ops::Range;
 
-use bytemuck::Pod;
 use half::bf16;
 
 use super::packed::Packed;
-use crate::cpu::simd::{Simd, Tile};
+use crate::cpu::matmul::Source;
+use crate::cpu::matmul::element::{Element, F32, Pairs};
+use crate::cpu::simd::Simd;
 
-/// An arithmetic of the products.
-pub(super) trait Element: 'static {
-    /// Dtype of the activations.
-    type Value: Pod + burn::tensor::Element + Into<f32>;
-    /// Values in a word.
-    const PER_WORD: usize;
+impl<E: Codes> Source<E> for &Packed<'_> {
+    fn shape(&self) -> [usize; 2] {
+        self.shape
+    }
 
-    /// The values of a run of the weight as words; the run begins and ends on words.
+    #[inline(always)]
+    unsafe fn run<S: Simd>(&self, range: Range<usize>, out: &mut [f32]) {
+        unsafe { E::decode::<S>(self, range, out) }
+    }
+
+    #[inline(always)]
+    unsafe fn runs<S: Simd>(&self, range: Range<usize>, out: &mut [f32]) {
+        unsafe { E::decode_rows::<S>(self, range, out) }
+    }
+}
+
+/// An arithmetic that codes can be turned into.
+pub(super) trait Codes: Element {
+    /// [`Source::run`] of a packed weight.
     ///
     /// # Safety
     ///
     /// As [`Simd`].
     unsafe fn decode<S: Simd>(w: &Packed, range: Range<usize>, out: &mut [f32]);
 
-    /// `PER_WORD` rows of the weight, whose starts are `stride` values apart, as words that hold a value of each.
+    /// [`Source::runs`] of a packed weight.
     ///
     /// # Safety
     ///
     /// As [`Simd`].
-    unsafe fn decode_rows<S: Simd>(w: &Packed, range: Range<usize>, stride: usize, out: &mut [f32]);
-
-    /// [`Simd::tile`] in this arithmetic, strides and depth in words.
-    ///
-    /// # Safety
-    ///
-    /// As [`Simd`].
-    unsafe fn tile<S: Simd>(tile: Tile);
+    unsafe fn decode_rows<S: Simd>(w: &Packed, range: Range<usize>, out: &mut [f32]);
 
     /// Puts a row of `x` in the order in which the words of a vector give their codes, whole runs of `8 · LANES` values.
     fn permute<S: Simd>(x: &[Self::Value], order: &mut [f32]);
@@ -55,31 +57,20 @@ pub(super) trait Element: 'static {
         stride: usize,
         sums: &mut [S::F32; R],
     );
-
-    /// The result, rounded to nearest even.
-    fn round(value: f32) -> Self::Value;
 }
 
-/// f32 throughout.
-pub(super) struct F32;
+/// From so many rows on, [`F32`] scales values, not sums.
+const SCALE_VALUES: usize = 4;
 
-impl Element for F32 {
-    type Value = f32;
-    const PER_WORD: usize = 1;
-
+impl Codes for F32 {
     #[inline(always)]
     unsafe fn decode<S: Simd>(w: &Packed, range: Range<usize>, out: &mut [f32]) {
         unsafe { w.decode::<S>(range, out) }
     }
 
     #[inline(always)]
-    unsafe fn decode_rows<S: Simd>(w: &Packed, range: Range<usize>, _: usize, out: &mut [f32]) {
+    unsafe fn decode_rows<S: Simd>(w: &Packed, range: Range<usize>, out: &mut [f32]) {
         unsafe { w.decode::<S>(range, out) }
-    }
-
-    #[inline(always)]
-    unsafe fn tile<S: Simd>(tile: Tile) {
-        unsafe { S::tile(tile) }
     }
 
     #[inline(always)]
@@ -128,38 +119,21 @@ impl Element for F32 {
             }
         }
     }
-
-    #[inline(always)]
-    fn round(value: f32) -> f32 {
-        value
-    }
 }
-
-/// bf16 activations and weights, sums in f32. The weight is rounded to bf16, as bitsandbytes does for bf16 activations.
-pub(super) struct Pairs;
-
-/// From so many rows on, [`F32`] scales values, not sums.
-const SCALE_VALUES: usize = 4;
 
 /// Values of two rows on their way into pairs.
 const ROW: usize = 128;
 
-impl Element for Pairs {
-    type Value = bf16;
-    const PER_WORD: usize = 2;
-
+/// The weight is rounded to bf16, as bitsandbytes does for bf16 activations.
+impl Codes for Pairs {
     #[inline(always)]
     unsafe fn decode<S: Simd>(w: &Packed, range: Range<usize>, out: &mut [f32]) {
         unsafe { w.decode_bf16::<S>(range, bytemuck::cast_slice_mut(out)) }
     }
 
     #[inline(always)]
-    unsafe fn decode_rows<S: Simd>(
-        w: &Packed,
-        range: Range<usize>,
-        stride: usize,
-        out: &mut [f32],
-    ) {
+    unsafe fn decode_rows<S: Simd>(w: &Packed, range: Range<usize>, out: &mut [f32]) {
+        let stride = w.shape[1];
         let mut rows = [[0; ROW]; 2];
         for first in range.clone().step_by(ROW) {
             let n = ROW.min(range.end - first);
@@ -176,11 +150,6 @@ impl Element for Pairs {
                 );
             }
         }
-    }
-
-    #[inline(always)]
-    unsafe fn tile<S: Simd>(tile: Tile) {
-        unsafe { S::tile_of_pairs(tile) }
     }
 
     #[inline(always)]
@@ -223,10 +192,5 @@ impl Element for Pairs {
                 *sum = S::mul_add(part, scale, *sum);
             }
         }
-    }
-
-    #[inline(always)]
-    fn round(value: f32) -> bf16 {
-        bf16::from_f32(value)
     }
 }

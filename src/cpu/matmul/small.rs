@@ -4,9 +4,9 @@ use crate::cpu::simd::{Simd, Tile};
 
 /// Rows of values with a distance between their beginnings.
 #[derive(Clone, Copy)]
-pub(super) struct Matrix<'a> {
-    pub(super) values: &'a [f32],
-    pub(super) stride: usize,
+pub(crate) struct Matrix<'a> {
+    pub(crate) values: &'a [f32],
+    pub(crate) stride: usize,
 }
 
 /// `c[j][l] (+)= Σ_p b[j][p] · a[p][l]` for `rows` of `c`, `depth` and `width`, a multiple of 16.
@@ -18,7 +18,7 @@ pub(super) struct Matrix<'a> {
 ///
 /// As [`Simd`].
 #[inline(always)]
-pub(super) unsafe fn product<S: Simd>(
+pub(crate) unsafe fn product<S: Simd>(
     a: Matrix,
     b: Matrix,
     [rows, depth, width]: [usize; 3],

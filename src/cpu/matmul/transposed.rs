@@ -7,9 +7,9 @@
 use std::mem::MaybeUninit;
 use std::ops::Range;
 
+use super::Source;
 use super::element::{Element, F32};
 use super::low_rank::LowRank;
-use super::packed::Packed;
 use crate::cpu::parallel::{Shared, Strips, for_each};
 use crate::cpu::scratch::{with_operand, with_scratch};
 use crate::cpu::simd::{Isa, Kernel, Simd, Tile, dispatch};
@@ -27,14 +27,14 @@ const PAD: usize = 16;
 const TILE_ROWS: usize = 24;
 
 /// `x = y · W + u · v`, row-major, every element of `x` written. `d_out` is whole words.
-pub(super) fn product<E: Element>(
+pub(crate) fn product<E: Element, W: Source<E>>(
     isa: Isa,
-    w: &Packed,
+    w: W,
     y: &[E::Value],
     low: LowRank,
     x: &mut [MaybeUninit<E::Value>],
 ) {
-    let [d_out, d_in] = w.shape;
+    let [d_out, d_in] = w.shape();
     let rows = x.len() / d_in;
     assert_eq!((y.len(), x.len()), (rows * d_out, rows * d_in));
     low.check(rows, d_in);
@@ -46,7 +46,7 @@ pub(super) fn product<E: Element>(
         let low = low.rows(index * block, rows);
         let x = Shared(x.as_mut_ptr().cast());
         if rows >= TILE_ROWS {
-            strips::<E>(isa, w, y, low, rows, x);
+            strips::<E, W>(isa, w, y, low, rows, x);
             continue;
         }
         // Filled up, so that every tile may read all of its rows.
@@ -56,7 +56,7 @@ pub(super) fn product<E: Element>(
             let filled: &mut [E::Value] = bytemuck::cast_slice_mut(filled);
             fill(filled, y, E::round(0.0));
             fill(u, low.u, 0.0);
-            strips::<E>(isa, w, filled, LowRank { u, ..low }, rows, x);
+            strips::<E, W>(isa, w, filled, LowRank { u, ..low }, rows, x);
         });
     }
 }
@@ -66,26 +66,26 @@ fn fill<T: Copy>(to: &mut [T], from: &[T], zero: T) {
     to[from.len()..].fill(zero);
 }
 
-fn strips<E: Element>(
+fn strips<E: Element, W: Source<E>>(
     isa: Isa,
-    w: &Packed,
+    w: W,
     y: &[E::Value],
     low: LowRank,
     rows: usize,
     x: Shared<E::Value>,
 ) {
-    let [d_out, d_in] = w.shape;
+    let [d_out, d_in] = w.shape();
     let words = d_out / E::PER_WORD;
     let strips = Strips::new(d_in, STEP, STRIP);
     let depth = words.div_ceil(words.div_ceil(DEPTH));
-    for_each(strips.count(), rows * w.len(), |index| {
+    for_each(strips.count(), rows * d_out * d_in, |index| {
         let Range {
             start: first,
             end: last,
         } = strips.columns(index);
         let stride = strips.width() + PAD;
         with_scratch((depth + rows + TILE_ROWS) * stride, |scratch| {
-            let task = Strip::<E> {
+            let task = Strip::<E, W> {
                 w,
                 y,
                 low,
@@ -103,8 +103,8 @@ fn strips<E: Element>(
 }
 
 /// Columns `first..last` of `W`, which are columns of `x`.
-struct Strip<'a, E: Element> {
-    w: &'a Packed<'a>,
+struct Strip<'a, E: Element, W> {
+    w: W,
     /// At least [`TILE_ROWS`] rows.
     y: &'a [E::Value],
     /// `u` of at least so many rows too.
@@ -119,7 +119,7 @@ struct Strip<'a, E: Element> {
     scratch: &'a mut [f32],
 }
 
-impl<E: Element> Kernel for Strip<'_, E> {
+impl<E: Element, W: Source<E>> Kernel for Strip<'_, E, W> {
     type Output = ();
 
     #[inline(always)]
@@ -132,7 +132,7 @@ impl<E: Element> Kernel for Strip<'_, E> {
             stride,
             ..
         } = self;
-        let [d_out, d_in] = w.shape;
+        let [d_out, d_in] = w.shape();
         let words = d_out / E::PER_WORD;
         let y: *const f32 = self.y.as_ptr().cast();
         let full = S::LANES * S::TILE_VECTORS;
@@ -142,7 +142,7 @@ impl<E: Element> Kernel for Strip<'_, E> {
             for (word, dense) in (o..o + depth).zip(dense.chunks_mut(stride)) {
                 let at = word * E::PER_WORD * d_in;
                 // SAFETY: the instructions are those of `S`.
-                unsafe { E::decode_rows::<S>(w, at + first..at + last, d_in, dense) };
+                unsafe { w.runs::<S>(at + first..at + last, dense) };
             }
             let panel = Panel {
                 rows,

@@ -8,9 +8,9 @@
 use std::mem::MaybeUninit;
 use std::ops::Range;
 
+use super::Source;
 use super::element::{Element, F32};
 use super::low_rank::LowRank;
-use super::packed::Packed;
 use crate::cpu::parallel::{Shared, Strips, for_each};
 use crate::cpu::scratch::{with_operand, with_scratch};
 use crate::cpu::simd::{Isa, Kernel, Simd, Tile, dispatch};
@@ -29,14 +29,14 @@ const ROWS: usize = 512;
 const PACKED: usize = 1 << 21;
 
 /// `y = x · Wᵀ + u · v`, row-major, every element of `y` written. `d_in` is whole words.
-pub(super) fn product<E: Element>(
+pub(crate) fn product<E: Element, W: Source<E>>(
     isa: Isa,
-    w: &Packed,
+    w: W,
     x: &[E::Value],
     low: LowRank,
     y: &mut [MaybeUninit<E::Value>],
 ) {
-    let [d_out, d_in] = w.shape;
+    let [d_out, d_in] = w.shape();
     let rows = y.len() / d_out;
     assert_eq!((x.len(), y.len()), (rows * d_in, rows * d_out));
     low.check(rows, d_out);
@@ -49,24 +49,24 @@ pub(super) fn product<E: Element>(
     let blocks = x.chunks(block * d_in).zip(y.chunks_mut(block * d_out));
     for (index, (x, y)) in blocks.enumerate() {
         let low = low.rows(index * block, y.len() / d_out);
-        dispatch(isa, Block::<E> { isa, w, x, low, y });
+        dispatch(isa, Block::<E, W> { isa, w, x, low, y });
     }
 }
 
-struct Block<'a, E: Element> {
+struct Block<'a, E: Element, W> {
     isa: Isa,
-    w: &'a Packed<'a>,
+    w: W,
     x: &'a [E::Value],
     low: LowRank<'a>,
     y: &'a mut [MaybeUninit<E::Value>],
 }
 
-impl<E: Element> Kernel for Block<'_, E> {
+impl<E: Element, W: Source<E>> Kernel for Block<'_, E, W> {
     type Output = ();
 
     #[inline(always)]
     unsafe fn run<S: Simd>(self) {
-        let [d_out, d_in] = self.w.shape;
+        let [d_out, d_in] = self.w.shape();
         let words = d_in / E::PER_WORD;
         let rows = self.y.len() / d_out;
         let groups = Groups {
@@ -95,7 +95,7 @@ impl<E: Element> Kernel for Block<'_, E> {
                 dispatch(self.isa, task(low.u.as_ptr(), low.rank, to_u));
             });
             let (packed, packed_u) = (&*packed, &*packed_u);
-            for_each(strips.count(), rows * self.w.len(), |index| {
+            for_each(strips.count(), rows * d_out * d_in, |index| {
                 let Range {
                     start: first,
                     end: last,
@@ -106,7 +106,7 @@ impl<E: Element> Kernel for Block<'_, E> {
                     sum_stride: groups.width() + PAD,
                 };
                 with_scratch(sizes.len(), |scratch| {
-                    let task = Strip::<E> {
+                    let task = Strip::<E, W> {
                         w: self.w,
                         packed,
                         low: LowRank { u: packed_u, ..low },
@@ -213,8 +213,8 @@ impl Sizes {
 }
 
 /// Rows `first..last` of `W`, which are columns of `y`.
-struct Strip<'a, E: Element> {
-    w: &'a Packed<'a>,
+struct Strip<'a, E: Element, W> {
+    w: W,
     packed: &'a [f32],
     /// `u` packed as `x` is.
     low: LowRank<'a>,
@@ -227,7 +227,7 @@ struct Strip<'a, E: Element> {
     scratch: &'a mut [f32],
 }
 
-impl<E: Element> Kernel for Strip<'_, E> {
+impl<E: Element, W: Source<E>> Kernel for Strip<'_, E, W> {
     type Output = ();
 
     #[inline(always)]
@@ -245,14 +245,14 @@ impl<E: Element> Kernel for Strip<'_, E> {
             last,
             ..
         } = self;
-        let [d_out, d_in] = w.shape;
+        let [d_out, d_in] = w.shape();
         let words = d_in / E::PER_WORD;
         for k in (0..words).step_by(self.depth) {
             let depth = self.depth.min(words - k);
             for (row, dense) in (first..last).zip(dense.chunks_mut(w_stride)) {
                 let at = row * d_in + k * E::PER_WORD;
                 // SAFETY: the instructions are those of `S`.
-                unsafe { E::decode::<S>(w, at..at + depth * E::PER_WORD, dense) };
+                unsafe { w.run::<S>(at..at + depth * E::PER_WORD, dense) };
             }
             let panel = Panel {
                 packed: self.packed,

@@ -1,0 +1,43 @@
+//! Products of matrices, on all threads, with sums in f32.
+//!
+//! * [`many_rows`] and [`transposed`]: rows times a weight, which may be packed: it comes from a [`Source`], a strip at a
+//!   time, to a scratch that stays in cache; with a [`low_rank`] term to end with;
+//! * [`element`]: what they compute in, f32 or pairs of bf16;
+//! * [`skinny`]: products with the factors of a low-rank change;
+//! * [`small`]: products of matrices in a scratch.
+
+pub(crate) mod dense;
+pub(crate) mod element;
+pub(crate) mod low_rank;
+pub(crate) mod many_rows;
+pub(crate) mod skinny;
+pub(crate) mod small;
+#[cfg(test)]
+mod tests;
+pub(crate) mod transposed;
+
+use std::ops::Range;
+
+use element::Element;
+
+use super::simd::Simd;
+
+/// Where the values of a weight `[d_out, d_in]` come from, in the words of an arithmetic.
+pub(crate) trait Source<E: Element>: Copy + Send + Sync {
+    /// `[d_out, d_in]`.
+    fn shape(&self) -> [usize; 2];
+
+    /// A run of the row-major values as words; it begins and ends on words, within a row.
+    ///
+    /// # Safety
+    ///
+    /// As [`Simd`].
+    unsafe fn run<S: Simd>(&self, range: Range<usize>, out: &mut [f32]);
+
+    /// The same run of `PER_WORD` rows, the first of which is given, as words that hold a value of each.
+    ///
+    /// # Safety
+    ///
+    /// As [`Simd`].
+    unsafe fn runs<S: Simd>(&self, range: Range<usize>, out: &mut [f32]);
+}

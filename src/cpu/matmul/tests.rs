@@ -1,0 +1,220 @@
+//! Products with a dense weight and with low-rank factors, on every instruction set of this machine, against f64.
+
+use std::mem::MaybeUninit;
+
+use half::bf16;
+use proptest::prelude::*;
+
+use super::dense::Dense;
+use super::element::{Element, F32, Pairs};
+use super::low_rank::LowRank;
+use super::skinny::{self, Factor};
+use super::{Source, many_rows, transposed};
+use crate::cpu::output::written;
+use crate::cpu::simd::Isa;
+use crate::cpu::value::Value;
+
+/// Values of no structure in `[-1, 1)`, rounded to the dtype.
+fn noise<V: Value>(n: usize, seed: u64) -> Vec<V> {
+    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
+    let values = std::iter::repeat_with(|| {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        V::round((state >> 40) as f32 / (1 << 23) as f32 - 1.0)
+    });
+    values.take(n).collect()
+}
+
+fn wide<V: Value>(values: &[V]) -> Vec<f64> {
+    values
+        .iter()
+        .map(|&value| f64::from(value.into()))
+        .collect()
+}
+
+/// `a [m, k] · b [k, n]`, given as functions of their indices.
+fn reference(
+    [m, k, n]: [usize; 3],
+    a: impl Fn(usize, usize) -> f64,
+    b: impl Fn(usize, usize) -> f64,
+) -> Vec<f64> {
+    let at = |i: usize| (0..k).map(|p| a(i / n, p) * b(p, i % n)).sum();
+    (0..m * n).map(at).collect()
+}
+
+/// What `write` writes over NaN.
+fn over_nan<V: Value>(len: usize, write: impl FnOnce(&mut [MaybeUninit<V>])) -> Vec<V> {
+    // SAFETY: all of it is written here.
+    let [values] = unsafe {
+        written([len], |[memory]| {
+            memory.fill(MaybeUninit::new(V::round(f32::NAN)));
+            write(memory);
+        })
+    };
+    values
+}
+
+/// Values below 1 in sums of `terms`: f32 rounds each, and the result is rounded to the dtype.
+fn check<V: Value>(name: &str, isa: Isa, found: &[V], expected: &[f64], terms: usize) {
+    let rounding = if size_of::<V>() == 2 {
+        2f64.powi(-8)
+    } else {
+        0.0
+    };
+    assert_eq!(found.len(), expected.len());
+    for (i, (found, expected)) in wide(found).into_iter().zip(expected).enumerate() {
+        let bound = (terms + 4) as f64 * terms as f64 * f64::from(f32::EPSILON) / 2.0;
+        assert!(
+            (found - expected).abs() <= bound + rounding * expected.abs(),
+            "{name} on {isa:?}: element {i} is {found}, not {expected}"
+        );
+    }
+}
+
+fn check_dense<E: Element>(isa: Isa, [rows, d_out, d_in, rank]: [usize; 4], seed: u64)
+where
+    for<'a> Dense<'a, E::Value>: Source<E>,
+{
+    let w = noise::<E::Value>(d_out * d_in, seed);
+    let x = noise::<E::Value>(rows * d_in, seed + 1);
+    let dy = noise::<E::Value>(rows * d_out, seed + 2);
+    let u = noise::<f32>(rows * rank, seed + 3);
+    let [v_out, v_in] = [d_out, d_in].map(|columns| noise::<f32>(rank * columns, seed + 4));
+    let dense = Dense::new(&w, [d_out, d_in]);
+    let [w, xs, dys, us] = [wide(&w), wide(&x), wide(&dy), wide(&u)];
+    let term = |v: &[f32], columns: usize| {
+        let v = wide(v);
+        reference(
+            [rows, rank, columns],
+            |i, p| us[i * rank + p],
+            |p, j| v[p * columns + j],
+        )
+    };
+    let sum = |a: Vec<f64>, b: Vec<f64>| a.iter().zip(b).map(|(a, b)| a + b).collect::<Vec<_>>();
+
+    let low = LowRank {
+        rank,
+        u: &u,
+        v: &v_out,
+    };
+    let y = over_nan(rows * d_out, |y| {
+        many_rows::product::<E, _>(isa, dense, &x, low, y)
+    });
+    let product = reference(
+        [rows, d_in, d_out],
+        |i, p| xs[i * d_in + p],
+        |p, j| w[j * d_in + p],
+    );
+    check(
+        "many rows",
+        isa,
+        &y,
+        &sum(product, term(&v_out, d_out)),
+        d_in + rank,
+    );
+
+    let low = LowRank {
+        rank,
+        u: &u,
+        v: &v_in,
+    };
+    let dx = over_nan(rows * d_in, |dx| {
+        transposed::product::<E, _>(isa, dense, &dy, low, dx)
+    });
+    let product = reference(
+        [rows, d_out, d_in],
+        |i, p| dys[i * d_out + p],
+        |p, j| w[p * d_in + j],
+    );
+    check(
+        "transposed",
+        isa,
+        &dx,
+        &sum(product, term(&v_in, d_in)),
+        d_out + rank,
+    );
+}
+
+fn check_skinny<V: Value>(isa: Isa, [rows, d, rank]: [usize; 3], turned: bool, seed: u64) {
+    let x = noise::<V>(rows * d, seed);
+    let a = noise::<f32>(d * rank, seed + 1);
+    let u = noise::<f32>(rows * rank, seed + 2);
+    let [xs, us, factor] = [wide(&x), wide(&u), wide(&a)];
+
+    let strides = if turned { [1, d] } else { [rank, 1] };
+    let at = |i: usize, j: usize| factor[i * strides[0] + j * strides[1]];
+    let a_factor = Factor {
+        values: &a,
+        shape: [d, rank],
+        strides,
+    };
+    let found = over_nan(rows * rank, |out| {
+        skinny::to_rank(isa, &x, a_factor, 0.5, out)
+    });
+    let expected = reference([rows, d, rank], |i, p| 0.5 * xs[i * d + p], at);
+    check("to rank", isa, &found, &expected, d);
+
+    let found = over_nan(rank * d, |out| {
+        skinny::over_rows(isa, &u, &x, rank, turned, out)
+    });
+    let expected = match turned {
+        false => reference(
+            [rank, rows, d],
+            |i, p| us[p * rank + i],
+            |p, j| xs[p * d + j],
+        ),
+        true => reference(
+            [d, rows, rank],
+            |i, p| xs[p * d + i],
+            |p, j| us[p * rank + j],
+        ),
+    };
+    check("over rows", isa, &found, &expected, rows);
+
+    let mut found = x.clone();
+    skinny::add(isa, &u, &a, rank, &mut found);
+    let product = reference(
+        [rows, rank, d],
+        |i, p| us[i * rank + p],
+        |p, j| factor[p * d + j],
+    );
+    let expected: Vec<_> = product.iter().zip(&xs).map(|(a, b)| a + b).collect();
+    check("add", isa, &found, &expected, rank + 1);
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(24))]
+
+    #[test]
+    fn dense_weights(
+        rows in 1_usize..90,
+        d_out in 1_usize..150,
+        d_in in 1_usize..150,
+        rank in 0_usize..20,
+        seed in any::<u32>(),
+    ) {
+        for isa in Isa::available() {
+            check_dense::<F32>(isa, [rows, d_out, d_in, rank], seed.into());
+            if isa.has_pairs() {
+                check_dense::<Pairs>(isa, [rows, 2 * d_out, 2 * d_in, rank], seed.into());
+            }
+        }
+    }
+
+    #[test]
+    fn low_rank_factors(
+        rows in 1_usize..300,
+        d in 1_usize..1200,
+        rank in 1_usize..70,
+        turned in any::<bool>(),
+        seed in any::<u32>(),
+    ) {
+        // The reference takes as many steps.
+        let d = d.min(1 << 20 >> rows.ilog2() >> rank.ilog2()).max(1);
+        for isa in Isa::available() {
+            check_skinny::<f32>(isa, [rows, d, rank], turned, seed.into());
+            check_skinny::<bf16>(isa, [rows, d, rank], turned, seed.into());
+        }
+    }
+}
