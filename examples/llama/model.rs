@@ -5,6 +5,7 @@ use burn::nn::{
     Embedding, EmbeddingConfig, Initializer, Linear, LinearConfig, RmsNorm, RmsNormConfig,
 };
 use burn::tensor::{Device, Int, Tensor};
+use burn_peft::fused::frozen_linear;
 use burn_peft::model::PeftForward;
 
 use super::attention::{KvCache, Layout};
@@ -110,14 +111,8 @@ impl LlamaForCausalLm {
         match &self.lm_head {
             Some(head) => head.forward_peft(hidden),
             None => {
-                // As matrices: with a batch dimension, Burn would copy the transposed embedding for a single row.
-                let [batch, seq, width] = hidden.dims();
                 let head = self.model.embed_tokens.weight.val().transpose();
-                hidden.reshape([batch * seq, width]).matmul(head).reshape([
-                    batch as i32,
-                    seq as i32,
-                    -1,
-                ])
+                frozen_linear(hidden, head)
             }
         }
     }

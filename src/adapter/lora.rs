@@ -193,7 +193,11 @@ impl Lora {
 
 impl Delta for Lora {
     fn forward<const D: usize>(&self, x: Tensor<D>, base: &impl FrozenMap) -> Tensor<D> {
-        if self.dropout.prob == 0.0 {
+        // As `Dropout` itself decides.
+        let drops = self.dropout.prob > 0.0
+            && self.dropout.training.is_enabled()
+            && x.device().is_autodiff();
+        if !drops {
             return base.apply_low_rank(x, self.a.val(), self.b.val(), self.scale());
         }
         let y = base.apply(x.clone());

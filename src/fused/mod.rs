@@ -7,6 +7,7 @@
 //!
 //! | operation | kept for backward |
 //! |---|---|
+//! | [`frozen_linear`] | the weight, shared |
 //! | [`rms_norm`] | `x` |
 //! | [`swiglu`] | `gate`, `up` |
 //! | [`rotate`] | nothing but the angles |
@@ -22,9 +23,64 @@ mod cpu;
 mod tests;
 mod visible;
 
+use burn::tensor::module::linear;
 use burn::tensor::{DType, Tensor};
 
 pub use visible::Visible;
+
+/// The product with a frozen dense weight, `y = x·W`, in the dtype of both: a head, say, that is not adapted.
+///
+/// `x` is of any shape `[…, d_in]`, `weight` `[d_in, d_out]`, row-major or the transpose of such a one, of which no copy is
+/// made. A weight that requires a gradient gets it, by Burn's own product.
+///
+/// # Panics
+///
+/// If the last dimension of `x` is not `d_in`.
+pub fn frozen_linear<const D: usize>(x: Tensor<D>, weight: Tensor<2>) -> Tensor<D> {
+    assert_eq!(
+        x.dims()[D - 1],
+        weight.dims()[0],
+        "inner dimensions of x and the weight"
+    );
+    #[cfg(feature = "flex")]
+    if D > 1
+        && cpu::serves(&x)
+        && cpu::serves(&weight)
+        && x.dtype() == weight.dtype()
+        && !weight.is_tracked()
+    {
+        return cpu::frozen_linear(x, weight);
+    }
+    linear(x, weight, None)
+}
+
+/// `x·W + s·(x·A)·B` of a weight that requires no gradient, if there is a kernel for it.
+///
+/// `weight` is `[d_in, d_out]`, `a` `[d_in, r]`, `b` `[r, d_out]`. Without the factors' part, the result is that of Burn's
+/// `linear` to the bit.
+pub(crate) fn lora_linear<const D: usize>(
+    x: &Tensor<D>,
+    weight: &Tensor<2>,
+    [a, b]: [&Tensor<2>; 2],
+    scale: f64,
+) -> Option<Tensor<D>> {
+    #[cfg(feature = "flex")]
+    if D > 1
+        && cpu::serves(x)
+        && cpu::serves(weight)
+        && x.dtype() == weight.dtype()
+        && !weight.is_tracked()
+        && [a, b]
+            .iter()
+            .all(|t| cpu::serves(t) && t.dtype() == DType::F32)
+    {
+        let factors = [a.clone(), b.clone()];
+        return Some(cpu::lora_linear(x.clone(), weight.clone(), factors, scale));
+    }
+    #[cfg(not(feature = "flex"))]
+    let _ = (x, weight, a, b, scale);
+    None
+}
 
 /// The gate of a feed-forward network: `y = silu(gate) · up`, `silu(z) = z / (1 + e^−z)`, element by element.
 ///

@@ -17,6 +17,11 @@ fn pair<const D: usize>(shape: [usize; D], dtype: DType) -> (Tensor<D>, Tensor<D
     )
 }
 
+/// Burn's `detach` leaves a leaf what it is.
+fn constant<const D: usize>(tensor: Tensor<D>) -> Tensor<D> {
+    tensor.detach().set_require_grad(false)
+}
+
 /// Tokens before heads in memory, as a linear layer leaves them.
 fn by_token([batch, heads, seq, d]: [usize; 4], dtype: DType) -> (Tensor<4>, Tensor<4>) {
     pair([batch, seq, heads, d], dtype)
@@ -77,6 +82,55 @@ fn ranges(queries: usize, keys: usize) -> impl Strategy<Value = Range<usize>> {
 
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(24))]
+
+    #[test]
+    fn frozen_weights(
+        (batch, seq) in (1_usize..3, 1_usize..60),
+        (d_in, d_out, rank) in (1_usize..150, 1_usize..150, 1_usize..20),
+        turned in any::<bool>(),
+        dtype in dtypes(),
+    ) {
+        let x = pair([batch, seq, d_in], dtype);
+        let weight = pair(if turned { [d_out, d_in] } else { [d_in, d_out] }, dtype);
+        let weight = [weight.0, weight.1].map(|weight| match turned {
+            true => constant(weight).transpose(),
+            false => constant(weight),
+        });
+        let found = frozen_linear(x.1.clone(), weight[1].clone());
+        let expected = linear(x.0.clone(), weight[0].clone(), None);
+        check((found, [x.1.clone()]), (expected, [x.0.clone()]), dtype);
+
+        // Factors of another dtype than the rest.
+        let (a, b) = (pair([d_in, rank], DType::F32), pair([rank, d_out], DType::F32));
+        let x = pair([batch, seq, d_in], dtype);
+        let found = lora_linear(&x.1, &weight[1], [&a.1, &b.1], 0.5).unwrap();
+        let expected = linear(x.0.clone(), weight[0].clone(), None);
+        let change = linear(linear(x.0.clone(), a.0.clone(), None), b.0.clone(), None);
+        check((found, [x.1]), (expected + change * 0.5, [x.0]), dtype);
+    }
+
+    #[test]
+    fn factors_of_a_low_rank_change(
+        (rows, d_in, d_out, rank) in (1_usize..60, 1_usize..150, 1_usize..150, 1_usize..20),
+        dtype in dtypes(),
+    ) {
+        let x = pair([rows, d_in], dtype);
+        let weight = pair([d_in, d_out], dtype);
+        let (a, b) = (pair([d_in, rank], DType::F32), pair([rank, d_out], DType::F32));
+        let found = lora_linear(&x.1, &constant(weight.1), [&a.1, &b.1], 0.5).unwrap();
+        let change = x.0.clone().matmul(a.0.clone()).matmul(b.0.clone()) * 0.5;
+        let expected = x.0.clone().matmul(weight.0.detach()) + change;
+        let weights = pair([rows, d_out], dtype);
+        let found = (found * weights.1.detach()).sum().backward();
+        let expected = (expected * weights.0.detach()).sum().backward();
+        for (found, expected) in [
+            (a.1.grad(&found), a.0.grad(&expected)),
+            (b.1.grad(&found), b.0.grad(&expected)),
+        ] {
+            // Activations and their gradients are the same numbers on both sides, of either dtype.
+            prop_assert!(difference(found.unwrap(), expected.unwrap()) < 1e-4);
+        }
+    }
 
     #[test]
     fn gates(rows in 1_usize..40, columns in 1_usize..900, dtype in dtypes()) {

@@ -4,7 +4,8 @@ use burn::module::{Module, Param};
 use burn::nn::Linear;
 use burn::tensor::{DType, FloatDType, Tensor, module::linear};
 
-use crate::adapter::{FrozenMap, cast};
+use crate::adapter::{FrozenMap, by_parts, cast};
+use crate::fused::lora_linear;
 use crate::nf4::Nf4Weight;
 
 /// A linear layer that can be the frozen base of an adapted one.
@@ -34,6 +35,20 @@ pub(crate) struct DenseMap {
 impl FrozenMap for DenseMap {
     fn apply<const D: usize>(&self, x: Tensor<D>) -> Tensor<D> {
         linear(x, self.weight.clone(), self.bias.clone())
+    }
+
+    fn apply_low_rank<const D: usize>(
+        &self,
+        x: Tensor<D>,
+        a: Tensor<2>,
+        b: Tensor<2>,
+        scale: f64,
+    ) -> Tensor<D> {
+        match (lora_linear(&x, &self.weight, [&a, &b], scale), &self.bias) {
+            (None, _) => by_parts(self, x, a, b, scale),
+            (Some(y), None) => y,
+            (Some(y), Some(bias)) => y + bias.clone().unsqueeze(),
+        }
     }
 }
 

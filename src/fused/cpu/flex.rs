@@ -2,18 +2,66 @@
 
 use std::mem::MaybeUninit;
 
-use burn::backend::{Flex, ops::FloatTensorOps};
+use burn::backend::{
+    Flex,
+    ops::{FloatTensorOps, ModuleOps},
+};
 use burn::tensor::{Shape, TensorData};
 
 use super::attention::Attention;
 use super::cross_entropy::{self, Labels, Partition};
 use super::heads::Heads;
 use super::rms_norm::Rows;
-use super::{rotate as rotation, swiglu as gate_unit};
-use crate::cpu::flex::{Float, filled, last, of_dtype, shape, slice};
+use super::{linear, rotate as rotation, swiglu as gate_unit};
+use crate::cpu::flex::{Float, filled, last, of_dtype, shape, slice, to_rank};
+use crate::cpu::matmul::skinny;
 use crate::cpu::simd::Isa;
 use crate::cpu::value::Value;
 use crate::fused::Visible;
+
+pub(super) fn frozen_linear(x: &Float, w: &Float) -> Float {
+    match linear::serves(x, w) {
+        true => linear::forward(x, w, None),
+        false => Flex::linear(x.clone(), w.clone(), None),
+    }
+}
+
+/// `dy · Wᵀ + u · v`.
+pub(super) fn frozen_linear_backward(dy: &Float, w: &Float, term: linear::Term) -> Float {
+    if linear::serves(dy, w) {
+        return linear::backward(dy, w, term);
+    }
+    let dx = Flex::linear_x_backward(w.clone(), dy.clone());
+    match term {
+        None => dx,
+        Some((u, v)) => with_term(dx, &u, &v),
+    }
+}
+
+/// The result, and `scale · x · a`.
+///
+/// The product with the weight is Burn's, so that a fresh adapter leaves a layer's output what it was, to the bit.
+pub(super) fn lora_linear(
+    x: &Float,
+    w: &Float,
+    a: &Float,
+    b: &Float,
+    scale: f64,
+) -> (Float, Float) {
+    let u = to_rank(x, a, scale);
+    let y = Flex::linear(x.clone(), w.clone(), None);
+    (with_term(y, &u, &b.to_contiguous()), u)
+}
+
+/// `y + u · v`, in place where no one else holds `y`.
+fn with_term(y: Float, u: &Float, v: &Float) -> Float {
+    fn of<V: Value>(y: &mut Float, u: &Float, v: &Float) {
+        skinny::add::<V>(Isa::best(), slice(u), slice(v), last(u), y.storage_mut());
+    }
+    let mut y = y.to_contiguous();
+    of_dtype!(y, of(&mut y, u, v));
+    y
+}
 
 pub(super) fn swiglu(gate: &Float, up: &Float) -> Float {
     fn of<V: Value>(gate: &Float, up: &Float) -> Float {

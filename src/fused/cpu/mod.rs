@@ -2,7 +2,8 @@
 //!
 //! * [`ops`]: operations of Burn's backend, with their backward; [`flex`]: its tensors in and out;
 //! * [`swiglu`](mod@swiglu), [`rms_norm`](mod@rms_norm), [`rotate`](mod@rotate), [`attention`](mod@attention),
-//!   [`cross_entropy`](mod@cross_entropy): the kernels, over [`element`].
+//!   [`cross_entropy`](mod@cross_entropy): the kernels, over [`element`];
+//! * [`linear`](mod@linear): products with a frozen dense weight.
 #![allow(unsafe_code)]
 // `backend_extension` checks the features of this crate and of Burn in what it generates.
 #![allow(unexpected_cfgs)]
@@ -12,6 +13,7 @@ mod cross_entropy;
 mod element;
 mod flex;
 mod heads;
+mod linear;
 mod ops;
 mod rms_norm;
 mod rotate;
@@ -36,6 +38,25 @@ pub(crate) fn serves<const D: usize>(tensor: &Tensor<D>) -> bool {
     matches!(tensor.dtype(), DType::F32 | DType::BF16)
         && tensor.shape().num_elements() > 0
         && on_flex(&tensor.clone().into_dispatch().kind)
+}
+
+/// `x · W`, of a weight `[d_in, d_out]` that requires no gradient.
+pub(super) fn frozen_linear<const D: usize>(x: Tensor<D>, weight: Tensor<2>) -> Tensor<D> {
+    let (x, weight) = (x.into_dispatch(), weight.into_dispatch());
+    Tensor::from_dispatch(<Dispatch as FusedOps>::fused_frozen_linear(x, weight))
+}
+
+/// `x · W + scale · (x · A) · B`, of a weight `[d_in, d_out]` that requires no gradient.
+pub(super) fn lora_linear<const D: usize>(
+    x: Tensor<D>,
+    weight: Tensor<2>,
+    [a, b]: [Tensor<2>; 2],
+    scale: f64,
+) -> Tensor<D> {
+    let (x, weight) = (x.into_dispatch(), weight.into_dispatch());
+    let (a, b) = (a.into_dispatch(), b.into_dispatch());
+    let y = <Dispatch as FusedOps>::fused_lora_linear(x, weight, a, b, scale);
+    Tensor::from_dispatch(y)
 }
 
 pub(super) fn swiglu<const D: usize>(gate: Tensor<D>, up: Tensor<D>) -> Tensor<D> {

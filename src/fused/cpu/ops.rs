@@ -9,17 +9,30 @@ use burn::backend::{
         ops::{Backward, Ops, OpsKind},
     },
     backend_extension,
+    ops::FloatTensorOps,
     tensor::FloatTensor,
 };
 
 use super::cross_entropy::Partition;
 use super::flex;
-use crate::cpu::flex::Float;
+use crate::cpu::flex::{Float, over_rows, to_rank};
 use crate::fused::Visible;
 
 /// The operations, on f32 and bf16.
 #[backend_extension(Flex, Autodiff)]
 pub(crate) trait FusedOps: Backend {
+    /// See [`frozen_linear`](crate::fused::frozen_linear). The weight is a constant.
+    fn fused_frozen_linear(x: FloatTensor<Self>, weight: FloatTensor<Self>) -> FloatTensor<Self>;
+
+    /// `x · W + scale · (x · a) · b`; the weight is a constant, the factors are f32.
+    fn fused_lora_linear(
+        x: FloatTensor<Self>,
+        weight: FloatTensor<Self>,
+        a: FloatTensor<Self>,
+        b: FloatTensor<Self>,
+        scale: f64,
+    ) -> FloatTensor<Self>;
+
     /// See [`swiglu`](crate::fused::swiglu).
     fn fused_swiglu(gate: FloatTensor<Self>, up: FloatTensor<Self>) -> FloatTensor<Self>;
 
@@ -55,6 +68,14 @@ pub(crate) trait FusedOps: Backend {
 }
 
 impl FusedOps for Flex {
+    fn fused_frozen_linear(x: Float, weight: Float) -> Float {
+        flex::frozen_linear(&x, &weight)
+    }
+
+    fn fused_lora_linear(x: Float, weight: Float, a: Float, b: Float, scale: f64) -> Float {
+        flex::lora_linear(&x, &weight, &a, &b, scale).0
+    }
+
     fn fused_swiglu(gate: Float, up: Float) -> Float {
         flex::swiglu(&gate, &up)
     }
@@ -77,6 +98,43 @@ impl FusedOps for Flex {
 }
 
 impl<C: CheckpointStrategy> FusedOps for Autodiff<Flex, C> {
+    fn fused_frozen_linear(x: FloatTensor<Self>, weight: FloatTensor<Self>) -> FloatTensor<Self> {
+        let nodes = [x.node()];
+        let weight = weight.into_primitive();
+        let y = flex::frozen_linear(&x.into_primitive(), &weight);
+        match FrozenLinear.prepare::<C>(nodes).compute_bound().stateful() {
+            OpsKind::Tracked(prep) => prep.finish(weight, y),
+            OpsKind::UnTracked(prep) => prep.finish(y),
+        }
+    }
+
+    fn fused_lora_linear(
+        x: FloatTensor<Self>,
+        weight: FloatTensor<Self>,
+        a: FloatTensor<Self>,
+        b: FloatTensor<Self>,
+        scale: f64,
+    ) -> FloatTensor<Self> {
+        let nodes = [x.node(), a.node(), b.node()];
+        let a_tracked = a.is_tracked();
+        let [x, weight, a, b] = [x, weight, a, b].map(|tensor| tensor.into_primitive());
+        let (y, u) = flex::lora_linear(&x, &weight, &a, &b, scale);
+        match LoraLinear.prepare::<C>(nodes).compute_bound().stateful() {
+            OpsKind::Tracked(prep) => {
+                let state = LoraState {
+                    x: a_tracked.then_some(x),
+                    u,
+                    weight,
+                    a,
+                    b,
+                    scale,
+                };
+                prep.finish(state, y)
+            }
+            OpsKind::UnTracked(prep) => prep.finish(y),
+        }
+    }
+
     fn fused_swiglu(gate: FloatTensor<Self>, up: FloatTensor<Self>) -> FloatTensor<Self> {
         let nodes = [gate.node(), up.node()];
         let (gate, up) = (gate.into_primitive(), up.into_primitive());
@@ -141,6 +199,71 @@ impl<C: CheckpointStrategy> FusedOps for Autodiff<Flex, C> {
         match CrossEntropy.prepare::<C>(nodes).compute_bound().stateful() {
             OpsKind::Tracked(prep) => prep.finish((logits, labels, partitions), loss),
             OpsKind::UnTracked(prep) => prep.finish(loss),
+        }
+    }
+}
+
+#[derive(Debug)]
+struct FrozenLinear;
+
+impl Backward<Flex, 1> for FrozenLinear {
+    /// The weight, shared.
+    type State = Float;
+
+    fn backward(
+        self,
+        ops: Ops<Self::State, 1>,
+        grads: &mut Gradients,
+        _checkpointer: &mut Checkpointer,
+    ) {
+        let dy = grads.consume::<Flex>(&ops.node);
+        let dx = flex::frozen_linear_backward(&dy, &ops.state, None);
+        register(
+            grads,
+            ops.parents.map(|parent| parent.map(|parent| parent.id)),
+            [dx],
+        );
+    }
+}
+
+/// `y = x·W + s·(x·A)·B`: with `u = s·x·A` and `v = s·dy·Bᵀ`, `dB = uᵀ·dy`, `dA = xᵀ·v`, `dx = dy·Wᵀ + v·Aᵀ`.
+#[derive(Debug)]
+struct LoraLinear;
+
+#[derive(Clone, Debug)]
+struct LoraState {
+    /// For the gradient of `A`.
+    x: Option<Float>,
+    u: Float,
+    weight: Float,
+    a: Float,
+    b: Float,
+    scale: f64,
+}
+
+impl Backward<Flex, 3> for LoraLinear {
+    type State = LoraState;
+
+    fn backward(
+        self,
+        ops: Ops<Self::State, 3>,
+        grads: &mut Gradients,
+        _checkpointer: &mut Checkpointer,
+    ) {
+        let dy = grads.consume::<Flex>(&ops.node);
+        let state = ops.state;
+        let [x, a, b] = ops.parents;
+        if let Some(b) = b {
+            grads.register::<Flex>(b.id, over_rows(&state.u, &dy, false));
+        }
+        let v = to_rank(&dy, &Flex::float_transpose(state.b), state.scale);
+        if let (Some(a), Some(x)) = (a, state.x) {
+            grads.register::<Flex>(a.id, over_rows(&v, &x, true));
+        }
+        if let Some(x) = x {
+            let a = Flex::float_transpose(state.a).to_contiguous();
+            let dx = flex::frozen_linear_backward(&dy, &state.weight, Some((v, a)));
+            grads.register::<Flex>(x.id, dx);
         }
     }
 }

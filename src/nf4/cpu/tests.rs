@@ -9,7 +9,7 @@ use half::bf16;
 use super::codes::Codes;
 use super::packed::{Packed, Scales};
 use super::{dequantize::dequantize, few_rows};
-use crate::cpu::matmul::element::{Element, F32, Pairs};
+use crate::cpu::matmul::element::{F32, Pairs};
 use crate::cpu::matmul::low_rank::LowRank;
 use crate::cpu::matmul::{many_rows, transposed};
 use crate::cpu::output::written;
