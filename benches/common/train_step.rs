@@ -59,7 +59,7 @@ pub fn train_step(packed: bool, dtype: FloatDType) -> impl FnMut() {
 
     let mut optimizer = AdamWConfig::new().init();
     let mut model = Some(model);
-    move || {
+    let mut step = move || {
         let trained = model.take().expect("put back by the step before");
         let logits = trained.forward(input.clone());
         let loss = sft_loss(logits, targets.clone(), mask.clone())
@@ -68,7 +68,9 @@ pub fn train_step(packed: bool, dtype: FloatDType) -> impl FnMut() {
         let gradients = GradientsParams::from_grads(loss.backward(), &trained);
         model = Some(optimizer.step(1e-4, trained, gradients));
         black_box(loss.into_scalar::<f32>());
-    }
+    };
+    // In Burn's pool, so that no operation has to wake its threads.
+    move || rayon::scope(|_| step())
 }
 
 /// Casts every float parameter.

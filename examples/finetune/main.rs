@@ -45,13 +45,15 @@ use model::Method;
 use prompt::Prompter;
 
 fn main() -> ExitCode {
-    match run(&Args::parse()) {
+    let args = Args::parse();
+    // In Rayon's pool, which Burn's CPU backend and the kernels share: its threads need not be woken for each operation.
+    rayon::scope(|_| match run(&args) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("error: {error}");
             ExitCode::FAILURE
         }
-    }
+    })
 }
 
 fn run(args: &Args) -> Result<(), Box<dyn Error>> {

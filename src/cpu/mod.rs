@@ -1,11 +1,11 @@
 //! What kernels on a CPU share.
 //!
-//! * [`simd`]: the instruction sets they are compiled for, chosen at run time;
-//! * [`matmul`]: products of matrices;
-//! * [`output`]: memory for results;
-//! * [`parallel`]: threads;
-//! * [`scratch`]: memory that outlives a call;
-//! * [`value`]: dtypes; `flex`: Burn's tensors.
+//! * [`simd`], the instruction sets they are compiled for, chosen at run time;
+//! * [`matmul`], products of matrices;
+//! * [`output`], memory for results;
+//! * [`parallel`], the threads;
+//! * [`scratch`], memory that outlives a call;
+//! * [`value`], the dtypes, and `flex`, Burn's tensors.
 #![allow(unsafe_code)]
 
 #[cfg(feature = "flex")]

@@ -26,3 +26,20 @@ pub(crate) unsafe fn written<T, const N: usize>(
     }
     vectors
 }
+
+/// What `write` writes over `old`, which stays where it writes nothing.
+#[cfg(test)]
+pub(crate) fn over<T: Copy>(
+    old: T,
+    len: usize,
+    write: impl FnOnce(&mut [MaybeUninit<T>]),
+) -> Vec<T> {
+    // SAFETY: all of it is written here.
+    let [values] = unsafe {
+        written([len], |[memory]| {
+            memory.fill(MaybeUninit::new(old));
+            write(memory);
+        })
+    };
+    values
+}

@@ -155,7 +155,7 @@ fn dropout_is_the_adapters_alone_and_trainings_alone() {
     use burn::module::Module;
     let device = device();
     device.seed(6);
-    let base = linear(64, 32, true, LinearLayout::Row, &device);
+    let base = linear(64, 32, true, LinearLayout::Row, &device).no_grad();
     let config = LoraConfig::new(4).with_dropout(0.5);
     let layer = Adapted {
         base: base.clone(),

@@ -10,7 +10,7 @@ use super::element::{Element, F32, Pairs};
 use super::low_rank::LowRank;
 use super::skinny::{self, Factor};
 use super::{Source, many_rows, transposed};
-use crate::cpu::output::written;
+use crate::cpu::output::over;
 use crate::cpu::simd::Isa;
 use crate::cpu::value::Value;
 
@@ -45,14 +45,7 @@ fn reference(
 
 /// What `write` writes over NaN.
 fn over_nan<V: Value>(len: usize, write: impl FnOnce(&mut [MaybeUninit<V>])) -> Vec<V> {
-    // SAFETY: all of it is written here.
-    let [values] = unsafe {
-        written([len], |[memory]| {
-            memory.fill(MaybeUninit::new(V::round(f32::NAN)));
-            write(memory);
-        })
-    };
-    values
+    over(V::round(f32::NAN), len, write)
 }
 
 /// Values below 1 in sums of `terms`: f32 rounds each, and the result is rounded to the dtype.

@@ -3,7 +3,6 @@
 use burn::backend::{
     Autodiff, Backend, Flex,
     autodiff::{
-        NodeId,
         checkpoint::{base::Checkpointer, strategy::CheckpointStrategy},
         grads::Gradients,
         ops::{Backward, Ops, OpsKind},
@@ -218,11 +217,7 @@ impl Backward<Flex, 1> for FrozenLinear {
     ) {
         let dy = grads.consume::<Flex>(&ops.node);
         let dx = flex::frozen_linear_backward(&dy, &ops.state, None);
-        register(
-            grads,
-            ops.parents.map(|parent| parent.map(|parent| parent.id)),
-            [dx],
-        );
+        register(grads, &ops, [dx]);
     }
 }
 
@@ -281,12 +276,8 @@ impl Backward<Flex, 2> for Swiglu {
         _checkpointer: &mut Checkpointer,
     ) {
         let dy = grads.consume::<Flex>(&ops.node);
-        let [gate, up] = ops.state;
-        register(
-            grads,
-            ops.parents.map(|parent| parent.map(|parent| parent.id)),
-            flex::swiglu_backward(&gate, &up, &dy),
-        );
+        let [gate, up] = &ops.state;
+        register(grads, &ops, flex::swiglu_backward(gate, up, &dy));
     }
 }
 
@@ -329,12 +320,8 @@ impl Backward<Flex, 1> for Rotate {
         _checkpointer: &mut Checkpointer,
     ) {
         let dy = grads.consume::<Flex>(&ops.node);
-        let [cos, sin] = ops.state;
-        register(
-            grads,
-            ops.parents.map(|parent| parent.map(|parent| parent.id)),
-            [flex::rotate(dy, &cos, &sin, -1.0)],
-        );
+        let [cos, sin] = &ops.state;
+        register(grads, &ops, [flex::rotate(dy, cos, sin, -1.0)]);
     }
 }
 
@@ -351,13 +338,9 @@ impl Backward<Flex, 3> for Attention {
         _checkpointer: &mut Checkpointer,
     ) {
         let dy = grads.consume::<Flex>(&ops.node);
-        let (operands, visible, scale) = ops.state;
+        let (operands, visible, scale) = ops.state.clone();
         let gradients = flex::attention_backward(operands, &visible, scale, dy);
-        register(
-            grads,
-            ops.parents.map(|parent| parent.map(|parent| parent.id)),
-            gradients,
-        );
+        register(grads, &ops, gradients);
     }
 }
 
@@ -374,25 +357,17 @@ impl Backward<Flex, 1> for CrossEntropy {
         _checkpointer: &mut Checkpointer,
     ) {
         let dy = grads.consume::<Flex>(&ops.node);
-        let (logits, labels, partitions) = ops.state;
-        let gradient = flex::cross_entropy_backward(&logits, &labels, &partitions, &dy);
-        register(
-            grads,
-            ops.parents.map(|parent| parent.map(|parent| parent.id)),
-            [gradient],
-        );
+        let (logits, labels, partitions) = &ops.state;
+        let gradient = flex::cross_entropy_backward(logits, labels, partitions, &dy);
+        register(grads, &ops, [gradient]);
     }
 }
 
 /// Hands each parent that is tracked its gradient.
-fn register<const N: usize>(
-    grads: &mut Gradients,
-    parents: [Option<NodeId>; N],
-    gradients: [Float; N],
-) {
-    for (parent, gradient) in parents.into_iter().zip(gradients) {
+fn register<S, const N: usize>(grads: &mut Gradients, ops: &Ops<S, N>, gradients: [Float; N]) {
+    for (parent, gradient) in ops.parents.iter().zip(gradients) {
         if let Some(parent) = parent {
-            grads.register::<Flex>(parent, gradient);
+            grads.register::<Flex>(parent.id, gradient);
         }
     }
 }

@@ -1,7 +1,5 @@
 //! Every kernel on every instruction set of this machine, against the plain reference.
 
-use std::mem::MaybeUninit;
-
 use proptest::prelude::*;
 
 use half::bf16;
@@ -12,7 +10,7 @@ use super::{dequantize::dequantize, few_rows};
 use crate::cpu::matmul::element::{F32, Pairs};
 use crate::cpu::matmul::low_rank::LowRank;
 use crate::cpu::matmul::{many_rows, transposed};
-use crate::cpu::output::written;
+use crate::cpu::output::over;
 use crate::cpu::simd::Isa;
 use crate::nf4::blocks::{BLOCK_SIZES, BlockSize};
 use crate::nf4::{Nf4Config, Nf4Data, Nf4Scales};
@@ -104,32 +102,22 @@ fn check_products<E: Codes>(
             .map(|&value| E::round(value))
             .collect::<Vec<_>>()
     };
-    let over_nan = |len, write: &dyn Fn(&mut [MaybeUninit<E::Value>])| {
-        let nan = MaybeUninit::new(E::round(f32::NAN));
-        // SAFETY: all of it is written here.
-        let [values] = unsafe {
-            written([len], |[memory]| {
-                memory.fill(nan);
-                write(memory);
-            })
-        };
-        values
-    };
+    let nan = E::round(f32::NAN);
     if d_in.is_multiple_of(E::PER_WORD) {
         let x = values(x);
-        let y = over_nan(rows * d_out, &|y| {
+        let y = over(nan, rows * d_out, |y| {
             many_rows::product::<E, _>(isa, w, &x, forward, y)
         });
         check("many rows", isa, &y, exact[0], d_in + forward.rank, epsilon);
         if rows <= few_rows::MOST {
-            let y = over_nan(rows * d_out, &|y| {
+            let y = over(nan, rows * d_out, |y| {
                 few_rows::product::<E>(isa, w, &x, forward, y)
             });
             check("few rows", isa, &y, exact[0], d_in + forward.rank, epsilon);
         }
     }
     if d_out.is_multiple_of(E::PER_WORD) {
-        let dx = over_nan(rows * d_in, &|dx| {
+        let dx = over(nan, rows * d_in, |dx| {
             transposed::product::<E, _>(isa, w, &values(dy), backward, dx)
         });
         check(
