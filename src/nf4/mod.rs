@@ -12,7 +12,7 @@
 mod autodiff;
 pub mod blocks;
 pub mod codebook;
-pub(crate) mod cpu;
+mod cpu;
 mod data;
 mod dense;
 pub mod double;

@@ -3,7 +3,7 @@
 use std::arch::x86_64::*;
 
 use super::{Kernel, Simd, Tile, tile_of};
-use crate::nf4::cpu::cells;
+use super::cells;
 
 #[derive(Clone, Copy)]
 pub(super) struct Avx512;

@@ -1,7 +1,7 @@
 //! No instruction in particular: arrays that the compiler vectorises as the target allows.
 
 use super::{Simd, Tile, tile_of};
-use crate::nf4::cpu::cells;
+use super::cells;
 
 #[derive(Clone, Copy)]
 pub(super) struct Portable;

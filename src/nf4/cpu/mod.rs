@@ -1,12 +1,11 @@
 //! NF4 on a CPU.
 //!
 //! * [`packed`]: a packed weight as the kernels read it; dequantising any part of it;
-//! * [`quantize`], [`columns`] of a transposed weight, by way of [`cells`]; [`dequantize`]; all for whole weights, on all threads;
+//! * [`quantize`], [`columns`] of a transposed weight; [`dequantize`]; all for whole weights, on all threads;
 //! * [`few_rows`]: the product with few rows; [`codes`]: what those with many rows need of a packed weight;
 //! * [`flex`]: Burn's tensors in and out.
 #![allow(unsafe_code)]
 
-pub(crate) mod cells;
 mod codes;
 mod columns;
 mod dequantize;

@@ -1,7 +1,7 @@
 //! Quantising runs of whole blocks, bit for bit as the plain reference does.
 //!
 //! `a = max |x_i|`, `q_i = code(x_i · (1 / max(a, 1e-38)))` for each block, see [`blocks`](crate::nf4::blocks); the code
-//! takes one comparison, see [`cells`](super::cells). A partial last block, which bitsandbytes divides instead, is left
+//! takes one comparison, see [`cells`](crate::cpu::simd::cells). A partial last block, which bitsandbytes divides instead, is left
 //! to the reference.
 
 use half::slice::HalfFloatSliceExt;

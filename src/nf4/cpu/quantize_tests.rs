@@ -3,7 +3,7 @@
 use half::{bf16, f16};
 use proptest::prelude::*;
 
-use super::cells;
+use crate::cpu::simd::cells;
 use super::columns::Columns;
 use super::dequantize::dequantize;
 use super::packed::{Packed, Scales};

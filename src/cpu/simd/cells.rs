@@ -16,19 +16,19 @@ pub(crate) const SCALE: f32 = 15.25;
 
 /// Added to `SCALE · s`: `1.5 · 2^23`, where one ulp is one, so that the sum is rounded to an integer and its low bits
 /// are that integer, and the number of the middle cell.
-pub(crate) const ROUNDER: f32 = 12_582_912.0 + 16.0;
+pub(super) const ROUNDER: f32 = 12_582_912.0 + 16.0;
 
 /// How many low bits of the sum count.
-pub(crate) const MASK: u32 = 31;
+pub(super) const MASK: u32 = 31;
 
 /// The cell of a value in `[-1, 1]`.
 #[inline(always)]
-pub(crate) const fn cell(s: f32) -> usize {
+pub(super) const fn cell(s: f32) -> usize {
     ((s * SCALE + ROUNDER).to_bits() & MASK) as usize
 }
 
 /// The threshold in each cell.
-pub(crate) const LIMITS: [f32; 32] = {
+pub(super) const LIMITS: [f32; 32] = {
     let mut limits = [f32::INFINITY; 32];
     let mut i = 0;
     while i < THRESHOLDS.len() {
@@ -39,7 +39,7 @@ pub(crate) const LIMITS: [f32; 32] = {
 };
 
 /// The number of thresholds in the cells below each.
-pub(crate) const BASES: [u32; 32] = {
+pub(super) const BASES: [u32; 32] = {
     let mut bases = [0; 32];
     let mut k = 1;
     while k < bases.len() {
