@@ -2,8 +2,8 @@
 
 use std::arch::x86_64::*;
 
-use super::{Kernel, Simd, Tile, tile_of};
 use super::cells;
+use super::{Kernel, Simd, Tile, tile_of};
 
 #[derive(Clone, Copy)]
 pub(super) struct Avx512;

@@ -1,7 +1,7 @@
 //! No instruction in particular: arrays that the compiler vectorises as the target allows.
 
-use super::{Simd, Tile, tile_of};
 use super::cells;
+use super::{Simd, Tile, tile_of};
 
 #[derive(Clone, Copy)]
 pub(super) struct Portable;

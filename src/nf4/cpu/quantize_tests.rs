@@ -3,11 +3,11 @@
 use half::{bf16, f16};
 use proptest::prelude::*;
 
-use crate::cpu::simd::cells;
 use super::columns::Columns;
 use super::dequantize::dequantize;
 use super::packed::{Packed, Scales};
 use super::quantize::{Widened, quantize};
+use crate::cpu::simd::cells;
 use crate::cpu::simd::{Isa, Kernel, Simd, dispatch};
 use crate::nf4::blocks::{BLOCK_SIZES, BlockSize, dequantize_blocks, quantize_blocks_into};
 use crate::nf4::codebook::{self, THRESHOLDS};
