@@ -7,6 +7,8 @@
 //! * [`scratch`], memory that outlives a call;
 //! * [`value`], the dtypes, and `flex`, Burn's tensors.
 #![allow(unsafe_code)]
+// Without Burn's CPU backend there is only quantising and dequantising for others to upload.
+#![cfg_attr(not(feature = "flex"), allow(dead_code))]
 
 #[cfg(feature = "flex")]
 pub(crate) mod flex;

@@ -23,8 +23,8 @@ mod cpu;
 mod tests;
 mod visible;
 
+use burn::tensor::Tensor;
 use burn::tensor::module::linear;
-use burn::tensor::{DType, Tensor};
 
 pub use visible::Visible;
 
@@ -72,7 +72,7 @@ pub(crate) fn lora_linear<const D: usize>(
         && !weight.is_tracked()
         && [a, b]
             .iter()
-            .all(|t| cpu::serves(t) && t.dtype() == DType::F32)
+            .all(|t| cpu::serves(t) && t.dtype() == burn::tensor::DType::F32)
     {
         let factors = [a.clone(), b.clone()];
         return Some(cpu::lora_linear(x.clone(), weight.clone(), factors, scale));
@@ -150,7 +150,7 @@ pub fn rotate(x: Tensor<4>, cos: Tensor<4>, sin: Tensor<4>) -> Tensor<4> {
     if cpu::serves(&x)
         && [&cos, &sin]
             .iter()
-            .all(|t| cpu::serves(t) && t.dtype() == DType::F32)
+            .all(|t| cpu::serves(t) && t.dtype() == burn::tensor::DType::F32)
     {
         return cpu::rotate(x, cos, sin);
     }
