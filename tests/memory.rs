@@ -72,6 +72,20 @@ fn training_over_packed_weights_holds_no_dense_ones() {
 
     packing_holds_one_dense_weight();
 
+    // DoRA has an output more to keep, and its norms take no dense weight either.
+    let dora = LoraConfig::new(RANK).with_dora(true);
+    let pass = measure(&packed_with(&dora, 8), true, |layer, x| layer.forward(x));
+    println!("DoRA, 8 layers: {pass:?}");
+    assert!(pass.kept <= 8 * (ACTIVATIONS + OUTPUT + 64 * KIB) + OUTPUT);
+    assert!(
+        pass.forward_peak <= pass.kept + 4 * OUTPUT + 2 * FACTORS,
+        "{pass:?}"
+    );
+    assert!(
+        pass.backward_peak <= pass.kept + 8 * FACTORS + 5 * OUTPUT,
+        "{pass:?}"
+    );
+
     // What the two ways of a whole model cost, for the documentation.
     let factored = measure_model(true);
     let composed = measure_model(false);
@@ -143,13 +157,17 @@ struct Pass {
 }
 
 fn packed(layers: usize) -> Vec<QLoraLinear> {
+    packed_with(&LoraConfig::new(RANK), layers)
+}
+
+fn packed_with(config: &LoraConfig, layers: usize) -> Vec<QLoraLinear> {
     let device = Device::default().autodiff();
     let layer = || {
         let linear = LinearConfig::new(WIDTH, WIDTH)
             .with_bias(true)
             .init(&device);
         let nf4 = Nf4Config::new().with_double_quant(true);
-        QLoraLinear::from_linear(linear, &nf4, &LoraConfig::new(RANK)).unwrap()
+        QLoraLinear::from_linear(linear, &nf4, config).unwrap()
     };
     (0..layers).map(|_| layer()).collect()
 }

@@ -11,7 +11,7 @@ use burn::module::{Module, Param};
 use burn::nn::{Dropout, DropoutConfig};
 use burn::tensor::{Device, Distribution, FloatDType, Tensor};
 
-use super::{Delta, FrozenMap, low_rank};
+use super::{Delta, FrozenMap, dora, low_rank};
 use crate::{PeftError, Result};
 
 /// How the factors of a fresh adapter are filled. `B` is zero in both, so a fresh adapter changes nothing.
@@ -37,6 +37,9 @@ pub struct LoraConfig {
     /// Scale by `α/√r` (rank-stabilised LoRA) in place of `α/r`. Default: false.
     #[config(default = false)]
     pub rslora: bool,
+    /// Train the norms of the weight's columns beside their directions (DoRA). Default: false.
+    #[config(default = false)]
+    pub dora: bool,
     /// Initialisation of the factors. Default: kaiming-uniform.
     #[config(default = "LoraInit::Kaiming")]
     pub init: LoraInit,
@@ -75,7 +78,8 @@ impl LoraConfig {
         Ok(())
     }
 
-    /// A fresh adapter for a map from `d_in` to `d_out` features.
+    /// A fresh adapter for a map from `d_in` to `d_out` features, without DoRA's magnitude, which comes from the map
+    /// itself: see [`init_on`](Self::init_on).
     ///
     /// # Errors
     ///
@@ -102,7 +106,28 @@ impl LoraConfig {
         self.with_factors(a, b)
     }
 
-    /// An adapter of given factors, `a [d_in, r]` and `b [r, d_out]`, kept in the dtype they have.
+    /// A fresh adapter for the map `base` from `d_in` to `d_out` features; with [`dora`](Self::dora), its magnitude is
+    /// that of the map's weight, so that it changes nothing either.
+    ///
+    /// # Errors
+    ///
+    /// As [`validate`](Self::validate).
+    pub fn init_on(
+        &self,
+        base: &impl FrozenMap,
+        [d_in, d_out]: [usize; 2],
+        device: &Device,
+    ) -> Result<Lora> {
+        let lora = self.init(d_in, d_out, device)?;
+        if !self.dora {
+            return Ok(lora);
+        }
+        let norms = base.column_norms(lora.a.val(), lora.b.val(), lora.scale());
+        lora.with_magnitude(cast(norms, self.dtype))
+    }
+
+    /// An adapter of given factors, `a [d_in, r]` and `b [r, d_out]`, kept in the dtype they have; DoRA's magnitude is for
+    /// [`Lora::with_magnitude`].
     ///
     /// # Errors
     ///
@@ -125,6 +150,7 @@ impl LoraConfig {
             // Detached: a parameter is a leaf, whatever its first value came from.
             a: Param::from_tensor(a.detach()),
             b: Param::from_tensor(b.detach()),
+            magnitude: None,
             dropout: DropoutConfig::new(self.dropout).init(),
             alpha: self.alpha,
             rslora: self.rslora,
@@ -134,17 +160,24 @@ impl LoraConfig {
 
 /// The trainable factors of a low-rank change `Δ(x) = s·((drop(x)·A)·B)`, with `s = α/r`, or `α/√r` for rsLoRA.
 ///
-/// Sources: [LoRA](https://arxiv.org/abs/2106.09685), [rsLoRA](https://arxiv.org/abs/2312.03732).
+/// With a magnitude `m` it is DoRA: the weight becomes `m ∘ (W + s·A·B) / n`, `n` the norms of the columns of `W + s·A·B`, a
+/// constant for the gradient. Where dropout is active, `x` is dropped for all that differs from the frozen map, as in PEFT.
+///
+/// Sources: [LoRA](https://arxiv.org/abs/2106.09685), [rsLoRA](https://arxiv.org/abs/2312.03732),
+/// [DoRA](https://arxiv.org/abs/2402.09353).
 ///
 /// # Memory
 ///
-/// `r·(d_in + d_out)` values. A forward under autodiff keeps its input (unless `A` is frozen) and `[rows, r]` values.
+/// `r·(d_in + d_out)` values. A forward under autodiff keeps its input (unless `A` is frozen) and `[rows, r]` values; DoRA
+/// has `d_out` values more, and keeps the output before it is scaled.
 #[derive(Module, Debug)]
 pub struct Lora {
     /// `A`, of shape `[d_in, r]`.
     pub a: Param<Tensor<2>>,
     /// `B`, of shape `[r, d_out]`.
     pub b: Param<Tensor<2>>,
+    /// DoRA's magnitude `m [d_out]`; a plain LoRA has none.
+    pub magnitude: Option<Param<Tensor<1>>>,
     /// Dropout on the adapter's input; off in `valid()` and when frozen.
     pub dropout: Dropout,
     alpha: f64,
@@ -152,6 +185,24 @@ pub struct Lora {
 }
 
 impl Lora {
+    /// DoRA of these factors: the norms of the changed weight's columns become `magnitude [d_out]`.
+    ///
+    /// # Errors
+    ///
+    /// [`PeftError::Shape`] for another shape.
+    pub fn with_magnitude(mut self, magnitude: Tensor<1>) -> Result<Self> {
+        let [_, d_out] = self.dims();
+        if magnitude.dims() != [d_out] {
+            return Err(PeftError::Shape {
+                tensor: "magnitude".into(),
+                expected: [d_out].into(),
+                found: magnitude.dims().into(),
+            });
+        }
+        self.magnitude = Some(Param::from_tensor(magnitude.detach()));
+        Ok(self)
+    }
+
     /// Rank `r`.
     pub fn rank(&self) -> usize {
         self.a.lazy_shape()[1]
@@ -174,10 +225,11 @@ impl Lora {
             .with_alpha(self.alpha)
             .with_dropout(self.dropout.prob)
             .with_rslora(self.rslora)
+            .with_dora(self.magnitude.is_some())
             .with_dtype(self.a.val().dtype().into())
     }
 
-    /// `Δ(x)`: `[..., d_in] -> [..., d_out]`, in the dtype of the factors.
+    /// `Δ(x)`, of the factors alone: `[..., d_in] -> [..., d_out]`, in their dtype.
     pub fn delta<const D: usize>(&self, x: Tensor<D>) -> Tensor<D> {
         let x = self.dropout.forward(x);
         low_rank(x, self.a.val(), self.b.val(), self.scale())
@@ -197,16 +249,31 @@ impl Delta for Lora {
         let drops = self.dropout.prob > 0.0
             && self.dropout.training.is_enabled()
             && x.device().is_autodiff();
+        let (a, b, scale) = (self.a.val(), self.b.val(), self.scale());
+        let Some(magnitude) = &self.magnitude else {
+            if !drops {
+                return base.apply_low_rank(x, a, b, scale);
+            }
+            let y = base.apply(x.clone());
+            let dtype = y.dtype().into();
+            return y + cast(self.delta(x), dtype);
+        };
+        let norms = base.column_norms(a.clone(), b.clone(), scale);
+        let gain = cast(magnitude.val(), FloatDType::F32) / norms;
         if !drops {
-            return base.apply_low_rank(x, self.a.val(), self.b.val(), self.scale());
+            return base.apply_scaled(x, a, b, scale, gain);
         }
         let y = base.apply(x.clone());
-        let dtype = y.dtype().into();
-        y + cast(self.delta(x), dtype)
+        let x = self.dropout.forward(x);
+        y - base.apply(x.clone()) + base.apply_scaled(x, a, b, scale, gain)
     }
 
     fn merge(&self, weight: Tensor<2>) -> Tensor<2> {
-        weight + self.delta_weight()
+        let weight = weight + self.delta_weight();
+        match &self.magnitude {
+            None => weight,
+            Some(magnitude) => dora::rescale(weight, magnitude.val()),
+        }
     }
 }
 

@@ -1,8 +1,9 @@
 //! Deltas: small trainable changes to a frozen linear map.
 //!
 //! A frozen map `x -> x·W + b`, `x [rows, d_in]`, `W [d_in, d_out]`, becomes `x -> x·W + b + Δ(x)` with a `Δ` of few
-//! parameters. Each delta is one file; [`Lora`] is `Δ(x) = s·((drop(x)·A)·B)`.
+//! parameters. Each delta is one file; [`Lora`] is `Δ(x) = s·((drop(x)·A)·B)`, and DoRA if it has a magnitude.
 
+pub(crate) mod dora;
 mod lora;
 
 pub(crate) use lora::cast;
@@ -28,6 +29,21 @@ pub trait FrozenMap {
     ) -> Tensor<D> {
         by_parts(self, x, a, b, scale)
     }
+
+    /// The map with a low-rank change of its weight and scaled outputs, `(x·(W + s·A·B)) ∘ gain + b`: `gain [d_out]`.
+    ///
+    /// `[..., d_in] -> [..., d_out]`, in the dtype of `x`.
+    fn apply_scaled<const D: usize>(
+        &self,
+        x: Tensor<D>,
+        a: Tensor<2>,
+        b: Tensor<2>,
+        scale: f64,
+        gain: Tensor<1>,
+    ) -> Tensor<D>;
+
+    /// The norms of the columns of `W + s·A·B`, `[d_out]`, in f32; a constant for the gradient.
+    fn column_norms(&self, a: Tensor<2>, b: Tensor<2>, scale: f64) -> Tensor<1>;
 }
 
 /// [`FrozenMap::apply_low_rank`] of any map: the output of the low-rank part is added to the map's.

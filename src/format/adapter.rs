@@ -5,12 +5,13 @@ use std::path::{Path, PathBuf};
 use burn::tensor::TensorData;
 
 use super::config::AdapterConfig;
+use super::keys::Factor;
 use super::read::{self, ReadOptions};
 use super::write::{self, WriteOptions};
 use crate::model::DEFAULT_ADAPTER;
 use crate::{PeftError, Result};
 
-/// The two factors of one module, in PyTorch's layout: `ΔW = s·B·A` has the shape `[d_out, d_in]`.
+/// The factors of one module, in PyTorch's layout: `ΔW = s·B·A` has the shape `[d_out, d_in]`.
 #[derive(Clone, Debug, PartialEq)]
 pub struct LoraTensors {
     /// The module's path in the file's naming, for instance `model.layers.0.self_attn.q_proj`.
@@ -19,6 +20,18 @@ pub struct LoraTensors {
     pub a: TensorData,
     /// `[d_out, r]`, of the same type.
     pub b: TensorData,
+    /// `[d_out]`, of the same type: the magnitude that DoRA has and LoRA has not.
+    pub magnitude: Option<TensorData>,
+}
+
+impl LoraTensors {
+    /// All there are, as the file calls them.
+    pub fn iter(&self) -> impl Iterator<Item = (Factor, &TensorData)> {
+        let magnitude = self.magnitude.iter();
+        [(Factor::A, &self.a), (Factor::B, &self.b)]
+            .into_iter()
+            .chain(magnitude.map(|magnitude| (Factor::Magnitude, magnitude)))
+    }
 }
 
 /// An adapter as PEFT's directory holds it: `adapter_config.json` and `adapter_model.safetensors`.
@@ -35,6 +48,7 @@ pub struct LoraTensors {
 ///         path: "model.layers.0.self_attn.q_proj".into(),
 ///         a: TensorData::ones::<f32, _>([2, 8]),
 ///         b: TensorData::zeros::<f32, _>([6, 2]),
+///         magnitude: None,
 ///     }],
 /// };
 /// # let scratch = tempfile::tempdir().unwrap();

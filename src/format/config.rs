@@ -77,6 +77,8 @@ pub struct AdapterConfig {
     pub lora_dropout: f64,
     /// Whether the scale is `α/√r` in place of `α/r`.
     pub use_rslora: bool,
+    /// Whether the adapter has a magnitude beside its factors: DoRA.
+    pub use_dora: bool,
     /// Which modules have the adapter, and their own ranks and alphas.
     pub targets: TargetConfig,
     /// How the factors were initialised.
@@ -105,6 +107,7 @@ impl AdapterConfig {
             lora_alpha,
             lora_dropout: 0.0,
             use_rslora: false,
+            use_dora: false,
             targets,
             init_lora_weights: InitLoraWeights::Flag(true),
             task_type: None,
@@ -126,6 +129,12 @@ impl AdapterConfig {
     /// Scales by `α/√r` in place of `α/r`.
     pub fn with_use_rslora(mut self, use_rslora: bool) -> Self {
         self.use_rslora = use_rslora;
+        self
+    }
+
+    /// Has a magnitude beside the factors: DoRA.
+    pub fn with_use_dora(mut self, use_dora: bool) -> Self {
+        self.use_dora = use_dora;
         self
     }
 
@@ -184,6 +193,7 @@ impl AdapterConfig {
             lora_alpha: fields.parse("lora_alpha", "a number", defaults.lora_alpha)?,
             lora_dropout: fields.parse("lora_dropout", "a number", defaults.lora_dropout)?,
             use_rslora: fields.parse("use_rslora", "a boolean", false)?,
+            use_dora: fields.parse("use_dora", "a boolean", false)?,
             init_lora_weights: fields.parse(
                 "init_lora_weights",
                 "a boolean or a name",

@@ -163,10 +163,7 @@ pub(super) const KEYS: [(&str, Rule); 41] = [
         "use_bdlora",
         Refused(Null, "BD-LoRA makes a factor block-diagonal"),
     ),
-    (
-        "use_dora",
-        Refused(False, "DoRA rescales the rows of the weight"),
-    ),
+    ("use_dora", Honoured(|c| json(c.use_dora))),
     (
         "use_qalora",
         Refused(False, "QALoRA pools the adapter's input"),

@@ -1,10 +1,11 @@
 //! Names: PEFT's tensor keys, the module paths in them, and the rule that maps those to a model's own paths.
 //!
-//! PEFT writes the two factors of the linear module at `PATH` as
+//! PEFT writes the two factors of the linear module at `PATH`, and DoRA's magnitude, as
 //!
 //! ```text
 //! base_model.model.PATH.lora_A.weight   [r, d_in]
 //! base_model.model.PATH.lora_B.weight   [d_out, r]
+//! base_model.model.PATH.lora_magnitude_vector   [d_out]
 //! ```
 //!
 //! where `PATH` is the module's path in the Hugging Face model, for instance `model.layers.0.self_attn.q_proj`. The
@@ -16,14 +17,37 @@ use crate::{PeftError, Result};
 pub const PREFIX: &str = "base_model.model.";
 const SUFFIX_A: &str = ".lora_A.weight";
 const SUFFIX_B: &str = ".lora_B.weight";
+const SUFFIX_MAGNITUDE: &str = ".lora_magnitude_vector";
 
-/// One of the two factors of `ΔW = s·B·A`.
+/// One of the two factors of `ΔW = s·B·A`, or DoRA's magnitude.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Factor {
     /// `[r, d_in]` in the file.
     A,
     /// `[d_out, r]` in the file.
     B,
+    /// `[d_out]`, of DoRA only.
+    Magnitude,
+}
+
+impl Factor {
+    /// Those that a module of an adapter has.
+    pub(super) fn of(dora: bool) -> &'static [Self] {
+        const ALL: [Factor; 3] = [Factor::A, Factor::B, Factor::Magnitude];
+        match dora {
+            false => &ALL[..2],
+            true => &ALL,
+        }
+    }
+
+    /// The shape in the file.
+    pub(super) fn shape(self, rank: usize, [d_in, d_out]: [usize; 2]) -> Vec<usize> {
+        match self {
+            Self::A => vec![rank, d_in],
+            Self::B => vec![d_out, rank],
+            Self::Magnitude => vec![d_out],
+        }
+    }
 }
 
 /// The key of a factor of the module at `path`.
@@ -31,6 +55,7 @@ pub fn tensor_key(path: &str, factor: Factor) -> String {
     let suffix = match factor {
         Factor::A => SUFFIX_A,
         Factor::B => SUFFIX_B,
+        Factor::Magnitude => SUFFIX_MAGNITUDE,
     };
     format!("{PREFIX}{path}{suffix}")
 }
@@ -38,10 +63,13 @@ pub fn tensor_key(path: &str, factor: Factor) -> String {
 /// The module path and the factor in `key`, or `None` for a key that is no factor of a linear module.
 pub fn parse_key(key: &str) -> Option<(&str, Factor)> {
     let key = key.strip_prefix(PREFIX)?;
-    let (path, factor) = match key.strip_suffix(SUFFIX_A) {
-        Some(path) => (path, Factor::A),
-        None => (key.strip_suffix(SUFFIX_B)?, Factor::B),
-    };
+    let (path, factor) = [
+        (SUFFIX_A, Factor::A),
+        (SUFFIX_B, Factor::B),
+        (SUFFIX_MAGNITUDE, Factor::Magnitude),
+    ]
+    .into_iter()
+    .find_map(|(suffix, factor)| Some((key.strip_suffix(suffix)?, factor)))?;
     is_path(path).then_some((path, factor))
 }
 
@@ -227,6 +255,9 @@ mod tests {
         let key = "base_model.model.lm_head.lora_B.weight";
         assert_eq!(tensor_key("lm_head", Factor::B), key);
         assert_eq!(parse_key(key), Some(("lm_head", Factor::B)));
+        let key = "base_model.model.lm_head.lora_magnitude_vector";
+        assert_eq!(tensor_key("lm_head", Factor::Magnitude), key);
+        assert_eq!(parse_key(key), Some(("lm_head", Factor::Magnitude)));
     }
 
     #[test]
@@ -241,7 +272,7 @@ mod tests {
             "base_model.model.q_proj.lora_A.default.weight",
             "base_model.model.q_proj.lora_A",
             "base_model.model.q_proj.lora_B.bias",
-            "base_model.model.q_proj.lora_magnitude_vector",
+            "base_model.model.q_proj.lora_magnitude_vector.weight",
             "base_model.model.embed_tokens.lora_embedding_A",
             "base_model.model.q_proj.xlora_A.weight",
         ] {

@@ -6,13 +6,13 @@ use std::path::Path;
 use burn::module::Module;
 use burn::tensor::{Device, FloatDType, Tensor, TensorData};
 
-use super::adapter::AdapterFile;
+use super::adapter::{AdapterFile, LoraTensors};
 use super::config::{AdapterConfig, InitLoraWeights};
 use super::elements;
 use super::explicit::{self, Adapted};
 use super::keys::{Factor, NameMap, tensor_key};
-use super::read::{ReadOptions, WEIGHTS_FILE};
-use super::report::{LoadReport, Mismatch};
+use super::read::{ReadOptions, WEIGHTS_FILE, check_shape};
+use super::report::LoadReport;
 use crate::adapter::{Lora, LoraConfig, LoraInit};
 use crate::model::{PeftConfig, PeftModel, TargetModules};
 use crate::{PeftError, Result};
@@ -72,8 +72,7 @@ struct Fit<'a> {
     path: String,
     device: Device,
     adapted: Adapted,
-    a: &'a TensorData,
-    b: &'a TensorData,
+    tensors: &'a LoraTensors,
 }
 
 impl AdapterFile {
@@ -101,6 +100,7 @@ impl AdapterFile {
             .with_alpha(self.config.lora_alpha)
             .with_dropout(self.config.lora_dropout)
             .with_rslora(self.config.use_rslora)
+            .with_dora(self.config.use_dora)
             .with_init(init(&self.config));
         let mut factors = Vec::with_capacity(fits.len());
         for fit in &fits {
@@ -142,34 +142,25 @@ impl AdapterFile {
         let mut fits = Vec::with_capacity(self.tensors.len());
         for tensors in &self.tensors {
             let path = &tensors.path;
-            let keys = [Factor::A, Factor::B].map(|factor| tensor_key(path, factor));
             let Some(module) = linear.remove(path) else {
+                let keys = tensors.iter().map(|(factor, _)| tensor_key(path, factor));
                 report.unexpected.extend(keys);
                 continue;
             };
             let rank = matcher.rank_for(path, self.config.r)?;
             let alpha = matcher.alpha_for(path, self.config.lora_alpha)?;
-            let [d_in, d_out] = module.dims;
-            let mut fitting = 0;
-            for ((tensor, data), expected) in keys
-                .into_iter()
-                .zip([&tensors.a, &tensors.b])
-                .zip([[rank, d_in], [d_out, rank]])
-            {
+            let mut loaded = Vec::new();
+            for (factor, data) in tensors.iter() {
+                let tensor = tensor_key(path, factor);
                 elements::to_file(&tensor, data.dtype())?;
-                if **data.shape() == expected {
-                    fitting += 1;
-                    report.loaded.push(tensor);
-                } else {
-                    let (expected, found) = (expected.to_vec(), data.shape().to_vec());
-                    report.mismatched.push(Mismatch {
-                        tensor,
-                        expected,
-                        found,
-                    });
+                match check_shape(tensor, factor, data.shape(), rank, module.dims) {
+                    Ok(tensor) => loaded.push(tensor),
+                    Err(mismatch) => report.mismatched.push(mismatch),
                 }
             }
-            if fitting == 2 {
+            // Some factors without the others are not put anywhere.
+            if loaded.len() == tensors.iter().count() {
+                report.loaded.extend(loaded);
                 fits.push(Fit {
                     path: module.path,
                     device: module.device,
@@ -178,21 +169,17 @@ impl AdapterFile {
                         rank,
                         alpha,
                     },
-                    a: &tensors.a,
-                    b: &tensors.b,
+                    tensors,
                 });
-            } else if fitting == 1 {
-                // One factor without the other is not put anywhere.
-                report.loaded.pop();
             }
         }
         // "all-linear" may mean fewer modules in Python; PEFT never writes it.
         if self.config.targets.target_modules != TargetModules::AllLinear {
             for path in linear.into_keys() {
                 if matcher.matches(&path)? {
-                    report
-                        .missing
-                        .extend([Factor::A, Factor::B].map(|factor| tensor_key(&path, factor)));
+                    let factors = Factor::of(self.config.use_dora).iter();
+                    let keys = factors.map(|&factor| tensor_key(&path, factor));
+                    report.missing.extend(keys);
                 }
             }
         }
@@ -204,7 +191,10 @@ impl AdapterFile {
 impl Fit<'_> {
     /// The factors on the module's device, in Burn's layout.
     fn factors(&self, config: &LoraConfig, dtype: Option<FloatDType>) -> Result<Lora> {
-        let dtype = dtype.unwrap_or_else(|| self.a.dtype().into());
+        let LoraTensors {
+            a, b, magnitude, ..
+        } = self.tensors;
+        let dtype = dtype.unwrap_or_else(|| a.dtype().into());
         if !self.device.supports_dtype(dtype) {
             return Err(PeftError::DType {
                 tensor: tensor_key(&self.adapted.path, Factor::A),
@@ -213,15 +203,25 @@ impl Fit<'_> {
             });
         }
         // They live as long as the model: keep them out of the pools of transient tensors.
-        let [a, b] = self.device.memory_persistent_allocations((), |()| {
-            [self.a, self.b].map(|data| {
+        let options = (&self.device, dtype.into());
+        let (a, b, magnitude) = self.device.memory_persistent_allocations((), |()| {
+            let matrix = |data| {
                 let data = elements::transposed(data).convert_dtype(dtype.into());
-                Tensor::<2>::from_data(data, (&self.device, dtype.into()))
-            })
+                Tensor::<2>::from_data(data, options)
+            };
+            let vector = |data: &TensorData| {
+                let data = data.clone().convert_dtype(dtype.into());
+                Tensor::<1>::from_data(data, options)
+            };
+            (matrix(a), matrix(b), magnitude.as_ref().map(vector))
         });
         let mut config = config.clone().with_alpha(self.adapted.alpha);
         config.rank = self.adapted.rank;
-        config.with_factors(a, b)
+        let lora = config.with_factors(a, b)?;
+        match magnitude {
+            None => Ok(lora),
+            Some(magnitude) => lora.with_magnitude(magnitude),
+        }
     }
 }
 

@@ -60,7 +60,7 @@ pub(super) fn read(dir: &Path, options: &ReadOptions) -> Result<AdapterFile> {
     let sites = sites(&file, &config).map_err(|error| error.in_file(&weights))?;
     let mut tensors = Vec::with_capacity(sites.len());
     for path in sites {
-        let mut read = |factor| {
+        let read = |&factor: &Factor| {
             let key = tensor_key(&path, factor);
             let data = file.read(&key)?;
             if !options.allow_non_finite {
@@ -68,39 +68,56 @@ pub(super) fn read(dir: &Path, options: &ReadOptions) -> Result<AdapterFile> {
             }
             Ok(data)
         };
-        let (a, b) = (read(Factor::A)?, read(Factor::B)?);
-        if a.dtype() != b.dtype() {
-            let error = PeftError::DType {
-                tensor: tensor_key(&path, Factor::B),
-                expected: format!("{:?}, which its factor A has", a.dtype()),
-                found: format!("{:?}", b.dtype()),
-            };
-            return Err(error.in_file(&weights));
-        }
-        tensors.push(LoraTensors { path, a, b });
+        let factors = Factor::of(config.use_dora).iter().map(read);
+        let mut factors = factors.collect::<Result<Vec<_>>>()?.into_iter();
+        let module = LoraTensors {
+            a: factors.next().expect("every module has a factor A"),
+            b: factors.next().expect("every module has a factor B"),
+            magnitude: factors.next(),
+            path,
+        };
+        check_dtypes(&module).map_err(|error| error.in_file(&weights))?;
+        tensors.push(module);
     }
     Ok(AdapterFile { config, tensors })
 }
 
-/// The module paths that have both factors, by names and shapes alone; anything else in the file is an error.
+/// All tensors of a module are of the type of its factor A.
+pub(super) fn check_dtypes(module: &LoraTensors) -> Result<()> {
+    let expected = module.a.dtype();
+    match module.iter().find(|(_, data)| data.dtype() != expected) {
+        None => Ok(()),
+        Some((factor, data)) => Err(PeftError::DType {
+            tensor: tensor_key(&module.path, factor),
+            expected: format!("{expected:?}, which its factor A has"),
+            found: format!("{:?}", data.dtype()),
+        }),
+    }
+}
+
+/// The module paths that have all factors, by names and shapes alone; anything else in the file is an error.
 fn sites(file: &SafetensorsFile, config: &AdapterConfig) -> Result<Vec<String>> {
     let matcher = config.validate()?;
     let mut report = LoadReport::default();
-    let mut sites: BTreeMap<&str, [Option<&[usize]>; 2]> = BTreeMap::new();
+    let factors = Factor::of(config.use_dora);
+    let mut sites: BTreeMap<&str, [Option<&[usize]>; 3]> = BTreeMap::new();
     for (key, shape) in file.shapes() {
         match parse_key(key) {
-            Some((path, factor)) => sites.entry(path).or_default()[factor as usize] = Some(shape),
-            None => report.unexpected.push(key.to_owned()),
+            Some((path, factor)) if factors.contains(&factor) => {
+                sites.entry(path).or_default()[factor as usize] = Some(shape)
+            }
+            _ => report.unexpected.push(key.to_owned()),
         }
     }
     let mut paths = Vec::with_capacity(sites.len());
     for (path, shapes) in sites {
         let r = matcher.rank_for(path, config.r)?;
-        for (factor, shape) in [Factor::A, Factor::B].into_iter().zip(shapes) {
+        let dims = dims(shapes[0], shapes[1]);
+        for (&factor, shape) in factors.iter().zip(shapes) {
             let key = tensor_key(path, factor);
             match shape {
                 None => report.missing.push(key),
-                Some(shape) => match check_shape(key, factor, shape, r) {
+                Some(shape) => match check_shape(key, factor, shape, r, dims) {
                     Ok(key) => report.loaded.push(key),
                     Err(mismatch) => report.mismatched.push(mismatch),
                 },
@@ -111,24 +128,30 @@ fn sites(file: &SafetensorsFile, config: &AdapterConfig) -> Result<Vec<String>> 
     report.strict().map(|_| paths)
 }
 
-/// A factor is a matrix of rank `r` with no empty side; the other side is the layer's, which the file alone cannot tell.
+/// `[d_in, d_out]` of a module as its factors have them, which a file alone cannot tell otherwise; at least 1.
+pub(super) fn dims(a: Option<&[usize]>, b: Option<&[usize]>) -> [usize; 2] {
+    let side = |shape: Option<&[usize]>, axis: usize| {
+        let side = shape.and_then(|shape| shape.get(axis));
+        side.copied().unwrap_or(1).max(1)
+    };
+    [side(a, 1), side(b, 0)]
+}
+
+/// A factor has rank `r` and the sides of its module.
 pub(super) fn check_shape(
     tensor: String,
     factor: Factor,
     shape: &[usize],
     r: usize,
+    dims: [usize; 2],
 ) -> Result<String, Mismatch> {
-    let side = |side: Option<&usize>| side.copied().unwrap_or(1).max(1);
-    let expected = match factor {
-        Factor::A => [r, side(shape.get(1))],
-        Factor::B => [side(shape.first()), r],
-    };
+    let expected = factor.shape(r, dims);
     if shape == expected {
         return Ok(tensor);
     }
     Err(Mismatch {
         tensor,
-        expected: expected.to_vec(),
+        expected,
         found: shape.to_vec(),
     })
 }

@@ -5,7 +5,7 @@
 
 use std::path::{Path, PathBuf};
 
-use burn::module::{Module, Param};
+use burn::module::Module;
 use burn::tensor::{Tensor, TensorData};
 
 use super::adapter::{AdapterFile, LoraTensors, adapter_dir};
@@ -100,9 +100,11 @@ impl AdapterFile {
                 rank: config.rank,
                 alpha: config.alpha,
             });
+            let magnitude = lora.magnitude.as_ref().map(|m| m.val().without_autodiff());
             tensors.push(LoraTensors {
-                a: transposed(&lora.a, &path)?,
-                b: transposed(&lora.b, &path)?,
+                a: host(lora.a.val().without_autodiff().transpose(), &path)?,
+                b: host(lora.b.val().without_autodiff().transpose(), &path)?,
+                magnitude: magnitude.map(|m| host(m, &path)).transpose()?,
                 path,
             });
         }
@@ -117,7 +119,8 @@ impl AdapterFile {
         let targets = explicit::describe(preferred, &adapted, &linear, rank, alpha)?;
         let mut config = AdapterConfig::new(rank, alpha, targets)
             .with_lora_dropout(defaults.dropout)
-            .with_use_rslora(defaults.rslora);
+            .with_use_rslora(defaults.rslora)
+            .with_use_dora(defaults.dora);
         if defaults.init == LoraInit::Gaussian {
             config.init_lora_weights = InitLoraWeights::Named("gaussian".into());
         }
@@ -127,12 +130,9 @@ impl AdapterFile {
     }
 }
 
-/// The transpose of a factor, on the host.
-fn transposed(factor: &Param<Tensor<2>>, path: &str) -> Result<TensorData> {
+/// A factor, on the host.
+fn host<const D: usize>(factor: Tensor<D>, path: &str) -> Result<TensorData> {
     factor
-        .val()
-        .without_autodiff()
-        .transpose()
         .try_into_data()
         .map_err(|error| PeftError::DeviceRead {
             tensor: path.to_owned(),

@@ -7,8 +7,8 @@ use super::adapter::AdapterFile;
 use super::atomic;
 use super::config::CONFIG_FILE;
 use super::elements::{Stored, check_finite};
-use super::keys::{Factor, parse_key, tensor_key};
-use super::read::{WEIGHTS_FILE, check_shape};
+use super::keys::{parse_key, tensor_key};
+use super::read::{WEIGHTS_FILE, check_dtypes, check_shape, dims};
 use crate::{PeftError, Result};
 
 /// How an adapter is written. The default overwrites nothing.
@@ -37,12 +37,20 @@ fn weights(adapter: &AdapterFile) -> Result<Vec<u8>> {
     for module in &adapter.tensors {
         let path = &module.path;
         let r = matcher.rank_for(path, adapter.config.r)?;
-        for (factor, data) in [(Factor::A, &module.a), (Factor::B, &module.b)] {
+        let dims = dims(Some(module.a.shape()), Some(module.b.shape()));
+        if module.magnitude.is_some() != adapter.config.use_dora {
+            return Err(PeftError::Config {
+                name: "use_dora".into(),
+                value: adapter.config.use_dora.to_string(),
+                expected: format!("true for a module with a magnitude, else false: `{path}`"),
+            });
+        }
+        for (factor, data) in module.iter() {
             let key = tensor_key(path, factor);
             if parse_key(&key) != Some((path, factor)) {
                 return Err(bad_path(path, "dotted names, none of them empty"));
             }
-            check_shape(key.clone(), factor, data.shape(), r).map_err(|mismatch| {
+            check_shape(key.clone(), factor, data.shape(), r, dims).map_err(|mismatch| {
                 PeftError::Shape {
                     tensor: mismatch.tensor,
                     expected: mismatch.expected,
@@ -51,17 +59,11 @@ fn weights(adapter: &AdapterFile) -> Result<Vec<u8>> {
             })?;
             check_finite(&key, data)?;
             let stored = Stored::new(&key, data)?;
-            if module.a.dtype() != module.b.dtype() {
-                return Err(PeftError::DType {
-                    tensor: key,
-                    expected: format!("{:?}, as for the other factor", module.b.dtype()),
-                    found: format!("{:?}", module.a.dtype()),
-                });
-            }
             if tensors.insert(key, stored).is_some() {
                 return Err(bad_path(path, "every module once"));
             }
         }
+        check_dtypes(module)?;
         if !matcher.matches(path)? {
             return Err(bad_path(
                 path,

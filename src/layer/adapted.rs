@@ -52,12 +52,15 @@ impl LoraLinear {
     ///
     /// As [`LoraConfig::validate`].
     pub fn from_linear(linear: Linear, config: &LoraConfig) -> Result<Self> {
-        let [d_in, d_out] = FrozenLinear::dims(&linear);
-        let delta = config.init(d_in, d_out, &linear.weight.lazy_device())?;
-        Ok(Self {
-            base: linear.no_grad(),
-            delta,
-        })
+        let base = linear.no_grad();
+        let device = base.weight.lazy_device();
+        let [d_in, d_out] = FrozenLinear::dims(&base);
+        let delta = match config.dora {
+            // Without asking for the weight, which may not be there yet.
+            false => config.init(d_in, d_out, &device)?,
+            true => config.init_on(&base.frozen_map(), [d_in, d_out], &device)?,
+        };
+        Ok(Self { base, delta })
     }
 }
 
@@ -78,8 +81,8 @@ impl QLoraLinear {
     ///
     /// As [`LoraConfig::validate`].
     pub fn from_nf4(base: Nf4Linear, config: &LoraConfig) -> Result<Self> {
-        let [d_in, d_out] = FrozenLinear::dims(&base);
-        let delta = config.init(d_in, d_out, &base.weight.device())?;
+        let dims = FrozenLinear::dims(&base);
+        let delta = config.init_on(&base.frozen_map(), dims, &base.weight.device())?;
         Ok(Self { base, delta })
     }
 }

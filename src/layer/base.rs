@@ -4,7 +4,7 @@ use burn::module::{Module, Param};
 use burn::nn::Linear;
 use burn::tensor::{DType, FloatDType, Tensor, module::linear};
 
-use crate::adapter::{FrozenMap, by_parts, cast};
+use crate::adapter::{FrozenMap, by_parts, cast, dora};
 use crate::fused::lora_linear;
 use crate::nf4::Nf4Weight;
 
@@ -50,6 +50,38 @@ impl FrozenMap for DenseMap {
             (Some(y), Some(bias)) => y + bias.clone().unsqueeze(),
         }
     }
+
+    fn apply_scaled<const D: usize>(
+        &self,
+        x: Tensor<D>,
+        a: Tensor<2>,
+        b: Tensor<2>,
+        scale: f64,
+        gain: Tensor<1>,
+    ) -> Tensor<D> {
+        let product = Self {
+            weight: self.weight.clone(),
+            bias: None,
+        };
+        let y = product.apply_low_rank(x, a, b, scale);
+        let dtype = y.dtype().into();
+        let y = y * cast(gain, dtype).unsqueeze();
+        match &self.bias {
+            None => y,
+            Some(bias) => y + bias.clone().unsqueeze(),
+        }
+    }
+
+    fn column_norms(&self, a: Tensor<2>, b: Tensor<2>, scale: f64) -> Tensor<1> {
+        let weight = match self.weight.dtype() {
+            DType::QFloat(_) => self.weight.clone().dequantize(),
+            _ => self.weight.clone(),
+        };
+        let [weight, a, b] = [weight, a, b].map(dora::constant);
+        let rows = cast(a.clone().transpose(), weight.dtype().into());
+        let norms = dora::column_norms_squared(&weight);
+        dora::changed_norms_squared(norms, linear(rows, weight, None), a, b, scale).sqrt()
+    }
 }
 
 /// `x·Wᵀ + b` with a packed `W [d_out, d_in]`.
@@ -71,6 +103,28 @@ impl FrozenMap for Nf4Map<'_> {
         scale: f64,
     ) -> Tensor<D> {
         self.on_rows(x, |x| self.weight.matmul_low_rank(x, a, b, scale))
+    }
+
+    fn apply_scaled<const D: usize>(
+        &self,
+        x: Tensor<D>,
+        a: Tensor<2>,
+        b: Tensor<2>,
+        scale: f64,
+        gain: Tensor<1>,
+    ) -> Tensor<D> {
+        self.on_rows(x, |x| {
+            let y = self.weight.matmul_low_rank(x, a, b, scale);
+            let dtype = y.dtype().into();
+            y * cast(gain, dtype).unsqueeze()
+        })
+    }
+
+    fn column_norms(&self, a: Tensor<2>, b: Tensor<2>, scale: f64) -> Tensor<1> {
+        let [a, b] = [a, b].map(|factor| dora::constant(cast(factor, FloatDType::F32)));
+        let a_w = self.weight.matmul(a.clone().transpose());
+        let norms = self.weight.row_norms_squared();
+        dora::changed_norms_squared(norms, a_w, a, b, scale).sqrt()
     }
 }
 

@@ -27,7 +27,7 @@ pub(super) fn merge<M: Module>(module: M) -> Result<(M, MergeReport)> {
         report: &mut report,
     };
     module.visit(&mut bases);
-    let module = remove(module, sites, |state| !state.deltas().is_empty())?;
+    let module = remove(module, sites, |state| state.delta().is_some())?;
     Ok((module, report))
 }
 
@@ -79,7 +79,7 @@ impl burn::module::ModuleVisitor for Bases<'_> {
         let path = self.path.join(".");
         let site = self.sites.iter().find(|site| site.path == path);
         let state = site.and_then(|site| site.state.as_ref());
-        if let Some(state) = state.filter(|state| !state.deltas().is_empty()) {
+        if let Some(state) = state.filter(|state| state.delta().is_some()) {
             let base = param.base();
             let dims = base.dims();
             let base: Tensor<2> = base.reshape([dims[0], dims[D - 1]]);

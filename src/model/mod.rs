@@ -8,6 +8,7 @@
 mod adapters_only;
 mod config;
 mod forward;
+mod fresh;
 mod merge;
 mod peft_model;
 mod quantize;

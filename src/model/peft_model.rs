@@ -10,6 +10,7 @@ use burn::module::{
 use burn::tensor::Device;
 
 use super::config::PeftConfig;
+use super::fresh::{dense_weights, fresh};
 use super::merge;
 use super::quantize::{self, QuantizeReport};
 use super::report::{AttachReport, ModelReport};
@@ -129,16 +130,19 @@ impl<M: Module> PeftModel<M> {
         let matcher = config.targets.compile(self.head_of(&sites))?;
         let targets = matcher.resolve(&modules(&sites))?;
         let mut factors = Vec::with_capacity(targets.matched.len());
+        let chosen = |path: &str| {
+            let mut matched = targets.matched.iter();
+            config.lora.dora
+                && matched.any(|target| path.strip_prefix(&target.path) == Some(".weight"))
+        };
+        let dense = dense_weights(self.module(), chosen);
         for target in &targets.matched {
             let site = find(&sites, &target.path)?;
             let mut lora = config.lora.clone();
             lora.rank = matcher.rank_for(&target.path, lora.rank)?;
             lora.alpha = matcher.alpha_for(&target.path, lora.alpha)?;
-            let [d_in, d_out] = site.dims();
-            factors.push((
-                target.path.clone(),
-                lora.init(d_in, d_out, &self.device_of(site))?,
-            ));
+            let lora = fresh(&lora, site, &self.device_of(site), &dense)?;
+            factors.push((target.path.clone(), lora));
         }
         self.insert_adapter(name, config, factors)?;
         Ok(AttachReport {
@@ -152,7 +156,8 @@ impl<M: Module> PeftModel<M> {
     /// # Errors
     ///
     /// [`PeftError::AdapterName`]; [`PeftError::UnknownModule`] for a path that is no linear module of the model;
-    /// [`PeftError::Shape`] for factors that do not fit it; [`PeftError::ForeignReparameterization`].
+    /// [`PeftError::Shape`] for factors that do not fit it; [`PeftError::Config`] for factors that have DoRA's magnitude
+    /// where `config` says otherwise, or the reverse; [`PeftError::ForeignReparameterization`].
     pub fn insert_adapter(
         &mut self,
         name: &str,
@@ -170,6 +175,14 @@ impl<M: Module> PeftModel<M> {
                     tensor: format!("{path} (adapter `{name}`)"),
                     expected: site.dims().into(),
                     found: lora.dims().into(),
+                });
+            }
+            let (found, expected) = (lora.magnitude.is_some(), config.lora.dora);
+            if found != expected {
+                return Err(PeftError::Config {
+                    name: format!("dora of `{path}`"),
+                    value: found.to_string(),
+                    expected: format!("the adapter's own: {expected}"),
                 });
             }
             let mut state = site.state.clone().unwrap_or_else(PeftWeight::new);
@@ -289,7 +302,10 @@ impl<M: Module> PeftModel<M> {
             .flat_map(|state| &state.adapters);
         ParamGroup::from_ids(
             adapters
-                .flat_map(|adapter| [adapter.lora.a.id, adapter.lora.b.id])
+                .flat_map(|NamedAdapter { lora, .. }| {
+                    let magnitude = lora.magnitude.as_ref().map(|magnitude| magnitude.id);
+                    [lora.a.id, lora.b.id].into_iter().chain(magnitude)
+                })
                 .collect(),
         )
     }

@@ -1,6 +1,6 @@
 //! What is attached to one weight of a model: a packed base, and adapters by name.
 //!
-//! The effective weight is `W + Σ Δ_k` over the active adapters `k`, with `W [d_in, d_out]` dense or packed. It is a
+//! The effective weight is `W + Δ` of the active adapter (or DoRA's rescaled one), with `W [d_in, d_out]` dense or packed. It is a
 //! [`Reparameterization`] of Burn, so a model that knows nothing of it computes right: `param.val()` composes the dense
 //! effective weight. [`PeftForward`](super::PeftForward) computes the same without ever forming it.
 
@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicU8, Ordering};
 use burn::module::{Devices, Module, ModuleMapper, ModuleVisitor, Param, Reparameterization};
 use burn::tensor::{DType, Device, FloatDType, Tensor};
 
-use crate::adapter::{Delta, FrozenMap, Lora, by_parts, cast};
+use crate::adapter::{Delta, FrozenMap, Lora, cast};
 use crate::layer::{DenseMap, Nf4Map};
 use crate::nf4::Nf4Weight;
 
@@ -79,12 +79,10 @@ impl PeftWeight {
             .map(|adapter| &adapter.lora)
     }
 
-    /// The deltas in use, in order of application.
-    pub(super) fn deltas(&self) -> Vec<&Lora> {
-        match (&self.active, self.enabled) {
-            (Some(active), true) => self.adapter(active).into_iter().collect(),
-            _ => Vec::new(),
-        }
+    /// The delta in use.
+    pub(super) fn delta(&self) -> Option<&Lora> {
+        let active = self.active.as_ref().filter(|_| self.enabled)?;
+        self.adapter(active)
     }
 
     /// Uses the adapter `name`, or none. Only the factors of the one in use require a gradient.
@@ -117,21 +115,22 @@ impl PeftWeight {
         bias: Option<Tensor<1>>,
     ) -> Tensor<D> {
         self.way.fetch_max(1, Ordering::Relaxed);
-        let deltas = self.deltas();
         match &self.nf4 {
-            Some(weight) => Chain {
-                deltas: &deltas,
-                map: &Nf4Map { weight, bias },
-            }
-            .apply(x),
-            None => Chain {
-                deltas: &deltas,
-                map: &DenseMap {
+            Some(weight) => self.changed(x, &Nf4Map { weight, bias }),
+            None => self.changed(
+                x,
+                &DenseMap {
                     weight: base.base(),
                     bias,
                 },
-            }
-            .apply(x),
+            ),
+        }
+    }
+
+    fn changed<const D: usize>(&self, x: Tensor<D>, map: &impl FrozenMap) -> Tensor<D> {
+        match self.delta() {
+            None => map.apply(x),
+            Some(delta) => delta.forward(x, map),
         }
     }
 
@@ -144,9 +143,10 @@ impl PeftWeight {
                 _ => cast(base, FloatDType::F32),
             },
         };
-        self.deltas()
-            .into_iter()
-            .fold(base, |weight, delta| delta.merge(weight))
+        match self.delta() {
+            None => base,
+            Some(delta) => delta.merge(base),
+        }
     }
 
     /// Dtype of the effective weight.
@@ -186,45 +186,11 @@ impl PeftWeight {
     }
 }
 
-/// A frozen map with deltas on top, each seeing the map below it.
-struct Chain<'a, M> {
-    deltas: &'a [&'a Lora],
-    map: &'a M,
-}
-
-impl<M: FrozenMap> FrozenMap for Chain<'_, M> {
-    fn apply<const D: usize>(&self, x: Tensor<D>) -> Tensor<D> {
-        match self.deltas.split_last() {
-            None => self.map.apply(x),
-            Some((last, deltas)) => last.forward(
-                x,
-                &Chain {
-                    deltas,
-                    map: self.map,
-                },
-            ),
-        }
-    }
-
-    fn apply_low_rank<const D: usize>(
-        &self,
-        x: Tensor<D>,
-        a: Tensor<2>,
-        b: Tensor<2>,
-        scale: f64,
-    ) -> Tensor<D> {
-        match self.deltas.is_empty() {
-            true => self.map.apply_low_rank(x, a, b, scale),
-            false => by_parts(self, x, a, b, scale),
-        }
-    }
-}
-
 impl Reparameterization for PeftWeight {
     const NAME: &'static str = "peft";
 
     fn apply<const D: usize>(&self, base: Tensor<D>) -> Tensor<D> {
-        if self.keep_base || (self.nf4.is_none() && self.deltas().is_empty()) {
+        if self.keep_base || (self.nf4.is_none() && self.delta().is_none()) {
             return base;
         }
         self.way.store(2, Ordering::Relaxed);

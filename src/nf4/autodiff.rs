@@ -26,6 +26,10 @@ impl<B: Nf4Ops, C: CheckpointStrategy> Nf4Ops for Autodiff<B, C> {
         Autodiff::<B, C>::from_inner(B::nf4_dequantize(weight.into_inner(), dtype))
     }
 
+    fn nf4_row_norms_squared(weight: Nf4Tensors<Self>) -> FloatTensor<Self> {
+        Autodiff::<B, C>::from_inner(B::nf4_row_norms_squared(weight.into_inner()))
+    }
+
     fn nf4_matmul(x: FloatTensor<Self>, weight: Nf4Tensors<Self>) -> FloatTensor<Self> {
         Product::<false>::tracked::<B, C>(x, weight)
     }

@@ -68,6 +68,11 @@ pub trait Nf4Ops: Backend {
         portable::dequantize::<Self>(weight, dtype)
     }
 
+    /// `‖W_o‖²` of the rows of `W`, in f32: `[d_out]`.
+    fn nf4_row_norms_squared(#[extension_type] weight: Nf4Tensors<Self>) -> FloatTensor<Self> {
+        portable::row_norms_squared::<Self>(weight)
+    }
+
     /// `x · Wᵀ`: `[rows, d_in] -> [rows, d_out]`, in the dtype of `x`.
     fn nf4_matmul(
         x: FloatTensor<Self>,
@@ -146,6 +151,10 @@ pub trait Nf4Ops: Backend {
 impl Nf4Ops for burn::backend::Flex {
     fn nf4_dequantize(weight: Nf4Tensors<Self>, dtype: FloatDType) -> FloatTensor<Self> {
         flex::dequantize(weight, dtype)
+    }
+
+    fn nf4_row_norms_squared(weight: Nf4Tensors<Self>) -> FloatTensor<Self> {
+        flex::row_norms_squared(weight)
     }
 
     fn nf4_matmul(x: FloatTensor<Self>, weight: Nf4Tensors<Self>) -> FloatTensor<Self> {
@@ -233,6 +242,17 @@ pub(super) fn dequantize(
         <Dispatch as Nf4Ops>::nf4_dequantize(weight, dtype)
     } else {
         portable::dequantize::<Dispatch>(weight, dtype)
+    })
+}
+
+pub(super) fn row_norms_squared(
+    routing: &Tensor<1, Int>,
+    weight: Nf4Tensors<Dispatch>,
+) -> Tensor<1> {
+    Tensor::from_dispatch(if has_implementation(routing) {
+        <Dispatch as Nf4Ops>::nf4_row_norms_squared(weight)
+    } else {
+        portable::row_norms_squared::<Dispatch>(weight)
     })
 }
 

@@ -110,6 +110,14 @@ pub(super) fn cast<B: Backend>(x: FloatTensor<B>, dtype: FloatDType) -> FloatTen
     }
 }
 
+/// `‖W_o‖²` of the rows of the weight, in f32: `[d_out]`.
+pub(super) fn row_norms_squared<B: Backend>(weight: Nf4Tensors<B>) -> FloatTensor<B> {
+    let rows = weight.shape[0];
+    let dense = dequantize::<B>(weight, FloatDType::F32);
+    let squares = B::float_mul(dense.clone(), dense);
+    B::float_reshape(B::float_sum_dim(squares, 1), [rows].into())
+}
+
 /// `scale · x · a`, in the dtype of `a`.
 pub(super) fn scaled_matmul<B: Backend>(
     x: FloatTensor<B>,
@@ -135,7 +143,7 @@ pub(super) fn gradient_b<B: Backend>(u: FloatTensor<B>, dy: FloatTensor<B>) -> F
 #[cfg(test)]
 mod tests {
     use burn::backend::Dispatch;
-    use burn::tensor::{Device, Distribution, FloatDType, Tensor};
+    use burn::tensor::{Device, Distribution, FloatDType, Tensor, Tolerance};
     use proptest::prelude::*;
 
     use super::*;
@@ -163,6 +171,10 @@ mod tests {
                 let portable = Tensor::<2>::from_dispatch(portable).into_data();
                 portable.assert_eq(&weight.dequantize(dtype).into_data(), true);
             }
+            let portable = row_norms_squared::<Dispatch>(weight.tensors());
+            let portable = Tensor::<1>::from_dispatch(portable).into_data();
+            let found = weight.row_norms_squared().into_data();
+            portable.assert_approx_eq::<f32>(&found, Tolerance::relative(1e-5));
             let expected = weight.to_data().dequantize();
             let found = weight.dequantize(FloatDType::F32).into_data().try_into_vec::<f32>().unwrap();
             prop_assert_eq!(found, expected, "the kernel and the host reference");

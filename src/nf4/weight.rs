@@ -157,6 +157,13 @@ impl Nf4Weight {
         ops::dequantize(&self.codes.val(), self.tensors(), dtype)
     }
 
+    /// `Σ_i W[o, i]²` of every row, in f32: `[d_out]`. A constant for autodiff.
+    ///
+    /// On the CPU in one pass over the packed weight; elsewhere a dense weight is held meanwhile.
+    pub fn row_norms_squared(&self) -> Tensor<1> {
+        ops::row_norms_squared(&self.codes.val(), self.tensors())
+    }
+
     /// The product `x · Wᵀ`: `[rows, d_in] -> [rows, d_out]`, in the dtype of `x`.
     ///
     /// Keeps nothing but the (shared) packed weight for the backward pass.

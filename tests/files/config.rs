@@ -26,7 +26,6 @@ fn keys_that_change_the_mathematics_are_refused_by_name() {
         ("target_parameters", json!(["experts.down_proj"])),
         ("trainable_token_indices", json!([5])),
         ("use_bdlora", json!({"nblocks": 2})),
-        ("use_dora", json!(true)),
         ("use_qalora", json!(true)),
         ("velora_config", json!({"scale": 1.0})),
         ("init_lora_weights", json!("pissa")),
@@ -127,7 +126,7 @@ fn unknown_keys_are_read_over_when_asked_but_known_ones_are_refused_all_the_same
     scratch.set("invented_later", json!(3));
     let read = AdapterFile::read(scratch.path(), &options).unwrap();
     assert_eq!(read.config.ignored(), ["invented_later"]);
-    scratch.set("use_dora", json!(true));
+    scratch.set("lora_bias", json!(true));
     assert!(AdapterFile::read(scratch.path(), &options).is_err());
 }
 

@@ -5,7 +5,7 @@ use std::fs;
 
 use burn::tensor::{DType, TensorData};
 use burn_peft::format::{
-    AdapterConfig, AdapterFile, CONFIG_FILE, Factor, InitLoraWeights, ReadOptions, WEIGHTS_FILE,
+    AdapterConfig, AdapterFile, CONFIG_FILE, InitLoraWeights, ReadOptions, WEIGHTS_FILE,
     WriteOptions, tensor_key,
 };
 use burn_peft::model::{TargetConfig, TargetModules};
@@ -13,7 +13,7 @@ use safetensors::SafeTensors;
 
 use super::{adapter, golden, read};
 
-const NAMES: [&str; 3] = ["lora", "rslora", "regex"];
+const NAMES: [&str; 4] = ["lora", "rslora", "regex", "dora"];
 
 /// Keys and shapes as PEFT 0.21.2 wrote them, literally, so that no mistake can hide in code that both reads and writes.
 #[test]
@@ -81,7 +81,8 @@ fn keys_and_shapes_of_the_rslora_adapter_are_peft_s() {
         .tensors
         .iter()
         .flat_map(|module| {
-            [(Factor::A, &module.a), (Factor::B, &module.b)]
+            module
+                .iter()
                 .map(|(factor, data)| (tensor_key(&module.path, factor), data.shape().to_vec()))
         })
         .collect();
@@ -97,9 +98,11 @@ fn values_are_those_of_the_file() {
         let adapter = read(&golden(name)).unwrap();
         let bytes = fs::read(golden(name).join(WEIGHTS_FILE)).unwrap();
         let file = SafeTensors::deserialize(&bytes).unwrap();
-        assert_eq!(file.len(), 2 * adapter.tensors.len());
+        let factors = if name == "dora" { 3 } else { 2 };
+        assert_eq!(file.len(), factors * adapter.tensors.len());
         for module in &adapter.tensors {
-            for (factor, data) in [(Factor::A, &module.a), (Factor::B, &module.b)] {
+            assert_eq!(module.iter().count(), factors);
+            for (factor, data) in module.iter() {
                 let stored = file.tensor(&tensor_key(&module.path, factor)).unwrap();
                 let dtype = if name == "regex" {
                     DType::BF16

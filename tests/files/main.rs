@@ -35,6 +35,7 @@ fn module(path: &str, r: usize, d_in: usize, d_out: usize) -> LoraTensors {
         path: path.to_owned(),
         a: TensorData::new(values(r * d_in), [r, d_in]),
         b: TensorData::new(values(d_out * r), [d_out, r]),
+        magnitude: None,
     }
 }
 

@@ -54,10 +54,11 @@ fn largest_difference(a: &Tensor<3>, b: &Tensor<3>) -> f32 {
 }
 
 /// Name of the golden, its base model, and its adapter's name in PEFT.
-const ADAPTERS: [(&str, &str, &str); 3] = [
+const ADAPTERS: [(&str, &str, &str); 4] = [
     ("lora", "untied", "default"),
     ("rslora", "untied", "default"),
     ("regex", "tied", "regex"),
+    ("dora", "tied", "default"),
 ];
 
 /// The logits reach 20, and each is the end of a chain of sums of 32 to 64 f32 terms in another order than PyTorch's:

@@ -25,6 +25,38 @@ fn error_of(tensors: &[(&str, &[usize])]) -> PeftError {
     Scratch::new().tensors(&header, &vec![0; end]).error()
 }
 
+/// DoRA has a magnitude for every module, as long as its factor B is high.
+#[test]
+fn magnitudes_are_demanded_where_the_configuration_has_dora() {
+    let magnitude = "base_model.model.layers.0.q.lora_magnitude_vector";
+    let error_of = |magnitude: &[(&str, &[usize])]| {
+        let mut header = json!({ QA: f32_entry(&[2, 3], 0), QB: f32_entry(&[4, 2], 24) });
+        let mut end = 56;
+        for (name, shape) in magnitude {
+            header[name] = f32_entry(shape, end);
+            end += 4 * shape.iter().product::<usize>();
+        }
+        let scratch = Scratch::new();
+        scratch.set("use_dora", json!(true));
+        let error = scratch.tensors(&header, &vec![0; end]).error();
+        match inside(&error, WEIGHTS_FILE) {
+            PeftError::Incomplete { report } => report.clone(),
+            _ => panic!("{error}"),
+        }
+    };
+    assert_eq!(error_of(&[]).missing, [magnitude]);
+    let mismatch = &error_of(&[(magnitude, &[1, 4])]).mismatched[0];
+    assert_eq!(
+        (&mismatch.expected[..], &mismatch.found[..]),
+        (&[4][..], &[1, 4][..])
+    );
+    let mismatch = &error_of(&[(magnitude, &[3])]).mismatched[0];
+    assert_eq!(
+        (&mismatch.expected[..], &mismatch.found[..]),
+        (&[4][..], &[3][..])
+    );
+}
+
 #[test]
 fn all_tensors_that_do_not_fit_are_listed() {
     let stray = "base_model.model.layers.0.q.lora_magnitude_vector";
@@ -330,7 +362,7 @@ fn tensors_that_could_not_be_read_back_are_not_written() {
         (replaced(TensorData::ones::<f64, _>([2, 3])), "found F64"),
         (
             replaced(TensorData::ones::<f32, _>([2, 3]).convert_dtype(DType::BF16)),
-            "expected dtype F32, as for the other factor, found BF16",
+            "expected dtype BF16, which its factor A has, found F32",
         ),
         (
             replaced(TensorData::full::<f32, _>([2, 3], f32::NAN)),

@@ -17,6 +17,7 @@ struct Case {
     r: usize,
     lora_alpha: f64,
     use_rslora: bool,
+    use_dora: bool,
 }
 
 struct File<'a>(SafeTensors<'a>, &'a str);
@@ -39,7 +40,7 @@ fn values_and_gradients_are_those_of_peft() {
     let (_, header) = SafeTensors::read_metadata(&bytes).unwrap();
     let cases = &header.metadata().as_ref().unwrap()["cases"];
     let cases: BTreeMap<String, Case> = serde_json::from_str(cases).unwrap();
-    assert_eq!(cases.len(), 4);
+    assert_eq!(cases.len(), 6);
     for (name, case) in &cases {
         let file = File(SafeTensors::deserialize(&bytes).unwrap(), name);
         match name.ends_with("3d") {
@@ -65,6 +66,16 @@ fn check<const D: usize>(name: &str, case: &Case, file: &File) {
     let layer = LoraLinear {
         base,
         delta: config.with_factors(a.transpose(), b.transpose()).unwrap(),
+    };
+    let layer = match case.use_dora {
+        false => layer,
+        true => LoraLinear {
+            delta: layer
+                .delta
+                .with_magnitude(file.get("magnitude", &device))
+                .unwrap(),
+            ..layer
+        },
     };
     let x: Tensor<D> = file.get::<D>("x", &device).require_grad();
     let y = layer.forward(x.clone());
@@ -102,6 +113,21 @@ fn check<const D: usize>(name: &str, case: &Case, file: &File) {
         close(
             "dbias",
             max_diff(&grad(&bias.val(), &gradients), &expected),
+            scale(&expected),
+        );
+    }
+    if let Some(magnitude) = &layer.delta.magnitude {
+        let expected: Tensor<1> = file.get("dmagnitude", &device);
+        close(
+            "dmagnitude",
+            max_diff(&grad(&magnitude.val(), &gradients), &expected),
+            scale(&expected),
+        );
+        let expected: Tensor<2> = file.get::<2>("merged", &device).transpose();
+        let (merged, _) = layer.merge();
+        close(
+            "merged",
+            max_diff(&merged.weight.val(), &expected),
             scale(&expected),
         );
     }

@@ -27,11 +27,19 @@ fn linear(d_in: usize, d_out: usize, bias: bool, layout: LinearLayout, device: &
         .init(device)
 }
 
-/// Factors with `B` not zero, which a fresh adapter would hide behind.
+/// Factors with `B` not zero, which a fresh adapter would hide behind, and a magnitude if it is DoRA.
 fn lora(config: &LoraConfig, d_in: usize, d_out: usize, device: &Device) -> Lora {
     let a = random([d_in, config.rank], device);
     let b = random([config.rank, d_out], device);
-    config.with_factors(a, b).unwrap()
+    let lora = config.with_factors(a, b).unwrap();
+    match config.dora {
+        false => lora,
+        true => {
+            let any = Distribution::Uniform(0.5, 2.0);
+            let magnitude = Tensor::random([d_out], any, device);
+            lora.with_magnitude(magnitude).unwrap()
+        }
+    }
 }
 
 fn values<const D: usize>(tensor: &Tensor<D>) -> Vec<f32> {

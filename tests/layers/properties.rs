@@ -1,7 +1,7 @@
 //! `y = x·(W + s·A·B) + b` over random shapes, ranks and batches.
 
-use burn::nn::LinearLayout;
-use burn::tensor::{DType, Distribution, FloatDType, Tensor};
+use burn::nn::{DropoutConfig, LinearLayout};
+use burn::tensor::{DType, Device, Distribution, FloatDType, Tensor};
 use burn_peft::PeftError;
 use burn_peft::adapter::{LoraConfig, LoraInit};
 use burn_peft::layer::{Adapted, LoraLinear, Nf4Linear, Nf4LinearConfig, QLoraLinear};
@@ -17,13 +17,13 @@ proptest! {
     fn a_layer_is_its_merged_layer(
         (d_in, d_out, rank) in (1usize..70, 1usize..70, 1usize..80),
         rows in 0usize..9,
-        (bias, col, rslora, packed) in any::<(bool, bool, bool, bool)>(),
+        (bias, col, rslora, dora, packed) in any::<(bool, bool, bool, bool, bool)>(),
         alpha in 0.5f64..20.0,
     ) {
         let device = device();
         let layout = if col { LinearLayout::Col } else { LinearLayout::Row };
         let base = linear(d_in, d_out, bias, layout, &device);
-        let config = LoraConfig::new(rank).with_alpha(alpha).with_rslora(rslora);
+        let config = LoraConfig::new(rank).with_alpha(alpha).with_rslora(rslora).with_dora(dora);
         let delta = lora(&config, d_in, d_out, &device);
         let x = random([rows, d_in], &device);
         let (y, merged) = if packed {
@@ -55,8 +55,9 @@ fn a_fresh_adapter_changes_nothing() {
             // Batches that Burn folds into rows, and such as it does not.
             let batches = [[3, 5, 40], [2, 130, 40], [40, 1, 40], [1, 300, 40]];
             let batches = batches.map(|shape| random(shape, &device));
-            for init in [LoraInit::Kaiming, LoraInit::Gaussian] {
-                let config = LoraConfig::new(4).with_init(init);
+            let inits = [LoraInit::Kaiming, LoraInit::Gaussian].map(|init| (init, false));
+            for (init, dora) in inits.into_iter().chain([(LoraInit::Kaiming, true)]) {
+                let config = LoraConfig::new(4).with_init(init).with_dora(dora);
                 let layer = LoraLinear::from_linear(base.clone(), &config).unwrap();
                 assert_eq!(values(&layer.forward(x.clone())), values(&y), "bit-equal");
                 for batch in &batches {
@@ -152,22 +153,24 @@ fn the_scale_is_alpha_over_the_rank_or_its_root() {
 
 #[test]
 fn dropout_is_the_adapters_alone_and_trainings_alone() {
-    use burn::module::Module;
     let device = device();
-    device.seed(6);
-    let base = linear(64, 32, true, LinearLayout::Row, &device).no_grad();
-    let config = LoraConfig::new(4).with_dropout(0.5);
+    for dora in [false, true] {
+        device.seed(6);
+        check_dropout(&LoraConfig::new(4).with_dora(dora), &device);
+    }
+}
+
+fn check_dropout(config: &LoraConfig, device: &Device) {
+    use burn::module::Module;
+    let base = linear(64, 32, true, LinearLayout::Row, device).no_grad();
+    let config = config.clone().with_dropout(0.5);
     let layer = Adapted {
         base: base.clone(),
-        delta: lora(&config, 64, 32, &device),
+        delta: lora(&config, 64, 32, device),
     };
-    let x = random([200, 64], &device);
-    let certain = Adapted {
-        base: base.clone(),
-        delta: LoraConfig::new(4)
-            .with_factors(layer.delta.a.val(), layer.delta.b.val())
-            .unwrap(),
-    };
+    let x = random([200, 64], device);
+    let mut certain = layer.clone();
+    certain.delta.dropout = DropoutConfig::new(0.0).init();
     let expected = certain.forward(x.clone());
     assert!(
         max_diff(&layer.forward(x.clone()), &expected) > 1.0,

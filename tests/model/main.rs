@@ -79,26 +79,37 @@ fn config(targets: TargetConfig) -> PeftConfig {
 
 /// A model with an adapter whose `B` is not zero.
 fn adapted(model: &mut PeftModel<Net>, name: &str, targets: TargetConfig) {
-    let config = config(targets);
-    model.add_adapter(name, &config).unwrap();
+    adapted_as(model, name, &config(targets));
+}
+
+fn adapted_as(model: &mut PeftModel<Net>, name: &str, config: &PeftConfig) {
+    model.add_adapter(name, config).unwrap();
     let factors = model.factors(name).unwrap();
     model.delete_adapter(name).unwrap();
     let factors = factors
         .into_iter()
         .map(|(path, lora)| (path, with_random_b(&lora)))
         .collect();
-    model.insert_adapter(name, &config, factors).unwrap();
+    model.insert_adapter(name, config, factors).unwrap();
 }
 
+/// As the fresh adapter, with `B` not zero and a magnitude that is not the weight's, if there is one.
 fn with_random_b(lora: &Lora) -> Lora {
     let b = lora
         .b
         .val()
         .detach()
         .random_like(Distribution::Normal(0.0, 0.3));
-    lora.config()
-        .with_factors(lora.a.val().detach(), b)
-        .unwrap()
+    let changed = lora.config().with_factors(lora.a.val().detach(), b);
+    let changed = changed.unwrap();
+    match &lora.magnitude {
+        None => changed,
+        Some(magnitude) => {
+            let magnitude = magnitude.val().detach();
+            let gain = magnitude.random_like(Distribution::Uniform(0.5, 1.5));
+            changed.with_magnitude(magnitude * gain).unwrap()
+        }
+    }
 }
 
 fn values<const D: usize>(tensor: &Tensor<D>) -> Vec<f32> {

@@ -8,13 +8,13 @@ use burn_peft::adapter::LoraConfig;
 use burn_peft::model::{PeftConfig, PeftModel, TargetConfig, Way};
 use burn_peft::nf4::Nf4Config;
 
-use crate::{Net, adapted, device, input, max_diff, values, with_random_b};
+use crate::{Net, adapted, adapted_as, config, device, input, max_diff, values, with_random_b};
 
 #[test]
 fn both_ways_give_the_same_outputs_and_gradients() {
     let device = device();
     device.seed(11);
-    for pack in [false, true] {
+    for (pack, dora) in [(false, false), (true, false), (false, true), (true, true)] {
         let mut model = PeftModel::new(Net::new(&device));
         if pack {
             let nf4 = Nf4Config::new().with_double_quant(true);
@@ -22,7 +22,9 @@ fn both_ways_give_the_same_outputs_and_gradients() {
                 .quantize_nf4(&TargetConfig::all_linear(), &nf4)
                 .unwrap();
         }
-        adapted(&mut model, "default", TargetConfig::all_linear());
+        let mut config = config(TargetConfig::all_linear());
+        config.lora.dora = dora;
+        adapted_as(&mut model, "default", &config);
         let x = input(&device).require_grad();
         assert!(
             model
@@ -71,6 +73,14 @@ fn both_ways_give_the_same_outputs_and_gradients() {
                 lora.b.val().grad(&slow).unwrap(),
                 lora.b.val().grad(&fast).unwrap(),
             );
+            assert_eq!(lora.magnitude.is_some(), dora);
+            if let Some(magnitude) = &lora.magnitude {
+                let magnitude = magnitude.val();
+                close(
+                    magnitude.grad(&slow).unwrap().unsqueeze(),
+                    magnitude.grad(&fast).unwrap().unsqueeze(),
+                );
+            }
         }
     }
 }

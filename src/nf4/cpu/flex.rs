@@ -17,6 +17,7 @@ use super::codes::Codes;
 use super::dequantize::{self, Rounded};
 use super::few_rows;
 use super::packed::{Packed, Scales};
+use super::row_norms;
 use crate::cpu::matmul::element::{F32, Pairs};
 use crate::cpu::matmul::low_rank::LowRank;
 use crate::cpu::matmul::{many_rows, transposed};
@@ -39,6 +40,13 @@ pub(in crate::nf4) fn dequantize(weight: Nf4Tensors<Flex>, dtype: FloatDType) ->
         FloatDType::F16 => data::<f16>(w),
         FloatDType::F64 => data::<f64>(w),
     }))
+}
+
+/// `‖W_o‖²` of the rows: `[d_out]`.
+pub(in crate::nf4) fn row_norms_squared(weight: Nf4Tensors<Flex>) -> Float {
+    let mut norms = vec![0.0; weight.shape[0]];
+    with_packed(&weight, |w| row_norms::squared(Isa::best(), w, &mut norms));
+    Float::from_data(TensorData::new(norms, [weight.shape[0]]))
 }
 
 /// `u · v`, of `[rows, r]` and `[r, columns]`.

@@ -3,6 +3,7 @@
 //! * [`packed`]: a packed weight as the kernels read it; dequantising any part of it;
 //! * [`quantize`], [`columns`] of a transposed weight; [`dequantize`]; all for whole weights, on all threads;
 //! * [`few_rows`]: the product with few rows; [`codes`]: what those with many rows need of a packed weight;
+//! * [`row_norms`] of a weight;
 //! * [`flex`]: Burn's tensors in and out.
 #![allow(unsafe_code)]
 // Without Burn's CPU backend there is only quantising and dequantising for others to upload.
@@ -18,6 +19,7 @@ mod packed;
 mod quantize;
 #[cfg(test)]
 mod quantize_tests;
+mod row_norms;
 #[cfg(test)]
 mod tests;
 

@@ -6,7 +6,7 @@ use half::bf16;
 
 use super::codes::Codes;
 use super::packed::{Packed, Scales};
-use super::{dequantize::dequantize, few_rows};
+use super::{dequantize::dequantize, few_rows, row_norms};
 use crate::cpu::matmul::element::{F32, Pairs};
 use crate::cpu::matmul::low_rank::LowRank;
 use crate::cpu::matmul::{many_rows, transposed};
@@ -167,11 +167,19 @@ fn check_all(shape: [usize; 2], block_size: usize, double_quant: bool, rows: usi
     let y_exact = reference(&widen(&x, d_in), forward, [rows, d_out, d_in + rank]);
     let x_exact = reference(&widen(&dy, d_out), backward, [rows, d_in, d_out + rank]);
     let exact = [&y_exact[..], &x_exact];
+    let squares: Vec<_> = dense
+        .chunks(d_in)
+        .map(|row| row.iter().map(|&v| f64::from(v).powi(2)).sum())
+        .map(|sum: f64| (sum, sum))
+        .collect();
     for isa in Isa::available() {
         let mut values = vec![f32::NAN; d_out * d_in];
         dequantize(isa, &w, &mut values);
         let bits = |values: &[f32]| values.iter().map(|v| v.to_bits()).collect::<Vec<_>>();
         assert_eq!(bits(&values), bits(&dense), "dequantised on {isa:?}");
+        let mut norms = vec![f32::NAN; d_out];
+        row_norms::squared(isa, &w, &mut norms);
+        check("row norms", isa, &norms, &squares, d_in, 0.0);
         check_products::<F32>(isa, &w, [&x, &dy], low, exact, 0.0);
         if isa.has_pairs() {
             // The weight, or the codebook, and the result are rounded to bf16, each by 2^-8 at most.

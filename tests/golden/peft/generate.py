@@ -1,11 +1,13 @@
 """Makes the fixtures of PEFT. Run: python tests/golden/peft/generate.py (after tests/golden/llama/generate.py)
 
     lora_linear.safetensors   one LoRA layer: inputs, factors, output and gradients of several cases; the header's
-                              metadata key `cases` is JSON: name -> {r, lora_alpha, use_rslora}
+                              metadata key `cases` is JSON: name -> {r, lora_alpha, use_rslora, use_dora}; of DoRA also the
+                              magnitude, its gradient and the merged weight
     lora/                     adapter of PEFT on ../llama/untied: all linear layers, alpha != r
     rslora/                   the same base: rsLoRA with rank_pattern and alpha_pattern, without a task type
     regex/                    on ../llama/tied: target_modules is an expression with look-ahead, factors in bf16;
                               the adapter's name is `regex`, so PEFT puts it into a folder of that name
+    dora/                     on ../llama/tied: DoRA
     <name>/logits.safetensors input_ids I64 [2, 12], base and adapted F32 [2, 12, vocab]
 
 Each adapter directory is as `save_pretrained` wrote it, less its README.md. All arithmetic is f32.
@@ -29,13 +31,18 @@ VOCAB = 96
 def randomize(model: torch.nn.Module, scale: float) -> None:
     """PEFT begins with B = 0, which would hide every mistake in A and in the scale."""
     for name, parameter in model.named_parameters():
-        if "lora_" in name:
+        if "lora_magnitude" in name:
+            parameter.data *= torch.empty_like(parameter).uniform_(0.5, 1.5)
+        elif "lora_" in name:
             parameter.data.normal_(0.0, scale)
 
 
-def linear_case(x_shape, d_out: int, r: int, alpha: int, rslora: bool, bias: bool) -> dict[str, torch.Tensor]:
+def linear_case(
+    x_shape, d_out: int, r: int, alpha: int, rslora: bool, bias: bool, dora: bool = False
+) -> dict[str, torch.Tensor]:
     net = torch.nn.Sequential(torch.nn.Linear(x_shape[-1], d_out, bias=bias))
-    model = get_peft_model(net, LoraConfig(r=r, lora_alpha=alpha, use_rslora=rslora, target_modules=["0"]))
+    config = LoraConfig(r=r, lora_alpha=alpha, use_rslora=rslora, use_dora=dora, target_modules=["0"])
+    model = get_peft_model(net, config)
     randomize(model, 0.3)
     layer = model.base_model.model[0]
     lora_a, lora_b = layer.lora_A["default"].weight, layer.lora_B["default"].weight
@@ -50,6 +57,12 @@ def linear_case(x_shape, d_out: int, r: int, alpha: int, rslora: bool, bias: boo
     }
     if bias:
         tensors |= {"bias": layer.base_layer.bias, "dbias": layer.base_layer.bias.grad}
+    tensors = {name: tensor.detach().clone() for name, tensor in tensors.items()}
+    if dora:
+        magnitude = layer.lora_magnitude_vector["default"].weight
+        tensors |= {"magnitude": magnitude, "dmagnitude": magnitude.grad}
+        layer.merge()
+        tensors["merged"] = layer.base_layer.weight
     return {name: tensor.detach().clone().contiguous() for name, tensor in tensors.items()}
 
 
@@ -60,12 +73,17 @@ def linear() -> None:
         "rslora_3d": dict(x_shape=(2, 3, 32), d_out=20, r=8, alpha=5, rslora=True, bias=True),
         "no_bias_3d": dict(x_shape=(3, 4, 10), d_out=14, r=2, alpha=3, rslora=False, bias=False),
         "rank_above_both": dict(x_shape=(4, 6), d_out=5, r=12, alpha=9, rslora=True, bias=True),
+        "dora": dict(x_shape=(5, 16), d_out=24, r=4, alpha=7, rslora=False, bias=True, dora=True),
+        "dora_rslora_3d": dict(x_shape=(2, 3, 150), d_out=20, r=8, alpha=5, rslora=True, bias=False, dora=True),
     }
     tensors = {}
     for name, case in cases.items():
         tensors |= {f"{name}.{key}": tensor for key, tensor in linear_case(**case).items()}
     settings = {
-        name: {"r": case["r"], "lora_alpha": case["alpha"], "use_rslora": case["rslora"]}
+        name: {
+            "r": case["r"], "lora_alpha": case["alpha"], "use_rslora": case["rslora"],
+            "use_dora": case.get("dora", False),
+        }
         for name, case in cases.items()
     }
     save_file(tensors, HERE / "lora_linear.safetensors", metadata={"cases": json.dumps(settings)})
@@ -123,6 +141,12 @@ if __name__ == "__main__":
         LoraConfig(
             r=2, lora_alpha=3, target_modules=r"model\.layers\.\d+\.(?!self_attn\.k).*_proj", task_type="CAUSAL_LM",
             init_lora_weights="gaussian",
+        ),
+    )
+    adapter(
+        "dora", "tied", "default", False,
+        LoraConfig(
+            r=3, lora_alpha=5, use_dora=True, target_modules=["q_proj", "v_proj", "down_proj"], task_type="CAUSAL_LM",
         ),
     )
     print("peft", peft.__version__, "torch", torch.__version__)
