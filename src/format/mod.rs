@@ -5,7 +5,7 @@
 //! * `adapter_config.json` ([`AdapterConfig`]): rank, alpha, targets, and what else fixes the scale of
 //!   `ΔW = s·B·A`;
 //! * `adapter_model.safetensors`: the factors `A [r, d_in]` and `B [d_out, r]` of each module, under
-//!   `base_model.model.PATH.lora_A.weight` and `.lora_B.weight`.
+//!   `base_model.model.PATH.lora_A.weight` and `.lora_B.weight`, and DoRA's magnitude `[d_out]` under `.lora_magnitude_vector`.
 //!
 //! [`PeftModel::save_adapter`](crate::model::PeftModel::save_adapter) writes one and
 //! [`load_adapter`](crate::model::PeftModel::load_adapter) reads one; [`AdapterFile`] is what lies between, on the host. Everything in a file is hostile until it was checked: errors name the file and the key or
