@@ -23,5 +23,7 @@ pub mod layer;
 pub mod model;
 pub mod nf4;
 pub mod objective;
+#[cfg(feature = "optim")]
+pub mod optim;
 
 pub use error::{PeftError, Result};

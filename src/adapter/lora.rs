@@ -14,13 +14,17 @@ use burn::tensor::{Device, Distribution, FloatDType, Tensor};
 use super::{Delta, FrozenMap, dora, low_rank};
 use crate::{PeftError, Result};
 
-/// How the factors of a fresh adapter are filled. `B` is zero in both, so a fresh adapter changes nothing.
+/// How the factors of a fresh adapter are filled. `B` is zero in all but [`Random`](Self::Random), so that a fresh adapter
+/// changes nothing.
 #[derive(Config, Debug, Copy, PartialEq, Eq)]
 pub enum LoraInit {
     /// `A ~ U(-1/√d_in, 1/√d_in)`: kaiming-uniform with `a = √5`, PEFT's default.
     Kaiming,
     /// `A ~ N(0, 1/r)`, of standard deviation `1/r`: PEFT's `"gaussian"`.
     Gaussian,
+    /// `A ~ U(-1/√d_in, 1/√d_in)` and `B ~ U(-1/√r, 1/√r)`, as fresh linear layers: PEFT's `false`. A fresh adapter changes
+    /// the model, which is of use in tests.
+    Random,
 }
 
 /// Configuration of [`Lora`].
@@ -87,20 +91,25 @@ impl LoraConfig {
     pub fn init(&self, d_in: usize, d_out: usize, device: &Device) -> Result<Lora> {
         self.validate()?;
         let rank = self.rank;
-        let distribution = match self.init {
-            LoraInit::Kaiming => {
-                let bound = 1.0 / (d_in.max(1) as f64).sqrt();
-                Distribution::Uniform(-bound, bound)
-            }
-            LoraInit::Gaussian => Distribution::Normal(0.0, 1.0 / rank as f64),
+        let kaiming = |fan_in: usize| {
+            let bound = 1.0 / (fan_in.max(1) as f64).sqrt();
+            Distribution::Uniform(-bound, bound)
+        };
+        let (a, b) = match self.init {
+            LoraInit::Kaiming => (kaiming(d_in), None),
+            LoraInit::Gaussian => (Distribution::Normal(0.0, 1.0 / rank as f64), None),
+            LoraInit::Random => (kaiming(d_in), Some(kaiming(rank))),
         };
         // Drawn in f32 and cast, so that a seed gives the same adapter in every dtype. Factors live as long as their
         // model: keep them out of the pools of transient tensors.
         let (a, b) = device.memory_persistent_allocations((), |()| {
             let options = (device, FloatDType::F32.into());
             (
-                Tensor::<2>::random([d_in, rank], distribution, options).cast(self.dtype),
-                Tensor::<2>::zeros([rank, d_out], (device, self.dtype.into())),
+                Tensor::<2>::random([d_in, rank], a, options).cast(self.dtype),
+                match b {
+                    None => Tensor::<2>::zeros([rank, d_out], (device, self.dtype.into())),
+                    Some(b) => Tensor::<2>::random([rank, d_out], b, options).cast(self.dtype),
+                },
             )
         });
         self.with_factors(a, b)

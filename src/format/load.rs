@@ -227,6 +227,7 @@ impl Fit<'_> {
 
 fn init(config: &AdapterConfig) -> LoraInit {
     match &config.init_lora_weights {
+        InitLoraWeights::Flag(false) => LoraInit::Random,
         InitLoraWeights::Named(name) if name.eq_ignore_ascii_case("gaussian") => LoraInit::Gaussian,
         _ => LoraInit::Kaiming,
     }

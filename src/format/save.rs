@@ -121,9 +121,11 @@ impl AdapterFile {
             .with_lora_dropout(defaults.dropout)
             .with_use_rslora(defaults.rslora)
             .with_use_dora(defaults.dora);
-        if defaults.init == LoraInit::Gaussian {
-            config.init_lora_weights = InitLoraWeights::Named("gaussian".into());
-        }
+        config.init_lora_weights = match defaults.init {
+            LoraInit::Kaiming => InitLoraWeights::Flag(true),
+            LoraInit::Gaussian => InitLoraWeights::Named("gaussian".into()),
+            LoraInit::Random => InitLoraWeights::Flag(false),
+        };
         config.task_type = options.task_type.clone();
         config.base_model_name_or_path = options.base_model_name_or_path.clone();
         Ok(Self { config, tensors })

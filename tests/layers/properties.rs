@@ -134,6 +134,19 @@ fn initial_factors_are_those_of_peft() {
     // A standard deviation from 20,000 values has a relative standard error of 0.5 %.
     assert!((deviation * rank as f32 - 1.0).abs() < 0.025, "{deviation}");
     assert!(values(&gaussian.b.val()).iter().all(|b| *b == 0.0));
+
+    let random = LoraConfig::new(rank)
+        .with_init(LoraInit::Random)
+        .init(d_in, 300, &device)
+        .unwrap();
+    for (factor, fan_in) in [(&random.a, d_in), (&random.b, rank)] {
+        let bound = 1.0 / (fan_in as f32).sqrt();
+        let factor = values(&factor.val());
+        assert!(factor.iter().all(|value| value.abs() <= bound));
+        // Of 15,000 values or more.
+        let mean = factor.iter().map(|value| value.abs()).sum::<f32>() / factor.len() as f32;
+        assert!((mean / bound - 0.5).abs() < 0.012, "{mean} of {bound}");
+    }
 }
 
 #[test]
