@@ -218,7 +218,7 @@ impl AdapterConfig {
         }
         for (key, value) in &object {
             match fields::rule(key) {
-                Some(Rule::Honoured(_)) => {}
+                Some(Rule::Honoured(..)) => {}
                 Some(Rule::Inert(default)) => {
                     if *value != default.value() {
                         config.inert.insert(key.clone(), value.clone());

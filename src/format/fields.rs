@@ -43,8 +43,11 @@ pub(super) enum Field<'a> {
 /// What a key means to this crate.
 #[derive(Clone, Copy)]
 pub(super) enum Rule {
-    /// A field of [`AdapterConfig`], and how it is written.
-    Honoured(for<'a> fn(&'a AdapterConfig) -> Result<Field<'a>>),
+    /// A field of [`AdapterConfig`]: what it says, and how it is written.
+    Honoured(
+        &'static str,
+        for<'a> fn(&'a AdapterConfig) -> Result<Field<'a>>,
+    ),
     /// Without meaning here: kept and written as it was read.
     Inert(DefaultValue),
     /// Changes the mathematics, or the set of tensors, in a way that is not supported; only its default is read.
@@ -62,11 +65,14 @@ pub(super) const KEYS: [(&str, Rule); 41] = [
     ),
     (
         "alpha_pattern",
-        Honoured(|c| {
-            let alphas = c.targets.alpha_pattern.iter();
-            let alphas = alphas.map(|(key, &alpha)| Ok((key, number("alpha_pattern", alpha)?)));
-            Ok(Field::Alphas(alphas.collect::<Result<_>>()?))
-        }),
+        Honoured(
+            "`α` of the modules that a pattern matches; the first match in the file's order wins",
+            |c| {
+                let alphas = c.targets.alpha_pattern.iter();
+                let alphas = alphas.map(|(key, &alpha)| Ok((key, number("alpha_pattern", alpha)?)));
+                Ok(Field::Alphas(alphas.collect::<Result<_>>()?))
+            },
+        ),
     ),
     (
         "arrow_config",
@@ -75,7 +81,9 @@ pub(super) const KEYS: [(&str, Rule); 41] = [
     ("auto_mapping", Inert(Null)),
     (
         "base_model_name_or_path",
-        Honoured(|c| json(&c.base_model_name_or_path)),
+        Honoured("kept as text, never opened or fetched", |c| {
+            json(&c.base_model_name_or_path)
+        }),
     ),
     (
         "bias",
@@ -89,16 +97,24 @@ pub(super) const KEYS: [(&str, Rule); 41] = [
     ("eva_config", Inert(Null)),
     (
         "exclude_modules",
-        Honoured(|c| json(&c.targets.exclude_modules)),
+        Honoured("modules left out, names or an expression", |c| {
+            json(&c.targets.exclude_modules)
+        }),
     ),
+    // A module of Python that stores its weight transposed has the factors that any other has.
+    ("fan_in_fan_out", Inert(False)),
     (
-        "fan_in_fan_out",
-        Refused(False, "the base weight would be stored transposed"),
+        "inference_mode",
+        Honoured("read; always written as `true`, as PEFT does", |_| {
+            json(true)
+        }),
     ),
-    ("inference_mode", Honoured(|_| json(true))),
     (
         "init_lora_weights",
-        Honoured(|c| json(&c.init_lora_weights)),
+        Honoured(
+            "`true`, `false`, `\"gaussian\"`, and `\"orthogonal\"`, `\"eva\"`, `\"mica\"`, which matter before training only; names that move the base weights (`\"pissa\"`, `\"olora\"`, `\"loftq\"`, `\"corda\"`, `\"lora_ga\"`, ...) and unknown ones are refused",
+            |c| json(&c.init_lora_weights),
+        ),
     ),
     (
         "kasa_config",
@@ -110,22 +126,34 @@ pub(super) const KEYS: [(&str, Rule); 41] = [
     ),
     (
         "layers_pattern",
-        Honoured(|c| json(&c.targets.layers_pattern)),
+        Honoured(
+            "name of the list of layers that `layers_to_transform` counts in",
+            |c| json(&c.targets.layers_pattern),
+        ),
     ),
     (
         "layers_to_transform",
-        Honoured(|c| json(&c.targets.layers_to_transform)),
+        Honoured("indices of the layers that are adapted", |c| {
+            json(&c.targets.layers_to_transform)
+        }),
     ),
     ("loftq_config", Inert(Object)),
     (
         "lora_alpha",
-        Honoured(|c| json(number("lora_alpha", c.lora_alpha)?)),
+        Honoured("`α`; fractions too", |c| {
+            json(number("lora_alpha", c.lora_alpha)?)
+        }),
     ),
     (
         "lora_bias",
         Refused(False, "it adds a bias to the factor B"),
     ),
-    ("lora_dropout", Honoured(|c| json(c.lora_dropout))),
+    (
+        "lora_dropout",
+        Honoured("probability of dropout on the adapter's input", |c| {
+            json(c.lora_dropout)
+        }),
+    ),
     ("lora_ga_config", Inert(Null)),
     ("megatron_config", Inert(Null)),
     ("megatron_core", Inert(Text("megatron.core"))),
@@ -137,24 +165,44 @@ pub(super) const KEYS: [(&str, Rule); 41] = [
         "monteclora_config",
         Refused(Null, "MonteCLoRA samples the factors"),
     ),
-    ("peft_type", Honoured(|_| json("LORA"))),
-    ("peft_version", Honoured(|c| json(&c.peft_version))),
+    (
+        "peft_type",
+        Honoured("`\"LORA\"`; every other method is refused", |_| {
+            json("LORA")
+        }),
+    ),
+    (
+        "peft_version",
+        Honoured("kept as text", |c| json(&c.peft_version)),
+    ),
     ("qalora_group_size", Inert(Integer(16))),
-    ("r", Honoured(|c| json(c.r))),
+    ("r", Honoured("rank, 1 to 65536", |c| json(c.r))),
     (
         "rank_pattern",
-        Honoured(|c| Ok(Field::Ranks(&c.targets.rank_pattern))),
+        Honoured(
+            "rank of the modules that a pattern matches; the first match in the file's order wins",
+            |c| Ok(Field::Ranks(&c.targets.rank_pattern)),
+        ),
     ),
-    ("revision", Honoured(|c| json(&c.revision))),
+    (
+        "revision",
+        Honoured("kept as text, never fetched", |c| json(&c.revision)),
+    ),
     (
         "target_modules",
-        Honoured(|c| json(&c.targets.target_modules)),
+        Honoured(
+            "modules to adapt: names by suffix, an expression over whole paths, or `\"all-linear\"`",
+            |c| json(&c.targets.target_modules),
+        ),
     ),
     (
         "target_parameters",
         Refused(Null, "it adapts parameters that are no linear layer's"),
     ),
-    ("task_type", Honoured(|c| json(&c.task_type))),
+    (
+        "task_type",
+        Honoured("one of PEFT's task types", |c| json(&c.task_type)),
+    ),
     (
         "trainable_token_indices",
         Refused(Null, "it replaces rows of the embedding"),
@@ -163,12 +211,18 @@ pub(super) const KEYS: [(&str, Rule); 41] = [
         "use_bdlora",
         Refused(Null, "BD-LoRA makes a factor block-diagonal"),
     ),
-    ("use_dora", Honoured(|c| json(c.use_dora))),
+    (
+        "use_dora",
+        Honoured("a magnitude for every module", |c| json(c.use_dora)),
+    ),
     (
         "use_qalora",
         Refused(False, "QALoRA pools the adapter's input"),
     ),
-    ("use_rslora", Honoured(|c| json(c.use_rslora))),
+    (
+        "use_rslora",
+        Honoured("scale by `α/√r`", |c| json(c.use_rslora)),
+    ),
     (
         "velora_config",
         Refused(Null, "VeLoRA changes the backward pass"),
@@ -207,7 +261,7 @@ pub(super) fn to_json(config: &AdapterConfig) -> Result<Vec<u8>> {
     let mut fields = BTreeMap::new();
     for (key, rule) in KEYS {
         let value = match rule {
-            Honoured(write) => write(config)?,
+            Honoured(_, write) => write(config)?,
             Refused(default, _) => Field::Json(default.value()),
             Inert(default) => {
                 let mut value = config
@@ -252,6 +306,36 @@ mod tests {
         assert!(KEYS.windows(2).all(|pair| pair[0].0 < pair[1].0));
         assert!(KEYS.iter().all(|(key, _)| rule(key).is_some()));
         assert!(rule("enable_lora").is_none());
+    }
+
+    /// What the published table says, a row a key.
+    fn table() -> String {
+        let rows = KEYS.map(|(key, rule)| match rule {
+            Honoured(what, _) => format!("| `{key}` | honoured | {what} |\n"),
+            Inert(_) => format!("| `{key}` | inert | kept and written as it was read |\n"),
+            Refused(default, reason) => {
+                let default = default.value();
+                format!("| `{key}` | refused | unless empty or `{default}`: {reason} |\n")
+            }
+        });
+        format!("| Key | | |\n|---|---|---|\n{}", rows.concat())
+    }
+
+    #[test]
+    fn the_published_table_is_this_one() {
+        const FILE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/peft-config.md");
+        let text = std::fs::read_to_string(FILE).unwrap();
+        let (before, rest) = text.split_once("<!-- keys -->\n").unwrap();
+        let (_, after) = rest.split_once("<!-- end of keys -->").unwrap();
+        let current = format!(
+            "{before}<!-- keys -->\n{}<!-- end of keys -->{after}",
+            table()
+        );
+        if std::env::var_os("UPDATE_DOCS").is_some() {
+            std::fs::write(FILE, current).unwrap();
+        } else {
+            assert_eq!(text, current, "UPDATE_DOCS=1 writes it anew");
+        }
     }
 
     #[test]
