@@ -73,6 +73,35 @@ pub fn parse_key(key: &str) -> Option<(&str, Factor)> {
     is_path(path).then_some((path, factor))
 }
 
+/// The module path and the factor in a key as one of the writers calls it whose files are read; `None` for any other.
+///
+/// Besides PEFT's own form these are: without the prefix `base_model.model.`; with `_orig_mod` somewhere, of a model that
+/// `torch.compile` has wrapped; with the adapter's name behind the factor's, `PATH.lora_A.NAME.weight`, as in a state of the model
+/// itself; and without `.weight`, as loralib's.
+pub(super) fn read_key(key: &str) -> Option<(String, Factor)> {
+    let factor = |name: &str| match name {
+        "lora_A" => Some(Factor::A),
+        "lora_B" => Some(Factor::B),
+        "lora_magnitude_vector" => Some(Factor::Magnitude),
+        _ => None,
+    };
+    let segments = key.split('.').filter(|segment| *segment != "_orig_mod");
+    let segments: Vec<&str> = segments.collect();
+    let segments = match &segments[..] {
+        ["base_model", "model", rest @ ..] => rest,
+        all => all,
+    };
+    let (path, name) = match segments {
+        [path @ .., name, "weight"] if factor(name).is_some() => (path, name),
+        [path @ .., name, adapter, "weight"] if is_path(adapter) => (path, name),
+        [path @ .., name] => (path, name),
+        [] => return None,
+    };
+    let factor = factor(name)?;
+    let path = path.join(".");
+    is_path(&path).then_some((path, factor))
+}
+
 /// Whether `path` is one or more dotted names, none of them empty or with control characters, which a terminal that
 /// shows an error would obey.
 fn is_path(path: &str) -> bool {
@@ -258,6 +287,68 @@ mod tests {
         let key = "base_model.model.lm_head.lora_magnitude_vector";
         assert_eq!(tensor_key("lm_head", Factor::Magnitude), key);
         assert_eq!(parse_key(key), Some(("lm_head", Factor::Magnitude)));
+    }
+
+    #[test]
+    fn keys_of_other_writers_are_read() {
+        for (key, path, factor) in [
+            ("base_model.model.a.q.lora_A.weight", "a.q", Factor::A),
+            ("a.q.lora_A.weight", "a.q", Factor::A),
+            (
+                "base_model.model._orig_mod.a.q.lora_B.weight",
+                "a.q",
+                Factor::B,
+            ),
+            (
+                "_orig_mod.base_model.model.a._orig_mod.q.lora_B.weight",
+                "a.q",
+                Factor::B,
+            ),
+            (
+                "base_model.model.a.q.lora_A.default.weight",
+                "a.q",
+                Factor::A,
+            ),
+            (
+                "base_model.model.a.q.lora_B.my adapter.weight",
+                "a.q",
+                Factor::B,
+            ),
+            ("a.q.lora_A", "a.q", Factor::A),
+            (
+                "base_model.model.a.q.lora_magnitude_vector",
+                "a.q",
+                Factor::Magnitude,
+            ),
+            (
+                "base_model.model.a.q.lora_magnitude_vector.default.weight",
+                "a.q",
+                Factor::Magnitude,
+            ),
+            // The prefix is PEFT's once.
+            (
+                "base_model.model.base_model.model.q.lora_A.weight",
+                "base_model.model.q",
+                Factor::A,
+            ),
+        ] {
+            assert_eq!(read_key(key), Some((path.to_owned(), factor)), "{key}");
+        }
+        for key in [
+            "",
+            "lora_A.weight",
+            "base_model.model.lora_A.weight",
+            "base_model.model.q.weight",
+            "base_model.model.q.lora_A.bias",
+            "base_model.model.q.lora_A.a.b.weight",
+            "base_model.model.q.lora_A..weight",
+            "base_model.model..q.lora_A.weight",
+            "base_model.model.q.lora_embedding_A",
+            "base_model.model.q\u{1b}.lora_A.weight",
+            "base_model.model.q.lora_A.\u{1b}.weight",
+        ] {
+            assert_eq!(read_key(key), None, "{key}");
+        }
     }
 
     #[test]

@@ -9,7 +9,7 @@ use super::adapter::{AdapterFile, LoraTensors};
 use super::config::{AdapterConfig, CONFIG_FILE};
 use super::elements::check_finite;
 use super::file::SafetensorsFile;
-use super::keys::{Factor, parse_key, tensor_key};
+use super::keys::{Factor, read_key, tensor_key};
 use super::report::{LoadReport, Mismatch};
 use crate::{PeftError, Result};
 
@@ -59,16 +59,15 @@ pub(super) fn read(dir: &Path, options: &ReadOptions) -> Result<AdapterFile> {
     let mut file = SafetensorsFile::open(&weights, options.max_bytes)?;
     let sites = sites(&file, &config).map_err(|error| error.in_file(&weights))?;
     let mut tensors = Vec::with_capacity(sites.len());
-    for path in sites {
-        let read = |&factor: &Factor| {
-            let key = tensor_key(&path, factor);
-            let data = file.read(&key)?;
+    for (path, keys) in sites {
+        let read = |key: &String| {
+            let data = file.read(key)?;
             if !options.allow_non_finite {
-                check_finite(&key, &data).map_err(|error| error.in_file(&weights))?;
+                check_finite(key, &data).map_err(|error| error.in_file(&weights))?;
             }
             Ok(data)
         };
-        let factors = Factor::of(config.use_dora).iter().map(read);
+        let factors = keys.iter().map(read);
         let mut factors = factors.collect::<Result<Vec<_>>>()?.into_iter();
         let module = LoraTensors {
             a: factors.next().expect("every module has a factor A"),
@@ -95,37 +94,44 @@ pub(super) fn check_dtypes(module: &LoraTensors) -> Result<()> {
     }
 }
 
-/// The module paths that have all factors, by names and shapes alone; anything else in the file is an error.
-fn sites(file: &SafetensorsFile, config: &AdapterConfig) -> Result<Vec<String>> {
+/// The module paths that have all factors, with their keys, by names and shapes alone; anything else in the file is an
+/// error.
+fn sites(file: &SafetensorsFile, config: &AdapterConfig) -> Result<Vec<(String, Vec<String>)>> {
     let matcher = config.validate()?;
     let mut report = LoadReport::default();
     let factors = Factor::of(config.use_dora);
-    let mut sites: BTreeMap<&str, [Option<&[usize]>; 3]> = BTreeMap::new();
+    let mut sites: BTreeMap<String, [Option<(&str, &[usize])>; 3]> = BTreeMap::new();
     for (key, shape) in file.shapes() {
-        match parse_key(key) {
-            Some((path, factor)) if factors.contains(&factor) => {
-                sites.entry(path).or_default()[factor as usize] = Some(shape)
-            }
-            _ => report.unexpected.push(key.to_owned()),
+        // Two keys may mean one factor: of two adapters, say. Only one of them has a place.
+        match read_key(key).filter(|(_, factor)| factors.contains(factor)) {
+            Some((path, factor)) => match &mut sites.entry(path).or_default()[factor as usize] {
+                place @ None => *place = Some((key, shape)),
+                Some(_) => report.unexpected.push(key.to_owned()),
+            },
+            None => report.unexpected.push(key.to_owned()),
         }
     }
-    let mut paths = Vec::with_capacity(sites.len());
-    for (path, shapes) in sites {
-        let r = matcher.rank_for(path, config.r)?;
-        let dims = dims(shapes[0], shapes[1]);
-        for (&factor, shape) in factors.iter().zip(shapes) {
-            let key = tensor_key(path, factor);
-            match shape {
-                None => report.missing.push(key),
-                Some(shape) => match check_shape(key, factor, shape, r, dims) {
-                    Ok(key) => report.loaded.push(key),
-                    Err(mismatch) => report.mismatched.push(mismatch),
-                },
+    let mut found = Vec::with_capacity(sites.len());
+    for (path, tensors) in sites {
+        let r = matcher.rank_for(&path, config.r)?;
+        let [a, b, _] = tensors.map(|tensor| tensor.map(|(_, shape)| shape));
+        let dims = dims(a, b);
+        let mut keys = Vec::with_capacity(factors.len());
+        for (&factor, tensor) in factors.iter().zip(tensors) {
+            match tensor {
+                None => report.missing.push(tensor_key(&path, factor)),
+                Some((key, shape)) => {
+                    keys.push(key.to_owned());
+                    match check_shape(key.to_owned(), factor, shape, r, dims) {
+                        Ok(key) => report.loaded.push(key),
+                        Err(mismatch) => report.mismatched.push(mismatch),
+                    }
+                }
             }
         }
-        paths.push(path.to_owned());
+        found.push((path, keys));
     }
-    report.strict().map(|_| paths)
+    report.strict().map(|_| found)
 }
 
 /// `[d_in, d_out]` of a module as its factors have them, which a file alone cannot tell otherwise; at least 1.
