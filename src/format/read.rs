@@ -100,7 +100,9 @@ fn sites(file: &SafetensorsFile, config: &AdapterConfig) -> Result<Vec<(String, 
     let matcher = config.validate()?;
     let mut report = LoadReport::default();
     let factors = Factor::of(config.use_dora);
-    let mut sites: BTreeMap<String, [Option<(&str, &[usize])>; 3]> = BTreeMap::new();
+    /// Key and shape of a tensor.
+    type Found<'a> = Option<(&'a str, &'a [usize])>;
+    let mut sites: BTreeMap<String, [Found; 3]> = BTreeMap::new();
     for (key, shape) in file.shapes() {
         // Two keys may mean one factor: of two adapters, say. Only one of them has a place.
         match read_key(key).filter(|(_, factor)| factors.contains(factor)) {

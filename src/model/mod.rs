@@ -22,6 +22,6 @@ pub use config::PeftConfig;
 pub use forward::PeftForward;
 pub use peft_model::{DEFAULT_ADAPTER, PeftModel};
 pub use quantize::QuantizeReport;
-pub use report::{AttachReport, Base, ModelReport, WeightReport};
+pub use report::{AdapterReport, AttachReport, Base, ModelReport, WeightReport};
 pub use target::*;
 pub use weight::{PeftWeight, Way};

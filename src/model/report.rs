@@ -3,11 +3,11 @@
 use std::fmt;
 
 use burn::module::Module;
-use burn::tensor::{DType, FloatDType};
+use burn::tensor::{DType, Device, FloatDType};
 
 use super::target::TargetReport;
 use super::traverse::Site;
-use super::weight::Way;
+use super::weight::{NamedAdapter, Way};
 
 /// The answer to adding an adapter.
 #[derive(Clone, Debug)]
@@ -34,6 +34,70 @@ pub enum Base {
     Nf4,
 }
 
+/// One adapter of one weight: a row of PEFT's `get_layer_status`, with what it is.
+#[derive(Clone, Debug, PartialEq)]
+pub struct AdapterReport {
+    /// Its name.
+    pub name: String,
+    /// Rank `r`.
+    pub rank: usize,
+    /// The scale `s` of `ΔW = s·A·B`.
+    pub scale: f64,
+    /// Whether it has DoRA's magnitude.
+    pub dora: bool,
+    /// Whether the weight uses it while adapters are enabled.
+    pub active: bool,
+    /// Whether its parameters require a gradient; `None` if only some do.
+    pub requires_grad: Option<bool>,
+    /// Dtype of its factors.
+    pub dtype: DType,
+    /// Where they lie.
+    pub device: Device,
+}
+
+impl AdapterReport {
+    fn new(adapter: &NamedAdapter, active: Option<&String>) -> Self {
+        let NamedAdapter { name, lora } = adapter;
+        let magnitude = lora.magnitude.as_ref();
+        let mut trained = [
+            lora.a.val().is_require_grad(),
+            lora.b.val().is_require_grad(),
+        ]
+        .into_iter()
+        .chain(magnitude.map(|magnitude| magnitude.val().is_require_grad()));
+        let first = trained.next().expect("a factor A");
+        Self {
+            name: name.clone(),
+            rank: lora.rank(),
+            scale: lora.scale(),
+            dora: magnitude.is_some(),
+            active: active == Some(name),
+            requires_grad: trained.all(|other| other == first).then_some(first),
+            dtype: lora.a.val().dtype(),
+            device: lora.a.val().device(),
+        }
+    }
+}
+
+impl fmt::Display for AdapterReport {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        let active = if self.active { "*" } else { "" };
+        let kind = if self.dora { "DoRA" } else { "LoRA" };
+        let trains = match self.requires_grad {
+            Some(true) => "trains",
+            Some(false) => "frozen",
+            None => "trains in part",
+        };
+        let Self {
+            name, rank, scale, ..
+        } = self;
+        write!(
+            f,
+            "{name}{active} ({kind} r {rank}, scale {scale:.3}, {trains})"
+        )
+    }
+}
+
 /// One weight that has something attached to it.
 #[derive(Clone, Debug, PartialEq)]
 pub struct WeightReport {
@@ -43,8 +107,8 @@ pub struct WeightReport {
     pub dims: [usize; 2],
     /// How the base is stored.
     pub base: Base,
-    /// Names of its adapters.
-    pub adapters: Vec<String>,
+    /// Its adapters, in the order they were added.
+    pub adapters: Vec<AdapterReport>,
     /// How forward passes have read it so far.
     pub way: Way,
 }
@@ -120,12 +184,68 @@ impl ModelReport {
                 adapters: state
                     .adapters
                     .iter()
-                    .map(|adapter| adapter.name.clone())
+                    .map(|adapter| AdapterReport::new(adapter, state.active.as_ref()))
                     .collect(),
                 way: state.way(),
             });
         }
         report
+    }
+
+    /// Names of all adapters, in the order in which weights have them.
+    pub fn adapters(&self) -> Vec<&str> {
+        let mut names: Vec<&str> = Vec::new();
+        for adapter in self.weights.iter().flat_map(|weight| &weight.adapters) {
+            if !names.contains(&adapter.name.as_str()) {
+                names.push(&adapter.name);
+            }
+        }
+        names
+    }
+
+    /// Whether the parameters of the adapter `name` require a gradient; `None` if only some do, or there are none.
+    pub fn requires_grad(&self, name: &str) -> Option<bool> {
+        let adapters = self.weights.iter().flat_map(|weight| &weight.adapters);
+        let mut trained = adapters
+            .filter(|adapter| adapter.name == name)
+            .map(|adapter| adapter.requires_grad);
+        let first = trained.next()??;
+        trained.all(|other| other == Some(first)).then_some(first)
+    }
+
+    /// A table with a line for each weight: its module, shape and base, its adapters (the active one with a star), and how
+    /// it was read.
+    pub fn table(&self) -> String {
+        let header = ["module", "d_in x d_out", "base", "read", "adapters"].map(String::from);
+        let rows = self.weights.iter().map(|weight| {
+            let [d_in, d_out] = weight.dims;
+            let adapters = weight.adapters.iter().map(ToString::to_string);
+            [
+                weight.path.clone(),
+                format!("{d_in} x {d_out}"),
+                match weight.base {
+                    Base::Nf4 => "NF4".into(),
+                    Base::Dense(Some(dtype)) => format!("{dtype:?}"),
+                    Base::Dense(None) => "not initialised".into(),
+                },
+                format!("{:?}", weight.way).to_lowercase(),
+                adapters.collect::<Vec<_>>().join(", "),
+            ]
+        });
+        let rows: Vec<_> = std::iter::once(header).chain(rows).collect();
+        let width = |column: usize| {
+            let cells = rows.iter().map(|row| row[column].chars().count());
+            cells.max().unwrap_or(0)
+        };
+        let widths: [usize; 5] = std::array::from_fn(width);
+        let line = |row: &[String; 5]| {
+            let cells = row.iter().zip(widths);
+            let line: String = cells
+                .map(|(cell, width)| format!("{cell:width$}  "))
+                .collect();
+            format!("{}\n", line.trim_end())
+        };
+        rows.iter().map(line).collect()
     }
 
     /// Share of the parameters that require a gradient, in percent.

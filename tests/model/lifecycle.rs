@@ -58,6 +58,40 @@ fn ids_and_packed_bytes_survive_every_change() {
     assert_eq!(model.active_adapter(), Some("second"));
     let second = model.forward_peft(x.clone());
     assert!(max_diff(&second, &first) > 0.1);
+
+    let report = model.report();
+    assert_eq!(report.adapters(), ["first", "second"]);
+    assert_eq!(report.requires_grad("first"), Some(false));
+    assert_eq!(report.requires_grad("second"), Some(true));
+    assert_eq!(report.requires_grad("third"), None);
+    let up = report.weights.iter().find(|w| w.path == "blocks.0.up");
+    let [one, two] = &up.unwrap().adapters[..] else {
+        panic!("{up:?}")
+    };
+    assert_eq!(
+        (one.name.as_str(), one.active, one.requires_grad),
+        ("first", false, Some(false))
+    );
+    assert_eq!(
+        (two.name.as_str(), two.active, two.requires_grad),
+        ("second", true, Some(true))
+    );
+    assert_eq!((two.rank, two.scale, two.dora), (3, 5.0 / 3.0, false));
+    let table = report.table();
+    assert_eq!(table.lines().count(), 1 + report.weights.len());
+    let line = table
+        .lines()
+        .find(|line| line.starts_with("blocks.0.up "))
+        .unwrap();
+    let words: Vec<_> = line.split_whitespace().collect();
+    assert_eq!(
+        words[..6],
+        ["blocks.0.up", "32", "x", "48", "NF4", "factored"],
+        "{table}"
+    );
+    assert!(line.contains(
+        "first (LoRA r 3, scale 1.667, frozen), second* (LoRA r 3, scale 1.667, trains)"
+    ));
     let ids_of = |params: Vec<(String, _, bool)>| -> Vec<_> {
         params.into_iter().map(|(path, id, _)| (path, id)).collect()
     };
