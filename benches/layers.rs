@@ -22,13 +22,15 @@ const SIZES: [([usize; 2], usize); 4] = [
     ([4096, 14336], 128),
 ];
 
-const WAYS: [(&str, Method, DType); 8] = [
+const WAYS: [(&str, Method, DType); 10] = [
     ("frozen dense", Method::Frozen, DType::F32),
     ("LoraLinear", Method::Lora, DType::F32),
     ("QLoraLinear", Method::QLora, DType::F32),
     ("QLoraLinear double", Method::QLoraDouble, DType::F32),
     ("QLoraLinear bf16", Method::QLora, DType::BF16),
     ("QLoraLinear double bf16", Method::QLoraDouble, DType::BF16),
+    ("DoRA", Method::Dora, DType::F32),
+    ("DoRA, NF4", Method::QDora, DType::F32),
     ("apply_lora", Method::BurnLora, DType::F32),
     ("apply_qlora", Method::BurnQLora, DType::F32),
 ];

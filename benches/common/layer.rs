@@ -21,6 +21,10 @@ pub enum Method {
     QLora,
     /// `QLoraLinear`, scales quantised too.
     QLoraDouble,
+    /// DoRA over a dense base.
+    Dora,
+    /// DoRA over a packed base, scales in f32.
+    QDora,
     /// Burn's `apply_lora`.
     BurnLora,
     /// Burn's `apply_qlora` to four bits, symmetric.
@@ -47,13 +51,17 @@ impl Layer {
         .no_grad();
         let config = LoraConfig::new(rank).with_alpha(rank as f64);
         let burn_lora = Lora::new(rank, rank as f64).set_dtype(FloatDType::F32);
-        let packed =
-            |nf4| Self::QLora(QLoraLinear::from_linear(linear.clone(), &nf4, &config).unwrap());
+        let dora = config.clone().with_dora(true);
+        let packed = |nf4, config| {
+            Self::QLora(QLoraLinear::from_linear(linear.clone(), &nf4, config).unwrap())
+        };
         match method {
             Method::Frozen => Self::Linear(linear),
             Method::Lora => Self::Lora(LoraLinear::from_linear(linear, &config).unwrap()),
-            Method::QLora => packed(Nf4Config::new()),
-            Method::QLoraDouble => packed(Nf4Config::new().with_double_quant(true)),
+            Method::QLora => packed(Nf4Config::new(), &config),
+            Method::QLoraDouble => packed(Nf4Config::new().with_double_quant(true), &config),
+            Method::Dora => Self::Lora(LoraLinear::from_linear(linear, &dora).unwrap()),
+            Method::QDora => packed(Nf4Config::new(), &dora),
             Method::BurnLora => Self::Linear(linear.apply_lora(burn_lora)),
             Method::BurnQLora => {
                 let scheme = device.settings().quantization.scheme;

@@ -55,7 +55,7 @@ def rows(quick=False):
         table += [product(dtype, shape, n) for dtype in ("f32", "bf16") for n in tokens]
         table += [
             layer(shape, n)
-            for layer in (qlora_f32, qlora_bf16, lora_f32)
+            for layer in (qlora_f32, qlora_bf16, lora_f32, dora_f32, qdora_f32)
             for n in tokens
             if n >= 64
         ]
@@ -156,6 +156,21 @@ def lora_f32(shape, tokens):
         target, memory = (3.5, 0.6) if tokens == 128 else (1.0, None)
         peers.append(Peer("Burn's apply_lora", ((OURS, size("burn-lora")),), target, memory))
     return trained("LoRA", "f32", shape, tokens, size("lora"), peers)
+
+
+def dora_f32(shape, tokens):
+    return dora("DoRA", "dora", shape, tokens)
+
+
+def qdora_f32(shape, tokens):
+    return dora("DoRA on NF4", "qdora", shape, tokens)
+
+
+def dora(title, subject, shape, tokens):
+    size = size_of("f32", shape, tokens)
+    theirs = size(f"peft-{subject}")
+    peers = [Peer("PEFT", ((PYTHON, theirs),)), Peer("PEFT, malloc tuned", ((TUNED, theirs),))]
+    return trained(title, "f32", shape, tokens, size(subject), peers)
 
 
 def steps():

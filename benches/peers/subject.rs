@@ -71,6 +71,8 @@ pub fn build(case: &Case) -> Result<Run, String> {
         "qlora" => layer(Method::QLora),
         "qlora-double" => layer(Method::QLoraDouble),
         "lora" => layer(Method::Lora),
+        "dora" => layer(Method::Dora),
+        "qdora" => layer(Method::QDora),
         "frozen" => layer(Method::Frozen),
         "burn-lora" => layer(Method::BurnLora),
         "burn-qlora" => layer(Method::BurnQLora),

@@ -160,9 +160,9 @@ class OneLayer(torch.nn.Module):
         return self.layer(x)
 
 
-def peft_layer(case, layer, in_4bit):
+def peft_layer(case, layer, in_4bit, dora):
     """Forward and backward as in the middle of a model: gradients of the factors and of the input."""
-    config = peft.LoraConfig(r=case.rank, lora_alpha=case.rank, target_modules=["layer"])
+    config = peft.LoraConfig(r=case.rank, lora_alpha=case.rank, use_dora=dora, target_modules=["layer"])
     model = peft.get_peft_model(OneLayer(layer, in_4bit), config)
     layer = model.base_model.model.layer
     assert ("4bit" in type(layer).__name__) == in_4bit, type(layer)
@@ -177,15 +177,15 @@ def peft_layer(case, layer, in_4bit):
     return run
 
 
-def peft_lora(case):
+def peft_lora(case, dora=False):
     layer = torch.nn.Linear(case.d_in, case.d_out, bias=False, dtype=case.dtype)
     with torch.no_grad():
         layer.weight.copy_(weight(case))
-    return peft_layer(case, layer, in_4bit=False)
+    return peft_layer(case, layer, in_4bit=False, dora=dora)
 
 
-def peft_qlora(case):
-    return peft_layer(case, linear_4bit(case), in_4bit=True)
+def peft_qlora(case, dora=False):
+    return peft_layer(case, linear_4bit(case), in_4bit=True, dora=dora)
 
 
 SUBJECTS = {
@@ -198,6 +198,8 @@ SUBJECTS = {
     "bnb-inference": bnb_inference,
     "peft-lora": peft_lora,
     "peft-qlora": peft_qlora,
+    "peft-dora": lambda case: peft_lora(case, dora=True),
+    "peft-qdora": lambda case: peft_qlora(case, dora=True),
     "step-peft-lora": lambda case: train_step(False, case.dtype),
     "step-peft-qlora": lambda case: train_step(True, case.dtype),
 }
