@@ -95,6 +95,31 @@ fn gradients_are_clipped_as_torch_clips_them() {
     }
 }
 
+/// A parameter in two places of a module has one gradient, which counts, and is scaled, once.
+#[test]
+fn a_shared_parameter_counts_once() {
+    #[derive(Module, Debug)]
+    struct Tied {
+        first: Param<Tensor<1>>,
+        second: Param<Tensor<1>>,
+    }
+    let device = Device::default();
+    let shared = Param::from_tensor(Tensor::<1>::zeros([2], &device));
+    let module = Tied {
+        first: shared.clone(),
+        second: shared,
+    };
+    assert_eq!(module.first.id, module.second.id);
+    let mut grads = GradientsParams::new();
+    grads.register::<1>(module.first.id, Tensor::from_floats([3.0, 4.0], &device));
+    assert_eq!(clip_grad_norm(&module, &mut grads, 2.5).unwrap(), 5.0);
+    let clipped = values(grads.get::<1>(module.first.id).unwrap());
+    assert!(
+        (clipped[0] - 1.5).abs() < 1e-6 && (clipped[1] - 2.0).abs() < 1e-6,
+        "{clipped:?}"
+    );
+}
+
 #[test]
 fn what_cannot_be_clipped_is_an_error_and_left_as_it_was() {
     let mut case = cases().remove(0);
@@ -150,6 +175,15 @@ fn lora_plus_moves_b_and_magnitudes_faster_by_the_ratio() {
     let config = PeftConfig::new(lora, TargetConfig::all_linear());
     model.add_adapter("default", &config).unwrap();
     let before = model.factors("default").unwrap();
+    let group = model.adapter_params();
+    for (_, lora) in &before {
+        let magnitude = lora.magnitude.as_ref().unwrap().id;
+        assert!(
+            [lora.a.id, lora.b.id, magnitude]
+                .iter()
+                .all(|id| group.matches(id, None))
+        );
+    }
 
     let x = Tensor::<2>::random([7, 6], Distribution::Normal(0.0, 1.0), &device);
     let y = model.second.forward_peft(model.first.forward_peft(x));

@@ -1,6 +1,8 @@
 //! Clipping by the norm of all gradients together.
 
-use burn::module::{Module, ModuleVisitor, Param};
+use std::collections::HashSet;
+
+use burn::module::{Module, ModuleVisitor, Param, ParamId};
 use burn::optim::GradientsParams;
 use burn::tensor::{FloatDType, Tensor};
 
@@ -48,9 +50,13 @@ pub fn clip_grad_norm<M: Module>(
             expected: "a positive number".into(),
         });
     }
-    let mut sum = Squares { grads, sum: None };
-    module.visit(&mut sum);
-    let Some(sum) = sum.sum else {
+    let mut squares = Squares {
+        grads,
+        seen: HashSet::new(),
+        sum: None,
+    };
+    module.visit(&mut squares);
+    let Some(sum) = squares.sum else {
         return Ok(0.0);
     };
     let norm = sum.sqrt().into_scalar::<f32>();
@@ -69,13 +75,19 @@ pub fn clip_grad_norm<M: Module>(
     }
     let factor = max_norm / (f64::from(norm) + EPSILON);
     if factor < 1.0 {
-        module.visit(&mut Scale { grads, factor });
+        module.visit(&mut Scale {
+            grads,
+            seen: HashSet::new(),
+            factor,
+        });
     }
     Ok(norm)
 }
 
 struct Squares<'a> {
     grads: &'a GradientsParams,
+    /// A parameter that stands in two places of a module has one gradient.
+    seen: HashSet<ParamId>,
     sum: Option<Tensor<1>>,
 }
 
@@ -84,6 +96,9 @@ impl ModuleVisitor for Squares<'_> {
         let Some(grad) = self.grads.get::<D>(param.id) else {
             return;
         };
+        if !self.seen.insert(param.id) {
+            return;
+        }
         let squares = cast(grad, FloatDType::F32).square().sum();
         self.sum = Some(match self.sum.take() {
             None => squares,
@@ -97,11 +112,15 @@ impl ModuleVisitor for Squares<'_> {
 
 struct Scale<'a> {
     grads: &'a mut GradientsParams,
+    seen: HashSet<ParamId>,
     factor: f64,
 }
 
 impl ModuleVisitor for Scale<'_> {
     fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
+        if !self.seen.insert(param.id) {
+            return;
+        }
         if let Some(grad) = self.grads.remove::<D>(param.id) {
             self.grads.register(param.id, grad.mul_scalar(self.factor));
         }
