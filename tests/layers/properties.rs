@@ -1,6 +1,7 @@
 //! `y = x·(W + s·A·B) + b` over random shapes, ranks and batches.
 
-use burn::nn::{DropoutConfig, LinearLayout};
+use burn::module::Param;
+use burn::nn::{DropoutConfig, Linear, LinearLayout};
 use burn::tensor::{DType, Device, Distribution, FloatDType, Tensor};
 use burn_peft::PeftError;
 use burn_peft::adapter::{Lora, LoraConfig, LoraInit};
@@ -232,6 +233,34 @@ fn check_dropout(config: &LoraConfig, device: &Device) {
         values(&frozen.forward(x.clone())),
         values(&certain.forward(x))
     );
+}
+
+/// As in PEFT, what DoRA adds to the frozen map sees the dropped input, the part of the weight itself too. With `W` the
+/// identity, `B` zero and twice its magnitude, that part is the dropped input.
+#[test]
+fn dropout_reaches_all_that_dora_adds() {
+    let device = device();
+    let base = Linear {
+        weight: Param::from_tensor(Tensor::eye(16, &device)).set_require_grad(false),
+        bias: Some(Param::from_tensor(random([16], &device))),
+    };
+    let config = LoraConfig::new(2).with_dora(true).with_dropout(0.5);
+    let fresh = LoraLinear::from_linear(base.clone(), &config).unwrap();
+    let magnitude = fresh.delta.magnitude.as_ref().unwrap().val().detach() * 2.0;
+    let layer = Adapted {
+        delta: fresh.delta.clone().with_magnitude(magnitude).unwrap(),
+        base: fresh.base,
+    };
+    let x = random([32, 16], &device);
+    let added = values(&(layer.forward(x.clone()) - base.forward(x.clone())));
+    let mut kept = 0;
+    for (added, x) in added.iter().zip(values(&x)) {
+        let near = |value: f32| (added - value).abs() <= 2e-5;
+        assert!(near(0.0) || near(2.0 * x), "{added} for {x}");
+        kept += usize::from(near(2.0 * x));
+    }
+    // Of 512, more than 9 standard deviations from all and from none.
+    assert!((150..362).contains(&kept), "{kept}");
 }
 
 #[test]

@@ -85,6 +85,35 @@ fn both_ways_give_the_same_outputs_and_gradients() {
     }
 }
 
+/// The magnitude of a fresh DoRA is that of the base, packed or dense, so that the model stays as it was.
+#[test]
+fn a_fresh_dora_changes_nothing() {
+    let device = device();
+    for pack in [false, true] {
+        let mut model = PeftModel::new(Net::new(&device));
+        if pack {
+            let targets = TargetConfig::all_linear();
+            model.quantize_nf4(&targets, &Nf4Config::new()).unwrap();
+        }
+        let x = input(&device);
+        let base = model.forward_peft(x.clone());
+        let mut config = config(TargetConfig::all_linear());
+        config.lora.dora = true;
+        model.add_adapter("default", &config).unwrap();
+        assert_eq!(
+            values(&model.forward_peft(x.clone())),
+            values(&base),
+            "bit-equal"
+        );
+        let composed = model.forward(x);
+        assert!(
+            max_diff(&composed, &base) <= 1e-5,
+            "{}",
+            max_diff(&composed, &base)
+        );
+    }
+}
+
 /// Layers of Burn that call their linears themselves.
 #[test]
 fn burns_attention_and_transformer_are_right_unchanged() {
