@@ -14,6 +14,7 @@ mod peft_model;
 mod quantize;
 mod report;
 mod target;
+mod transparent;
 mod traverse;
 mod weight;
 

@@ -1,12 +1,8 @@
 //! A model of any kind with adapters, as PEFT's `PeftModel` in Python.
 
 use std::collections::HashMap;
-use std::ops::Deref;
 
-use burn::module::{
-    Content, Devices, Module, ModuleDisplay, ModuleDisplayDefault, ModuleMapper, ModuleVisitor,
-    ParamGroup,
-};
+use burn::module::{Module, ParamGroup};
 use burn::tensor::Device;
 
 use super::config::PeftConfig;
@@ -47,11 +43,11 @@ const MAX_NAME: usize = 128;
 #[derive(Clone, Debug)]
 pub struct PeftModel<M> {
     /// Empty only inside an operation that takes the module by value.
-    module: Option<M>,
-    adapters: Vec<(String, PeftConfig)>,
-    active: Option<String>,
-    enabled: bool,
-    head: String,
+    pub(super) module: Option<M>,
+    pub(super) adapters: Vec<(String, PeftConfig)>,
+    pub(super) active: Option<String>,
+    pub(super) enabled: bool,
+    pub(super) head: String,
 }
 
 /// A linear module of a model.
@@ -442,74 +438,3 @@ pub(super) fn refuse_foreign(site: &Site) -> Result<()> {
         None => Ok(()),
     }
 }
-
-impl<M: Module> Deref for PeftModel<M> {
-    type Target = M;
-
-    fn deref(&self) -> &M {
-        self.module()
-    }
-}
-
-impl<M: Module> Module for PeftModel<M> {
-    fn visit<V: ModuleVisitor>(&self, visitor: &mut V) {
-        self.module().visit(visitor);
-    }
-
-    fn map<F: ModuleMapper>(mut self, mapper: &mut F) -> Self {
-        self.module = self.module.map(|module| module.map(mapper));
-        self
-    }
-
-    fn collect_devices(&self, devices: Devices) -> Devices {
-        self.module().collect_devices(devices)
-    }
-
-    fn to_device(mut self, device: &Device) -> Self {
-        self.module = self.module.map(|module| module.to_device(device));
-        self
-    }
-
-    fn fork(mut self, device: &Device) -> Self {
-        self.module = self.module.map(|module| module.fork(device));
-        self
-    }
-
-    fn valid(&self) -> Self {
-        Self {
-            module: Some(self.module().valid()),
-            adapters: self.adapters.clone(),
-            active: self.active.clone(),
-            enabled: self.enabled,
-            head: self.head.clone(),
-        }
-    }
-
-    fn train(mut self) -> Self {
-        self.module = self.module.map(Module::train);
-        self
-    }
-
-    fn materialize(mut self) -> Self {
-        // Burn folds what is attached into the weights, so that no adapter is left to name.
-        self.module = self.module.map(Module::materialize);
-        self.adapters.clear();
-        self.active = None;
-        self
-    }
-}
-
-impl<M: Module + ModuleDisplay> ModuleDisplayDefault for PeftModel<M> {
-    fn content(&self, content: Content) -> Option<Content> {
-        content
-            .add("adapters", &self.adapters().collect::<Vec<_>>().join(", "))
-            .add(
-                "active",
-                &self.active.clone().unwrap_or_else(|| "none".into()),
-            )
-            .add("module", self.module())
-            .optional()
-    }
-}
-
-impl<M: Module + ModuleDisplay> ModuleDisplay for PeftModel<M> {}

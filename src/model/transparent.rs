@@ -1,0 +1,81 @@
+//! A [`PeftModel`] as the Burn module that it holds: whatever walks, moves or shows one sees the other.
+
+use std::ops::Deref;
+
+use burn::module::{
+    Content, Devices, Module, ModuleDisplay, ModuleDisplayDefault, ModuleMapper, ModuleVisitor,
+};
+use burn::tensor::Device;
+
+use super::peft_model::PeftModel;
+
+impl<M: Module> Deref for PeftModel<M> {
+    type Target = M;
+
+    fn deref(&self) -> &M {
+        self.module()
+    }
+}
+
+impl<M: Module> Module for PeftModel<M> {
+    fn visit<V: ModuleVisitor>(&self, visitor: &mut V) {
+        self.module().visit(visitor);
+    }
+
+    fn map<F: ModuleMapper>(mut self, mapper: &mut F) -> Self {
+        self.module = self.module.map(|module| module.map(mapper));
+        self
+    }
+
+    fn collect_devices(&self, devices: Devices) -> Devices {
+        self.module().collect_devices(devices)
+    }
+
+    fn to_device(mut self, device: &Device) -> Self {
+        self.module = self.module.map(|module| module.to_device(device));
+        self
+    }
+
+    fn fork(mut self, device: &Device) -> Self {
+        self.module = self.module.map(|module| module.fork(device));
+        self
+    }
+
+    fn valid(&self) -> Self {
+        Self {
+            module: Some(self.module().valid()),
+            adapters: self.adapters.clone(),
+            active: self.active.clone(),
+            enabled: self.enabled,
+            head: self.head.clone(),
+        }
+    }
+
+    fn train(mut self) -> Self {
+        self.module = self.module.map(Module::train);
+        self
+    }
+
+    fn materialize(mut self) -> Self {
+        // Burn folds what is attached into the weights, so that no adapter is left to name.
+        self.module = self.module.map(Module::materialize);
+        self.adapters.clear();
+        self.active = None;
+        self
+    }
+}
+
+impl<M: Module + ModuleDisplay> ModuleDisplayDefault for PeftModel<M> {
+    fn content(&self, content: Content) -> Option<Content> {
+        content
+            .add("adapters", &self.adapters().collect::<Vec<_>>().join(", "))
+            .add(
+                "active",
+                &self.active.clone().unwrap_or_else(|| "none".into()),
+            )
+            .add("module", self.module())
+            .optional()
+    }
+}
+
+impl<M: Module + ModuleDisplay> ModuleDisplay for PeftModel<M> {}
