@@ -21,6 +21,7 @@ mod fields;
 mod file;
 mod keys;
 mod load;
+mod names;
 mod read;
 mod report;
 mod save;
@@ -31,8 +32,9 @@ pub use config::{
     AdapterConfig, CONFIG_FILE, InitLoraWeights, MAX_CONFIG_BYTES, MAX_RANK, PEFT_VERSION,
 };
 pub use file::{MAX_HEADER_BYTES, MAX_TENSORS, SafetensorsFile};
-pub use keys::{Factor, NameMap, PREFIX, parse_key, tensor_key};
+pub use keys::{Factor, PREFIX, parse_key, tensor_key};
 pub use load::LoadOptions;
+pub use names::NameMap;
 pub use read::{MAX_WEIGHTS_BYTES, ReadOptions, WEIGHTS_FILE};
 pub use report::{LoadReport, Mismatch};
 pub use save::SaveOptions;

@@ -75,19 +75,20 @@ pub(super) fn read(dir: &Path, options: &ReadOptions) -> Result<AdapterFile> {
             magnitude: factors.next(),
             path,
         };
-        check_dtypes(&module).map_err(|error| error.in_file(&weights))?;
+        check_dtypes(&module, &keys).map_err(|error| error.in_file(&weights))?;
         tensors.push(module);
     }
     Ok(AdapterFile { config, tensors })
 }
 
-/// All tensors of a module are of the type of its factor A.
-pub(super) fn check_dtypes(module: &LoraTensors) -> Result<()> {
+/// All tensors of a module, here with their keys, are of the type of its factor A.
+pub(super) fn check_dtypes(module: &LoraTensors, keys: &[String]) -> Result<()> {
     let expected = module.a.dtype();
-    match module.iter().find(|(_, data)| data.dtype() != expected) {
+    let mut tensors = keys.iter().zip(module.iter());
+    match tensors.find(|(_, (_, data))| data.dtype() != expected) {
         None => Ok(()),
-        Some((factor, data)) => Err(PeftError::DType {
-            tensor: tensor_key(&module.path, factor),
+        Some((key, (_, data))) => Err(PeftError::DType {
+            tensor: key.clone(),
             expected: format!("{expected:?}, which its factor A has"),
             found: format!("{:?}", data.dtype()),
         }),

@@ -11,7 +11,7 @@ use burn::tensor::{Tensor, TensorData};
 use super::adapter::{AdapterFile, LoraTensors, adapter_dir};
 use super::config::{AdapterConfig, InitLoraWeights};
 use super::explicit::{self, Adapted};
-use super::keys::NameMap;
+use super::names::NameMap;
 use super::write::WriteOptions;
 use crate::adapter::LoraInit;
 use crate::model::{PeftConfig, PeftModel};

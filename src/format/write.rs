@@ -45,9 +45,12 @@ fn weights(adapter: &AdapterFile) -> Result<Vec<u8>> {
                 expected: format!("true for a module with a magnitude, else false: `{path}`"),
             });
         }
-        for (factor, data) in module.iter() {
-            let key = tensor_key(path, factor);
-            if parse_key(&key) != Some((path, factor)) {
+        let keys: Vec<_> = module
+            .iter()
+            .map(|(factor, _)| tensor_key(path, factor))
+            .collect();
+        for (key, (factor, data)) in keys.iter().zip(module.iter()) {
+            if parse_key(key) != Some((path, factor)) {
                 return Err(bad_path(path, "dotted names, none of them empty"));
             }
             check_shape(key.clone(), factor, data.shape(), r, dims).map_err(|mismatch| {
@@ -57,13 +60,13 @@ fn weights(adapter: &AdapterFile) -> Result<Vec<u8>> {
                     found: mismatch.found,
                 }
             })?;
-            check_finite(&key, data)?;
-            let stored = Stored::new(&key, data)?;
-            if tensors.insert(key, stored).is_some() {
+            check_finite(key, data)?;
+            let stored = Stored::new(key, data)?;
+            if tensors.insert(key.clone(), stored).is_some() {
                 return Err(bad_path(path, "every module once"));
             }
         }
-        check_dtypes(module)?;
+        check_dtypes(module, &keys)?;
         if !matcher.matches(path)? {
             return Err(bad_path(
                 path,
