@@ -170,7 +170,7 @@ impl LoraConfig {
 /// The trainable factors of a low-rank change `Δ(x) = s·((drop(x)·A)·B)`, with `s = α/r`, or `α/√r` for rsLoRA.
 ///
 /// With a magnitude `m` it is DoRA: the weight becomes `m ∘ (W + s·A·B) / n`, `n` the norms of the columns of `W + s·A·B`, a
-/// constant for the gradient. Where dropout is active, `x` is dropped for all that differs from the frozen map, as in PEFT.
+/// constant for the gradient that every forward pass computes anew (for answers alone, merge). Where dropout is active, `x` is dropped for all that differs from the frozen map, as in PEFT.
 ///
 /// Sources: [LoRA](https://arxiv.org/abs/2106.09685), [rsLoRA](https://arxiv.org/abs/2312.03732),
 /// [DoRA](https://arxiv.org/abs/2402.09353).
