@@ -31,16 +31,37 @@ fn values<const D: usize>(tensor: Tensor<D>) -> Vec<f64> {
     tensor.cast(DType::F64).try_into_vec_as().unwrap()
 }
 
+/// The largest magnitude, 0.001 at least.
+fn largest<const D: usize>(tensor: Tensor<D>) -> f64 {
+    let values = values(tensor);
+    values
+        .iter()
+        .fold(1e-3, |most, value| most.max(value.abs()))
+}
+
 /// The largest difference, relative to the largest value.
 fn difference<const D: usize>(found: Tensor<D>, expected: Tensor<D>) -> f64 {
+    let size = largest(expected.clone());
+    difference_to(size, found, expected)
+}
+
+/// The largest difference, relative to `size`.
+fn difference_to<const D: usize>(size: f64, found: Tensor<D>, expected: Tensor<D>) -> f64 {
     assert_eq!(found.dims(), expected.dims());
     let (found, expected) = (values(found), values(expected));
-    let largest = expected
-        .iter()
-        .fold(1e-3, |most: f64, value| most.max(value.abs()));
     let differences = found.iter().zip(&expected).map(|(a, b)| (a - b).abs());
     // NaN is not passed over.
-    differences.fold(0.0, |most, d| if d <= most { most } else { d }) / largest
+    differences.fold(0.0, |most, d| if d <= most { most } else { d }) / size
+}
+
+/// What a result or a gradient may differ by, relative to the size of its terms.
+fn bound(dtype: DType) -> f64 {
+    match dtype {
+        // A rounding or two.
+        DType::BF16 => 2.0 * 2f64.powi(-8),
+        // Sums of a few hundred terms.
+        _ => 64.0 * f64::from(f32::EPSILON),
+    }
 }
 
 /// Compares results and gradients of an operation with those of its twin, `weights` being the gradient of the result.
@@ -49,11 +70,7 @@ fn check<const D: usize, const N: usize>(
     expected: (Tensor<D>, [Tensor<D>; N]),
     dtype: DType,
 ) {
-    // A rounding or two of the result in bf16; in f32, sums of a few hundred terms.
-    let bound = match dtype {
-        DType::BF16 => 2.0 * 2f64.powi(-8),
-        _ => 64.0 * f64::from(f32::EPSILON),
-    };
+    let bound = bound(dtype);
     assert_eq!(found.0.dtype(), dtype);
     assert!(
         difference(found.0.clone(), expected.0.clone()) < bound,
@@ -145,16 +162,29 @@ proptest! {
         let (x, gamma) = (pair([rows, n], dtype), pair([n], dtype));
         let found = rms_norm(x.1.clone(), gamma.1.clone(), 1e-5);
         let expected = composed::rms_norm(x.0.clone(), gamma.0.clone(), 1e-5);
-        // A gradient for `gamma` too: it is of one dimension, as `x` would be of two.
+        prop_assert_eq!(found.dtype(), dtype);
+        prop_assert!(difference(found.clone(), expected.clone()) < bound(dtype), "result");
         let weights = pair([rows, n], dtype);
-        let gradients = (found.clone() * weights.1.detach()).sum().backward();
-        let twin = (expected.clone() * weights.0.detach()).sum().backward();
-        let bound = if dtype == DType::BF16 { 2f64.powi(-7) } else { 1e-5 };
+        let gradients = (found * weights.1.clone().detach()).sum().backward();
+        let twin = (expected * weights.0.clone().detach()).sum().backward();
+        let most = if dtype == DType::BF16 { 2f64.powi(-7) } else { 1e-5 };
         let found_gamma = gamma.1.grad(&gradients).unwrap();
-        prop_assert!(difference(found_gamma, gamma.0.grad(&twin).unwrap()) < bound);
-        let x_only = rms_norm(x.1.clone(), gamma.1.detach(), 1e-5);
-        let twin_only = composed::rms_norm(x.0.clone(), gamma.0.detach(), 1e-5);
-        check((x_only, [x.1]), (twin_only, [x.0]), dtype);
+        prop_assert!(difference(found_gamma, gamma.0.grad(&twin).unwrap()) < most);
+
+        // The gradient of `x` is a difference of two terms, of which nothing is left in a row of one value.
+        let x_inner = constant(x.0.clone());
+        let inverse = (x_inner.square().mean_dim(1) + 1e-5).sqrt().recip();
+        let gain = constant(gamma.0).unsqueeze::<2>();
+        let size = largest(constant(weights.0) * gain * inverse);
+        let expected = x.0.grad(&twin).unwrap();
+        let found = x.1.grad(&gradients).unwrap();
+        let error = difference_to(size, found.clone(), expected);
+        prop_assert!(error < bound(dtype), "gradient of x: {error:e}");
+
+        // The same with a `gamma` that is not trained.
+        let x_only = rms_norm(x.1.clone(), constant(gamma.1), 1e-5);
+        let gradients = (x_only * weights.1.detach()).sum().backward();
+        prop_assert_eq!(values(x.1.grad(&gradients).unwrap()), values(found));
     }
 
     #[test]
