@@ -99,6 +99,16 @@ pub enum PeftError {
         /// Name of the reparameterization.
         name: String,
     },
+    /// The model without adapters was asked for as what training started from, but an adapter changes a weight.
+    #[error(
+        "`{path}`: the active adapters change it by up to {change}; the base is no reference for them"
+    )]
+    NotTheBase {
+        /// Path of the parameter.
+        path: String,
+        /// Largest absolute change of a value.
+        change: f32,
+    },
     /// A weight to be quantised is packed already.
     #[error("`{path}` is quantised already")]
     AlreadyQuantized {
@@ -192,6 +202,14 @@ pub enum PeftError {
         tensor: String,
         /// The backend's reason.
         reason: String,
+    },
+    /// An error about one module of a model.
+    #[error("`{path}`: {source}")]
+    InModule {
+        /// Path of the module.
+        path: String,
+        /// What is wrong with it.
+        source: Box<PeftError>,
     },
     /// An error about something in a file.
     #[error("{path}: {source}", path = path.display())]

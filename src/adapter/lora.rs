@@ -212,6 +212,21 @@ impl Lora {
         Ok(self)
     }
 
+    /// These values as new values of `other`'s parameters, where they have its shapes.
+    pub(crate) fn with_ids_of(mut self, other: &Self) -> Self {
+        fn take<const D: usize>(value: &mut Param<Tensor<D>>, other: &Param<Tensor<D>>) {
+            if value.lazy_shape() == other.lazy_shape() {
+                *value = Param::initialized(other.id, value.val());
+            }
+        }
+        take(&mut self.a, &other.a);
+        take(&mut self.b, &other.b);
+        if let (Some(value), Some(other)) = (&mut self.magnitude, &other.magnitude) {
+            take(value, other);
+        }
+        self
+    }
+
     /// Rank `r`.
     pub fn rank(&self) -> usize {
         self.a.lazy_shape()[1]
@@ -252,29 +267,54 @@ impl Lora {
     }
 }
 
-impl Delta for Lora {
-    fn forward<const D: usize>(&self, x: Tensor<D>, base: &impl FrozenMap) -> Tensor<D> {
-        // As `Dropout` itself decides.
-        let drops = self.dropout.prob > 0.0
-            && self.dropout.training.is_enabled()
-            && x.device().is_autodiff();
-        let (a, b, scale) = (self.a.val(), self.b.val(), self.scale());
-        let Some(magnitude) = &self.magnitude else {
-            if !drops {
-                return base.apply_low_rank(x, a, b, scale);
+impl Lora {
+    /// Whether dropout acts on this input, as `Dropout` itself decides.
+    pub(super) fn drops<const D: usize>(&self, x: &Tensor<D>) -> bool {
+        self.dropout.prob > 0.0 && self.dropout.training.is_enabled() && x.device().is_autodiff()
+    }
+
+    /// What it adds to the frozen map's output `y` for `x`, in the dtype of `y`.
+    pub(super) fn change<const D: usize>(
+        &self,
+        x: Tensor<D>,
+        y: &Tensor<D>,
+        base: &impl FrozenMap,
+    ) -> Tensor<D> {
+        match &self.magnitude {
+            None => cast(self.delta(x), y.dtype().into()),
+            Some(magnitude) if self.drops(&x) => {
+                let x = self.dropout.forward(x);
+                self.rescaled(x.clone(), magnitude, base) - base.apply(x)
             }
-            let y = base.apply(x.clone());
-            let dtype = y.dtype().into();
-            return y + cast(self.delta(x), dtype);
-        };
+            Some(magnitude) => self.rescaled(x, magnitude, base) - y.clone(),
+        }
+    }
+
+    /// DoRA's map without dropout.
+    fn rescaled<const D: usize>(
+        &self,
+        x: Tensor<D>,
+        magnitude: &Param<Tensor<1>>,
+        base: &impl FrozenMap,
+    ) -> Tensor<D> {
+        let (a, b, scale) = (self.a.val(), self.b.val(), self.scale());
         let norms = base.column_norms(a.clone(), b.clone(), scale);
         let gain = cast(magnitude.val(), FloatDType::F32) / norms;
-        if !drops {
-            return base.apply_scaled(x, a, b, scale, gain);
+        base.apply_scaled(x, a, b, scale, gain)
+    }
+}
+
+impl Delta for Lora {
+    fn forward<const D: usize>(&self, x: Tensor<D>, base: &impl FrozenMap) -> Tensor<D> {
+        match &self.magnitude {
+            _ if self.drops(&x) => {
+                let y = base.apply(x.clone());
+                let change = self.change(x, &y, base);
+                y + change
+            }
+            None => base.apply_low_rank(x, self.a.val(), self.b.val(), self.scale()),
+            Some(magnitude) => self.rescaled(x, magnitude, base),
         }
-        let y = base.apply(x.clone());
-        let x = self.dropout.forward(x);
-        y - base.apply(x.clone()) + base.apply_scaled(x, a, b, scale, gain)
     }
 
     fn merge(&self, weight: Tensor<2>) -> Tensor<2> {

@@ -3,11 +3,15 @@
 //! A frozen map `x -> x·W + b`, `x [rows, d_in]`, `W [d_in, d_out]`, becomes `x -> x·W + b + Δ(x)` with a `Δ` of few
 //! parameters. Each delta is one file; [`Lora`] is `Δ(x) = s·((drop(x)·A)·B)`, and DoRA if it has a magnitude.
 
+mod combine;
 pub(crate) mod dora;
 mod lora;
+mod several;
 
+pub use combine::{Combination, MajoritySign};
 pub(crate) use lora::cast;
 pub use lora::{Lora, LoraConfig, LoraInit};
+pub(crate) use several::{forward_rows, forward_sum, merge_sum, side_by_side};
 
 use burn::module::Module;
 use burn::tensor::{Tensor, module::linear};

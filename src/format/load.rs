@@ -9,13 +9,12 @@ use burn::tensor::{Device, FloatDType, Tensor, TensorData};
 use super::adapter::{AdapterFile, LoraTensors};
 use super::config::{AdapterConfig, InitLoraWeights};
 use super::elements;
-use super::explicit::{self, Adapted};
 use super::keys::{Factor, tensor_key};
 use super::names::NameMap;
 use super::read::{ReadOptions, WEIGHTS_FILE, check_shape};
 use super::report::LoadReport;
 use crate::adapter::{Lora, LoraConfig, LoraInit};
-use crate::model::{PeftConfig, PeftModel, TargetModules};
+use crate::model::{Adapted, PeftConfig, PeftModel, TargetConfig, TargetModules};
 use crate::{PeftError, Result};
 
 /// How an adapter is put on a model. The default is strict, has f32 factors, and takes the file's paths for the model's.
@@ -30,6 +29,9 @@ pub struct LoadOptions {
     /// Whether tensors that are missing, unexpected or mismatched are an error, or only reported. An adapter of which
     /// nothing fits is always an error.
     pub strict: bool,
+    /// Whether an adapter of the same name gives way, its place among the active ones and the ids of its parameters kept:
+    /// a hot swap. Otherwise that is an error.
+    pub replace: bool,
 }
 
 impl Default for LoadOptions {
@@ -39,6 +41,7 @@ impl Default for LoadOptions {
             names: NameMap::default(),
             dtype: Some(FloatDType::F32),
             strict: true,
+            replace: false,
         }
     }
 }
@@ -77,7 +80,8 @@ struct Fit<'a> {
 }
 
 impl AdapterFile {
-    /// Adds this adapter to `model` under `name` and makes it the active one.
+    /// Adds this adapter to `model` under `name` and makes it the active one, or swaps it with the one of that name if
+    /// `options` say so.
     ///
     /// The tensors decide which modules get factors. The configuration gives ranks, alphas and dropout; a linear module
     /// of the model that its `target_modules` chooses and that has no tensor is reported as missing.
@@ -120,10 +124,14 @@ impl AdapterFile {
                         ..fit.adapted
                     })
                     .collect();
-                explicit::targets(&adapted, lora.rank, lora.alpha)
+                TargetConfig::listed(&adapted, lora.rank, lora.alpha)
             }
         };
-        model.insert_adapter(name, &PeftConfig::new(lora, targets), factors)?;
+        let config = PeftConfig::new(lora, targets);
+        match options.replace && model.config(name).is_ok() {
+            true => model.swap_adapter(name, &config, factors)?,
+            false => model.insert_adapter(name, &config, factors)?,
+        }
         Ok(report)
     }
 

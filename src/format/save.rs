@@ -10,11 +10,11 @@ use burn::tensor::{Tensor, TensorData};
 
 use super::adapter::{AdapterFile, LoraTensors, adapter_dir};
 use super::config::{AdapterConfig, InitLoraWeights};
-use super::explicit::{self, Adapted};
+use super::explicit;
 use super::names::NameMap;
 use super::write::WriteOptions;
 use crate::adapter::LoraInit;
-use crate::model::{PeftConfig, PeftModel};
+use crate::model::{Adapted, PeftConfig, PeftModel};
 use crate::{PeftError, Result};
 
 /// How an adapter of a model is saved. The default overwrites nothing and keeps the model's own paths.

@@ -135,27 +135,38 @@ impl<B: FrozenLinear, D: Delta> Adapted<B, D> {
     pub fn merge_into_nf4(&self, config: &Nf4Config) -> Result<(Nf4Linear, Nf4MergeReport)> {
         let before = self.base.dense_weight();
         let merged = self.delta.merge(before.clone()).detach();
-        let weight = Nf4Weight::quantize("weight", merged.clone(), config)?;
-        let after = weight.dequantize(FloatDType::F32).transpose();
-        let change = merged.clone() - before.clone();
-        let norm = sum(change.clone().powi_scalar(2));
-        let report = if norm == 0.0 {
-            Nf4MergeReport {
-                survived: 1.0,
-                relative_error: 0.0,
-            }
-        } else {
-            Nf4MergeReport {
-                survived: sum((after.clone() - before) * change) / norm,
-                relative_error: (sum((after - merged).powi_scalar(2)) / norm).sqrt(),
-            }
-        };
+        let (weight, report) = requantize("weight", before, merged, config)?;
         let bias = self
             .base
             .bias()
             .map(|bias| Param::from_tensor(bias.detach()).set_require_grad(false));
         Ok((Nf4Linear { weight, bias }, report))
     }
+}
+
+/// Quantises `merged [d_in, d_out]`, which was `before`, both f32, and says what is left of the change.
+pub(crate) fn requantize(
+    name: &str,
+    before: Tensor<2>,
+    merged: Tensor<2>,
+    config: &Nf4Config,
+) -> Result<(Nf4Weight, Nf4MergeReport)> {
+    let weight = Nf4Weight::quantize(name, merged.clone(), config)?;
+    let after = weight.dequantize(FloatDType::F32).transpose();
+    let change = merged.clone() - before.clone();
+    let norm = sum(change.clone().powi_scalar(2));
+    let report = if norm == 0.0 {
+        Nf4MergeReport {
+            survived: 1.0,
+            relative_error: 0.0,
+        }
+    } else {
+        Nf4MergeReport {
+            survived: sum((after.clone() - before) * change) / norm,
+            relative_error: (sum((after - merged).powi_scalar(2)) / norm).sqrt(),
+        }
+    };
+    Ok((weight, report))
 }
 
 fn max(x: Tensor<2>) -> f32 {

@@ -7,6 +7,7 @@ mod adapted;
 mod base;
 mod nf4_linear;
 
+pub(crate) use adapted::requantize;
 pub use adapted::{Adapted, LoraLinear, MergeReport, Nf4MergeReport, QLoraLinear};
 pub use base::FrozenLinear;
 pub(crate) use base::{DenseMap, Nf4Map, weight_dims};

@@ -33,7 +33,7 @@ impl PeftForward for Linear {
     fn forward_peft<const D: usize>(&self, x: Tensor<D>) -> Tensor<D> {
         let bias = || self.bias.as_ref().map(|bias| bias.val());
         if let Some(state) = self.weight.reparameterization::<PeftWeight>() {
-            if state.nf4.is_none() && state.delta().is_none() {
+            if state.nf4.is_none() && !state.is_changed() {
                 // As the base computes it, to the bit: the rows of a batch in one product may round otherwise.
                 return linear(x, self.weight.base(), bias());
             }

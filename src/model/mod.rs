@@ -5,7 +5,10 @@
 //! `x·W + s·((x·A)·B) + b`, with `W` packed if it was [quantised](PeftModel::quantize_nf4).
 //! [`AdaptersOnly`] is the same model for trainers, whose checkpoints then leave the base out.
 
+mod active;
 mod adapters_only;
+mod choose;
+mod combine;
 mod config;
 mod forward;
 mod fresh;
@@ -18,11 +21,13 @@ mod transparent;
 mod traverse;
 mod weight;
 
+pub use active::Active;
 pub use adapters_only::AdaptersOnly;
 pub use config::PeftConfig;
 pub use forward::PeftForward;
 pub use peft_model::{DEFAULT_ADAPTER, PeftModel};
 pub use quantize::QuantizeReport;
 pub use report::{AdapterReport, AttachReport, Base, ModelReport, WeightReport};
+pub(crate) use target::Adapted;
 pub use target::*;
 pub use weight::{PeftWeight, Way};

@@ -5,16 +5,15 @@ use std::collections::HashMap;
 use burn::module::{Module, ParamGroup};
 use burn::tensor::Device;
 
+use super::active::Active;
 use super::config::PeftConfig;
 use super::fresh::{dense_weights, fresh};
-use super::merge;
 use super::quantize::{self, QuantizeReport};
 use super::report::{AttachReport, ModelReport};
 use super::target::{TargetConfig, TargetReport};
 use super::traverse::{Site, collect, edit};
 use super::weight::{NF4, NamedAdapter, PeftWeight};
 use crate::adapter::Lora;
-use crate::layer::MergeReport;
 use crate::nf4::Nf4Config;
 use crate::{PeftError, Result};
 
@@ -45,7 +44,7 @@ pub struct PeftModel<M> {
     /// Empty only inside an operation that takes the module by value.
     pub(super) module: Option<M>,
     pub(super) adapters: Vec<(String, PeftConfig)>,
-    pub(super) active: Option<String>,
+    pub(super) active: Active,
     pub(super) enabled: bool,
     pub(super) head: String,
 }
@@ -66,7 +65,7 @@ impl<M: Module> PeftModel<M> {
         Self {
             module: Some(module.no_grad()),
             adapters: Vec::new(),
-            active: None,
+            active: Active::none(),
             enabled: true,
             head: "lm_head".into(),
         }
@@ -161,6 +160,46 @@ impl<M: Module> PeftModel<M> {
         factors: Vec<(String, Lora)>,
     ) -> Result<()> {
         self.check_new_name(name)?;
+        let states = self.attached(name, config, factors)?;
+        self.adapters.push((name.into(), config.clone()));
+        self.update(states);
+        self.use_adapters(Active::one(name));
+        Ok(())
+    }
+
+    /// Gives an adapter other factors, and another configuration, in place: whether it is active, and with which weight, stays,
+    /// and so do the ids of parameters whose module had the adapter before. Modules without new factors lose theirs.
+    ///
+    /// # Errors
+    ///
+    /// [`PeftError::UnknownAdapter`], and those of [`insert_adapter`](Self::insert_adapter) for the factors. The model has not
+    /// changed then.
+    pub fn swap_adapter(
+        &mut self,
+        name: &str,
+        config: &PeftConfig,
+        factors: Vec<(String, Lora)>,
+    ) -> Result<()> {
+        self.config(name)?;
+        let states = self.attached(name, config, factors)?;
+        self.change(|state| state.adapters.retain(|adapter| adapter.name != name));
+        for (adapter, known) in &mut self.adapters {
+            if adapter == name {
+                *known = config.clone();
+            }
+        }
+        self.update(states);
+        self.use_adapters(self.active.clone());
+        Ok(())
+    }
+
+    /// The states of the weights that get these factors, by their paths, each with the adapter in its old place or the last.
+    fn attached(
+        &self,
+        name: &str,
+        config: &PeftConfig,
+        factors: Vec<(String, Lora)>,
+    ) -> Result<HashMap<String, PeftWeight>> {
         let sites = self.linear_sites();
         let mut states: HashMap<String, PeftWeight> = HashMap::new();
         for (path, lora) in factors {
@@ -182,10 +221,17 @@ impl<M: Module> PeftModel<M> {
                 });
             }
             let mut state = site.state.clone().unwrap_or_else(PeftWeight::new);
-            state.adapters.push(NamedAdapter {
-                name: name.into(),
-                lora,
-            });
+            match state
+                .adapters
+                .iter_mut()
+                .find(|adapter| adapter.name == name)
+            {
+                Some(adapter) => adapter.lora = lora.with_ids_of(&adapter.lora),
+                None => state.adapters.push(NamedAdapter {
+                    name: name.into(),
+                    lora,
+                }),
+            }
             if states.insert(site.path.clone(), state).is_some() {
                 return Err(PeftError::AdapterName {
                     name: name.into(),
@@ -193,24 +239,10 @@ impl<M: Module> PeftModel<M> {
                 });
             }
         }
-        self.adapters.push((name.into(), config.clone()));
-        self.update(states);
-        self.use_adapter(Some(name));
-        Ok(())
+        Ok(states)
     }
 
-    /// Makes the adapter `name` the active one; all others are inactive and require no gradient.
-    ///
-    /// # Errors
-    ///
-    /// [`PeftError::UnknownAdapter`].
-    pub fn set_adapter(&mut self, name: &str) -> Result<()> {
-        self.config(name)?;
-        self.use_adapter(Some(name));
-        Ok(())
-    }
-
-    /// Removes an adapter. If it was the active one, none is.
+    /// Removes an adapter, and takes it out of use.
     ///
     /// # Errors
     ///
@@ -219,43 +251,15 @@ impl<M: Module> PeftModel<M> {
         self.config(name)?;
         self.change(|state| state.adapters.retain(|adapter| adapter.name != name));
         self.adapters.retain(|(adapter, _)| adapter != name);
-        let active = self.active.take().filter(|active| active != name);
-        self.use_adapter(active.as_deref());
+        let mut active = self.active.clone();
+        active.retain(|adapter| adapter != name);
+        self.use_adapters(active);
         Ok(())
-    }
-
-    /// Turns all adapters off: outputs are those of the base, to the bit.
-    pub fn disable_adapters(&mut self) {
-        self.enabled = false;
-        self.change(|state| state.enabled = false);
-    }
-
-    /// Turns the active adapter on again.
-    pub fn enable_adapters(&mut self) {
-        self.enabled = true;
-        self.change(|state| state.enabled = true);
-    }
-
-    /// A clone with its adapters off, for instance as the reference policy of a fresh adapter. Tensors are shared.
-    pub fn disabled(&self) -> Self {
-        let mut clone = self.clone();
-        clone.disable_adapters();
-        clone
     }
 
     /// Names of all adapters, in the order they were added.
     pub fn adapters(&self) -> impl Iterator<Item = &str> {
         self.adapters.iter().map(|(name, _)| name.as_str())
-    }
-
-    /// Name of the active adapter, whether or not adapters are enabled.
-    pub fn active_adapter(&self) -> Option<&str> {
-        self.active.as_deref()
-    }
-
-    /// Whether adapters are enabled.
-    pub fn is_enabled(&self) -> bool {
-        self.enabled
     }
 
     /// The configuration of an adapter.
@@ -304,28 +308,6 @@ impl<M: Module> PeftModel<M> {
                 })
                 .collect(),
         )
-    }
-
-    /// Merges the active adapter into dense weights and takes the plain module.
-    ///
-    /// A weight is computed in f32 and cast once, to its own dtype (for a packed one, the dtype it had before it was
-    /// packed); the report gives the largest change made by a cast. An NF4 weight under an adapter becomes dense:
-    /// quantising the sum again would lose most of the change. One without stays packed.
-    ///
-    /// # Errors
-    ///
-    /// [`PeftError::ForeignReparameterization`], as Burn would fold that one in too; the model is lost, keep a clone.
-    pub fn merge_and_unload(self) -> Result<(M, MergeReport)> {
-        merge::merge(self.into_module())
-    }
-
-    /// Removes all adapters and takes the module as it was before, packed weights packed.
-    ///
-    /// # Errors
-    ///
-    /// [`PeftError::ForeignReparameterization`], as Burn would fold that one in; the model is lost, keep a clone.
-    pub fn unload(self) -> Result<M> {
-        merge::unload(self.into_module())
     }
 
     /// What is attached where, what trains, and what it weighs.
@@ -392,17 +374,17 @@ impl<M: Module> PeftModel<M> {
         })
     }
 
-    fn use_adapter(&mut self, name: Option<&str>) {
-        self.active = name.map(str::to_owned);
+    pub(super) fn use_adapters(&mut self, active: Active) {
         let enabled = self.enabled;
         self.change(|state| {
-            state.activate(name);
+            state.activate(&active);
             state.enabled = enabled;
         });
+        self.active = active;
     }
 
     /// Changes the state of every weight that has one.
-    fn change(&mut self, mut f: impl FnMut(&mut PeftWeight)) {
+    pub(super) fn change(&mut self, mut f: impl FnMut(&mut PeftWeight)) {
         let states = collect(self.module()).into_iter().filter_map(|site| {
             let mut state = site.state?;
             f(&mut state);
@@ -412,7 +394,7 @@ impl<M: Module> PeftModel<M> {
         self.update(states);
     }
 
-    fn update(&mut self, states: HashMap<String, PeftWeight>) {
+    pub(super) fn update(&mut self, states: HashMap<String, PeftWeight>) {
         self.module = self.module.take().map(|module| edit(module, states));
     }
 }

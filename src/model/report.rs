@@ -5,6 +5,7 @@ use std::fmt;
 use burn::module::Module;
 use burn::tensor::{DType, Device, FloatDType};
 
+use super::active::Active;
 use super::target::TargetReport;
 use super::traverse::Site;
 use super::weight::{NamedAdapter, Way};
@@ -56,7 +57,7 @@ pub struct AdapterReport {
 }
 
 impl AdapterReport {
-    fn new(adapter: &NamedAdapter, active: Option<&String>) -> Self {
+    fn new(adapter: &NamedAdapter, active: &Active) -> Self {
         let NamedAdapter { name, lora } = adapter;
         let magnitude = lora.magnitude.as_ref();
         let mut trained = [
@@ -71,7 +72,7 @@ impl AdapterReport {
             rank: lora.rank(),
             scale: lora.scale(),
             dora: magnitude.is_some(),
-            active: active == Some(name),
+            active: active.uses(name),
             requires_grad: trained.all(|other| other == first).then_some(first),
             dtype: lora.a.val().dtype(),
             device: lora.a.val().device(),
@@ -116,8 +117,8 @@ pub struct WeightReport {
 /// The state of a whole model.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ModelReport {
-    /// Name of the active adapter.
-    pub active: Option<String>,
+    /// The adapters in use.
+    pub active: Active,
     /// Whether adapters are enabled.
     pub enabled: bool,
     /// Every weight with something attached, in the model's order.
@@ -135,7 +136,7 @@ pub struct ModelReport {
 }
 
 impl ModelReport {
-    pub(super) fn new(sites: Vec<Site>, active: Option<String>, enabled: bool) -> Self {
+    pub(super) fn new(sites: Vec<Site>, active: Active, enabled: bool) -> Self {
         let mut report = Self {
             active,
             enabled,
@@ -169,7 +170,7 @@ impl ModelReport {
                 let dtype = DType::from(FloatDType::from(adapter.lora.a.val().dtype()));
                 report.total_params += params;
                 report.adapter_bytes += params * dtype.size();
-                if state.active.as_ref() == Some(&adapter.name) {
+                if state.active.trains(&adapter.name) {
                     report.trainable_params += params;
                 }
             }
@@ -184,7 +185,7 @@ impl ModelReport {
                 adapters: state
                     .adapters
                     .iter()
-                    .map(|adapter| AdapterReport::new(adapter, state.active.as_ref()))
+                    .map(|adapter| AdapterReport::new(adapter, &state.active))
                     .collect(),
                 way: state.way(),
             });

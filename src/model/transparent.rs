@@ -7,6 +7,7 @@ use burn::module::{
 };
 use burn::tensor::Device;
 
+use super::active::Active;
 use super::peft_model::PeftModel;
 
 impl<M: Module> Deref for PeftModel<M> {
@@ -60,7 +61,7 @@ impl<M: Module> Module for PeftModel<M> {
         // Burn folds what is attached into the weights, so that no adapter is left to name.
         self.module = self.module.map(Module::materialize);
         self.adapters.clear();
-        self.active = None;
+        self.active = Active::none();
         self
     }
 }
@@ -69,10 +70,7 @@ impl<M: Module + ModuleDisplay> ModuleDisplayDefault for PeftModel<M> {
     fn content(&self, content: Content) -> Option<Content> {
         content
             .add("adapters", &self.adapters().collect::<Vec<_>>().join(", "))
-            .add(
-                "active",
-                &self.active.clone().unwrap_or_else(|| "none".into()),
-            )
+            .add("active", &self.active.names().join(", "))
             .add("module", self.module())
             .optional()
     }

@@ -1,6 +1,6 @@
 //! What is attached to one weight of a model: a packed base, and adapters by name.
 //!
-//! The effective weight is `W + Δ` of the active adapter (or DoRA's rescaled one), with `W [d_in, d_out]` dense or packed. It is a
+//! The effective weight is `W + Δ` of the active adapters (or DoRA's rescaled one), with `W [d_in, d_out]` dense or packed. It is a
 //! [`Reparameterization`] of Burn, so a model that knows nothing of it computes right: `param.val()` composes the dense
 //! effective weight. [`PeftForward`](super::PeftForward) computes the same without ever forming it.
 
@@ -11,7 +11,8 @@ use std::sync::atomic::{AtomicU8, Ordering};
 use burn::module::{Devices, Module, ModuleMapper, ModuleVisitor, Param, Reparameterization};
 use burn::tensor::{DType, Device, FloatDType, Tensor};
 
-use crate::adapter::{Delta, FrozenMap, Lora, cast};
+use super::active::Active;
+use crate::adapter::{FrozenMap, Lora, cast, forward_rows, forward_sum, merge_sum};
 use crate::layer::{DenseMap, Nf4Map};
 use crate::nf4::Nf4Weight;
 
@@ -50,8 +51,8 @@ pub struct PeftWeight {
     /// Dtype of the dense weight that was packed: what `val()` composes.
     pub(super) dtype: FloatDType,
     pub(super) adapters: Vec<NamedAdapter>,
-    /// Name of the adapter in use.
-    pub(super) active: Option<String>,
+    /// Those in use, of the ones above.
+    pub(super) active: Active,
     pub(super) enabled: bool,
     /// `materialize` drops this and leaves the base as it is, in place of merging into it.
     pub(super) keep_base: bool,
@@ -65,7 +66,7 @@ impl PeftWeight {
             nf4: None,
             dtype: FloatDType::F32,
             adapters: Vec::new(),
-            active: None,
+            active: Active::none(),
             enabled: true,
             keep_base: false,
             way: Arc::default(),
@@ -79,24 +80,37 @@ impl PeftWeight {
             .map(|adapter| &adapter.lora)
     }
 
-    /// The delta in use.
-    pub(super) fn delta(&self) -> Option<&Lora> {
-        let active = self.active.as_ref().filter(|_| self.enabled)?;
-        self.adapter(active)
+    /// Whether an adapter changes the base.
+    pub(super) fn is_changed(&self) -> bool {
+        self.enabled
+            && self
+                .adapters
+                .iter()
+                .any(|adapter| self.active.uses(&adapter.name))
     }
 
-    /// Uses the adapter `name`, or none. Only the factors of the one in use require a gradient.
-    pub(super) fn activate(&mut self, name: Option<&str>) {
-        self.active = name
-            .filter(|name| self.adapter(name).is_some())
-            .map(str::to_owned);
+    /// Uses those of `active` that this weight has. Only the factors of those that are summed require a gradient.
+    pub(super) fn activate(&mut self, active: &Active) {
+        let mut active = active.clone();
+        active.retain(|name| self.adapter(name).is_some());
+        self.active = active;
         for adapter in std::mem::take(&mut self.adapters) {
-            let train = self.active.as_deref() == Some(adapter.name.as_str());
+            let train = self.active.trains(&adapter.name);
             self.adapters.push(NamedAdapter {
                 lora: adapter.lora.set_require_grad(train),
                 name: adapter.name,
             });
         }
+    }
+
+    /// The deltas in use with their weights, or `None` where every row of a batch has its own.
+    fn deltas(&self) -> Option<Vec<(&Lora, f64)>> {
+        let Active::Sum(active) = &self.active else {
+            return None;
+        };
+        let active = active.iter().filter(|_| self.enabled);
+        let deltas = active.filter_map(|(name, weight)| Some((self.adapter(name)?, *weight)));
+        Some(deltas.collect())
     }
 
     pub(super) fn way(&self) -> Way {
@@ -128,24 +142,50 @@ impl PeftWeight {
     }
 
     fn changed<const D: usize>(&self, x: Tensor<D>, map: &impl FrozenMap) -> Tensor<D> {
-        match self.delta() {
-            None => map.apply(x),
-            Some(delta) => delta.forward(x, map),
+        match (&self.active, self.deltas()) {
+            (_, Some(deltas)) => forward_sum(x, map, &deltas),
+            (Active::Rows(rows), None) if self.enabled => {
+                assert_eq!(
+                    x.dims()[0],
+                    rows.len(),
+                    "the first axis of an input must be the batch whose rows were given adapters"
+                );
+                let groups: Vec<_> = self
+                    .adapters
+                    .iter()
+                    .map(|NamedAdapter { name, lora }| (lora, self.active.rows_of(name)))
+                    .filter(|(_, rows)| !rows.is_empty())
+                    .collect();
+                forward_rows(x, map, &groups)
+            }
+            _ => map.apply(x),
         }
     }
 
     /// The effective weight `[d_in, d_out]` in f32, differentiable in the factors.
+    ///
+    /// # Panics
+    ///
+    /// Panics where every row of a batch has a weight of its own.
     pub(super) fn effective(&self, base: Tensor<2>) -> Tensor<2> {
-        let base = match &self.nf4 {
+        let base = self.base(base);
+        if !self.is_changed() {
+            return base;
+        }
+        let deltas = self.deltas().expect(
+            "rows of a batch under different adapters have no one weight: call `forward_peft`",
+        );
+        merge_sum(base, &deltas)
+    }
+
+    /// The weight under the adapters, `[d_in, d_out]` in f32.
+    pub(super) fn base(&self, base: Tensor<2>) -> Tensor<2> {
+        match &self.nf4 {
             Some(nf4) => nf4.dequantize(FloatDType::F32).transpose(),
             None => match base.dtype() {
                 DType::QFloat(_) => cast(base.dequantize(), FloatDType::F32),
                 _ => cast(base, FloatDType::F32),
             },
-        };
-        match self.delta() {
-            None => base,
-            Some(delta) => delta.merge(base),
         }
     }
 
@@ -190,7 +230,7 @@ impl Reparameterization for PeftWeight {
     const NAME: &'static str = "peft";
 
     fn apply<const D: usize>(&self, base: Tensor<D>) -> Tensor<D> {
-        if self.keep_base || (self.nf4.is_none() && self.delta().is_none()) {
+        if self.keep_base || (self.nf4.is_none() && !self.is_changed()) {
             return base;
         }
         self.way.store(2, Ordering::Relaxed);

@@ -460,3 +460,33 @@ fn factors_are_f32_unless_asked_otherwise() {
         DType::BF16
     );
 }
+
+#[test]
+fn an_adapter_is_swapped_with_that_of_a_file_only_when_asked_and_only_whole() {
+    let mut model = llama("untied");
+    let load = |model: &mut PeftModel<LlamaForCausalLm>, name: &str, options: &LoadOptions| {
+        model.load_adapter("served", &golden(name), options)
+    };
+    let strict = LoadOptions::default();
+    let replace = LoadOptions {
+        replace: true,
+        ..LoadOptions::default()
+    };
+    // The first of its name is simply added.
+    load(&mut model, "lora", &replace).unwrap();
+    let error = load(&mut model, "rslora", &strict).unwrap_err();
+    assert!(matches!(error, PeftError::AdapterName { .. }), "{error}");
+    load(&mut model, "rslora", &replace).unwrap();
+    assert_eq!(model.adapters().collect::<Vec<_>>(), ["served"]);
+    let mut other = llama("untied");
+    load(&mut other, "rslora", &strict).unwrap();
+    let tokens = logits("rslora").tokens;
+    let expected = other.forward(tokens.clone());
+    let difference = |model: &PeftModel<LlamaForCausalLm>| {
+        largest_difference(&model.forward(tokens.clone()), &expected)
+    };
+    assert_eq!(difference(&model), 0.0);
+    // Of another base: nothing fits as it should, and nothing changes.
+    assert!(load(&mut model, "dora", &replace).is_err());
+    assert_eq!(difference(&model), 0.0);
+}

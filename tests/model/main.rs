@@ -2,6 +2,7 @@
 
 mod lifecycle;
 mod quantize;
+mod several;
 mod ways;
 
 use burn::module::{Module, ModuleVisitor, Param, ParamId};

@@ -17,6 +17,7 @@
 mod budget;
 mod config;
 mod layer_filter;
+mod listed;
 mod matcher;
 mod name_list;
 mod nearest;
@@ -27,6 +28,7 @@ mod report;
 mod unmatched;
 
 pub use config::{ModuleNames, TargetConfig, TargetModules};
+pub(crate) use listed::Adapted;
 pub use matcher::TargetMatcher;
 pub use pattern_map::PatternMap;
 pub use report::{TargetMatch, TargetReport};

@@ -1,0 +1,73 @@
+//! Which adapters of a model are in use.
+
+/// The adapters in use: a weighted sum of changes, or one choice for every row of a batch.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Active {
+    /// `x·W + b + Σ_i w_i·Δ_i(x)`: adapters with their weights `w_i`; none leave the base as it is. These train.
+    Sum(Vec<(String, f64)>),
+    /// Row `i` of a batch has the adapter at place `i`, or none. None of them trains.
+    Rows(Vec<Option<String>>),
+}
+
+impl Active {
+    pub(super) fn none() -> Self {
+        Self::Sum(Vec::new())
+    }
+
+    pub(super) fn one(name: &str) -> Self {
+        Self::Sum(vec![(name.into(), 1.0)])
+    }
+
+    /// Names of the adapters in use, each once.
+    pub fn names(&self) -> Vec<&str> {
+        match self {
+            Self::Sum(adapters) => adapters.iter().map(|(name, _)| name.as_str()).collect(),
+            Self::Rows(rows) => {
+                let mut names: Vec<&str> = rows.iter().flatten().map(String::as_str).collect();
+                names.sort_unstable();
+                names.dedup();
+                names
+            }
+        }
+    }
+
+    /// Whether the adapter `name` is in use.
+    pub fn uses(&self, name: &str) -> bool {
+        match self {
+            Self::Sum(_) => self.trains(name),
+            Self::Rows(rows) => rows.iter().any(|row| row.as_deref() == Some(name)),
+        }
+    }
+
+    /// Whether the parameters of the adapter `name` require a gradient.
+    pub(super) fn trains(&self, name: &str) -> bool {
+        match self {
+            Self::Sum(adapters) => adapters.iter().any(|(adapter, _)| adapter == name),
+            Self::Rows(_) => false,
+        }
+    }
+
+    /// The rows that have the adapter `name`.
+    pub(super) fn rows_of(&self, name: &str) -> Vec<usize> {
+        match self {
+            Self::Sum(_) => Vec::new(),
+            Self::Rows(rows) => {
+                let rows = rows.iter().enumerate();
+                rows.filter_map(|(row, adapter)| (adapter.as_deref() == Some(name)).then_some(row))
+                    .collect()
+            }
+        }
+    }
+
+    /// Takes those that `keep` does not name out of use.
+    pub(super) fn retain(&mut self, keep: impl Fn(&str) -> bool) {
+        match self {
+            Self::Sum(adapters) => adapters.retain(|(name, _)| keep(name)),
+            Self::Rows(rows) => {
+                for row in rows {
+                    *row = row.take().filter(|name| keep(name));
+                }
+            }
+        }
+    }
+}
