@@ -71,16 +71,32 @@ pub fn parse_key(key: &str) -> Option<(&str, Factor)> {
     is_path(path).then_some((path, factor))
 }
 
-/// The module path and the factor in a key as one of the writers calls it whose files are read; `None` for any other.
+/// What a key of a file means.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct ReadKey {
+    /// The module's path.
+    pub path: String,
+    pub factor: Factor,
+    /// Whether the tensor is stored `[d_in, r]` or `[r, d_out]`, in place of PyTorch's layout.
+    pub transposed: bool,
+}
+
+/// The meaning of a key as one of the writers has it whose files are read; `None` for any other.
 ///
 /// Besides PEFT's own form these are: without the prefix `base_model.model.`; with `_orig_mod` somewhere, of a model that
 /// `torch.compile` has wrapped; with the adapter's name behind the factor's, `PATH.lora_A.NAME.weight`, as in a state of the model
-/// itself; and without `.weight`, as loralib's.
-pub(super) fn read_key(key: &str) -> Option<(String, Factor)> {
+/// itself; without `.weight`, as loralib's; torchtune's `lora_a.weight`, `lora_b.weight` and `magnitude`; and mlx-lm's `lora_a`,
+/// `lora_b` and `m`, whose factors are transposed.
+pub(super) fn read_key(key: &str) -> Option<ReadKey> {
     let factor = |name: &str| match name {
         "lora_A" => Some(Factor::A),
         "lora_B" => Some(Factor::B),
         "lora_magnitude_vector" => Some(Factor::Magnitude),
+        _ => None,
+    };
+    let torchtune = |name: &str| match name {
+        "lora_a" => Some(Factor::A),
+        "lora_b" => Some(Factor::B),
         _ => None,
     };
     let segments = key.split('.').filter(|segment| *segment != "_orig_mod");
@@ -89,15 +105,21 @@ pub(super) fn read_key(key: &str) -> Option<(String, Factor)> {
         ["base_model", "model", rest @ ..] => rest,
         all => all,
     };
-    let (path, name) = match segments {
-        [path @ .., name, "weight"] if factor(name).is_some() => (path, name),
-        [path @ .., name, adapter, "weight"] if is_path(adapter) => (path, name),
-        [path @ .., name] => (path, name),
-        [] => return None,
+    let (path, factor, transposed) = match segments {
+        [path @ .., name, "weight"] if factor(name).is_some() => (path, factor(name)?, false),
+        [path @ .., name, "weight"] if torchtune(name).is_some() => (path, torchtune(name)?, false),
+        [path @ .., name, adapter, "weight"] if is_path(adapter) => (path, factor(name)?, false),
+        [path @ .., name] if factor(name).is_some() => (path, factor(name)?, false),
+        [path @ .., name] if torchtune(name).is_some() => (path, torchtune(name)?, true),
+        [path @ .., "magnitude" | "m"] => (path, Factor::Magnitude, false),
+        _ => return None,
     };
-    let factor = factor(name)?;
     let path = path.join(".");
-    is_path(&path).then_some((path, factor))
+    is_path(&path).then_some(ReadKey {
+        path,
+        factor,
+        transposed,
+    })
 }
 
 /// Whether `path` is one or more dotted names, none of them empty or with control characters, which a terminal that
@@ -168,7 +190,27 @@ mod tests {
                 Factor::A,
             ),
         ] {
-            assert_eq!(read_key(key), Some((path.to_owned(), factor)), "{key}");
+            let expected = ReadKey {
+                path: path.into(),
+                factor,
+                transposed: false,
+            };
+            assert_eq!(read_key(key), Some(expected), "{key}");
+        }
+        for (key, factor, transposed) in [
+            ("a.q.lora_a.weight", Factor::A, false),
+            ("a.q.lora_b.weight", Factor::B, false),
+            ("a.q.magnitude", Factor::Magnitude, false),
+            ("a.q.lora_a", Factor::A, true),
+            ("a.q.lora_b", Factor::B, true),
+            ("a.q.m", Factor::Magnitude, false),
+        ] {
+            let expected = ReadKey {
+                path: "a.q".into(),
+                factor,
+                transposed,
+            };
+            assert_eq!(read_key(key), Some(expected), "{key}");
         }
         for key in [
             "",
@@ -182,6 +224,10 @@ mod tests {
             "base_model.model.q.lora_embedding_A",
             "base_model.model.q\u{1b}.lora_A.weight",
             "base_model.model.q.lora_A.\u{1b}.weight",
+            "m",
+            "magnitude",
+            "q.lora_a.bias",
+            "q.magnitude.weight",
         ] {
             assert_eq!(read_key(key), None, "{key}");
         }

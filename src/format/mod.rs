@@ -21,10 +21,12 @@ mod fields;
 mod file;
 mod keys;
 mod load;
+mod mlx;
 mod names;
 mod read;
 mod report;
 mod save;
+mod serving;
 mod write;
 
 pub use adapter::{AdapterFile, LoraTensors, adapter_dir};
@@ -34,8 +36,10 @@ pub use config::{
 pub use file::{MAX_HEADER_BYTES, MAX_TENSORS, SafetensorsFile};
 pub use keys::{Factor, PREFIX, parse_key, tensor_key};
 pub use load::LoadOptions;
+pub use mlx::MLX_WEIGHTS_FILE;
 pub use names::NameMap;
 pub use read::{MAX_WEIGHTS_BYTES, ReadOptions, WEIGHTS_FILE};
 pub use report::{LoadReport, Mismatch};
 pub use save::SaveOptions;
+pub use serving::{Obstacle, Outcome, Server};
 pub use write::WriteOptions;

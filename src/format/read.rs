@@ -7,9 +7,10 @@ use std::path::Path;
 
 use super::adapter::{AdapterFile, LoraTensors};
 use super::config::{AdapterConfig, CONFIG_FILE};
-use super::elements::check_finite;
+use super::elements::{check_finite, transposed};
 use super::file::SafetensorsFile;
-use super::keys::{Factor, read_key, tensor_key};
+use super::keys::{Factor, ReadKey, read_key, tensor_key};
+use super::mlx::{self, MLX_WEIGHTS_FILE};
 use super::report::{LoadReport, Mismatch};
 use crate::{PeftError, Result};
 
@@ -45,8 +46,18 @@ impl Default for ReadOptions {
 
 /// See [`AdapterFile::read`].
 pub(super) fn read(dir: &Path, options: &ReadOptions) -> Result<AdapterFile> {
-    let config = AdapterConfig::read(&dir.join(CONFIG_FILE), options)?;
     let weights = dir.join(WEIGHTS_FILE);
+    let mlx_weights = dir.join(MLX_WEIGHTS_FILE);
+    if !weights.exists() && mlx_weights.exists() {
+        let file = SafetensorsFile::open(&mlx_weights, options.max_bytes)?;
+        let keys = file.shapes().filter_map(|(key, _)| read_key(key));
+        let mut paths: Vec<_> = keys.map(|key| key.path).collect();
+        paths.sort();
+        paths.dedup();
+        let config = mlx::read_config(dir, paths)?;
+        return read_tensors(file, &mlx_weights, config, options);
+    }
+    let config = AdapterConfig::read(&dir.join(CONFIG_FILE), options)?;
     let pickle = dir.join(PICKLE_FILE);
     if !weights.exists() && pickle.exists() {
         return Err(PeftError::Malformed {
@@ -56,16 +67,29 @@ pub(super) fn read(dir: &Path, options: &ReadOptions) -> Result<AdapterFile> {
             ),
         });
     }
-    let mut file = SafetensorsFile::open(&weights, options.max_bytes)?;
-    let sites = sites(&file, &config).map_err(|error| error.in_file(&weights))?;
+    let file = SafetensorsFile::open(&weights, options.max_bytes)?;
+    read_tensors(file, &weights, config, options)
+}
+
+/// The adapter of this configuration whose tensors are in `file`, at `weights`.
+fn read_tensors(
+    mut file: SafetensorsFile,
+    weights: &Path,
+    config: AdapterConfig,
+    options: &ReadOptions,
+) -> Result<AdapterFile> {
+    let sites = sites(&file, &config).map_err(|error| error.in_file(weights))?;
     let mut tensors = Vec::with_capacity(sites.len());
     for (path, keys) in sites {
         let read = |key: &String| {
             let data = file.read(key)?;
             if !options.allow_non_finite {
-                check_finite(key, &data).map_err(|error| error.in_file(&weights))?;
+                check_finite(key, &data).map_err(|error| error.in_file(weights))?;
             }
-            Ok(data)
+            match read_key(key) {
+                Some(key) if key.transposed => Ok(transposed(&data)),
+                _ => Ok(data),
+            }
         };
         let factors = keys.iter().map(read);
         let mut factors = factors.collect::<Result<Vec<_>>>()?.into_iter();
@@ -75,7 +99,7 @@ pub(super) fn read(dir: &Path, options: &ReadOptions) -> Result<AdapterFile> {
             magnitude: factors.next(),
             path,
         };
-        check_dtypes(&module, &keys).map_err(|error| error.in_file(&weights))?;
+        check_dtypes(&module, &keys).map_err(|error| error.in_file(weights))?;
         tensors.push(module);
     }
     Ok(AdapterFile { config, tensors })
@@ -101,14 +125,24 @@ fn sites(file: &SafetensorsFile, config: &AdapterConfig) -> Result<Vec<(String, 
     let matcher = config.validate()?;
     let mut report = LoadReport::default();
     let factors = Factor::of(config.use_dora);
-    /// Key and shape of a tensor.
-    type Found<'a> = Option<(&'a str, &'a [usize])>;
+    /// Key of a tensor, and its shape in PyTorch's layout.
+    type Found<'a> = Option<(&'a str, Vec<usize>)>;
     let mut sites: BTreeMap<String, [Found; 3]> = BTreeMap::new();
     for (key, shape) in file.shapes() {
         // Two keys may mean one factor: of two adapters, say. Only one of them has a place.
-        match read_key(key).filter(|(_, factor)| factors.contains(factor)) {
-            Some((path, factor)) => match &mut sites.entry(path).or_default()[factor as usize] {
-                place @ None => *place = Some((key, shape)),
+        match read_key(key).filter(|key| factors.contains(&key.factor)) {
+            Some(ReadKey {
+                path,
+                factor,
+                transposed,
+            }) => match &mut sites.entry(path).or_default()[factor as usize] {
+                place @ None => {
+                    let mut shape = shape.to_vec();
+                    if transposed {
+                        shape.reverse();
+                    }
+                    *place = Some((key, shape));
+                }
                 Some(_) => report.unexpected.push(key.to_owned()),
             },
             None => report.unexpected.push(key.to_owned()),
@@ -117,7 +151,9 @@ fn sites(file: &SafetensorsFile, config: &AdapterConfig) -> Result<Vec<(String, 
     let mut found = Vec::with_capacity(sites.len());
     for (path, tensors) in sites {
         let r = matcher.rank_for(&path, config.r)?;
-        let [a, b, _] = tensors.map(|tensor| tensor.map(|(_, shape)| shape));
+        let [a, b, _] = tensors
+            .each_ref()
+            .map(|tensor| tensor.as_ref().map(|(_, shape)| shape.as_slice()));
         let dims = dims(a, b);
         let mut keys = Vec::with_capacity(factors.len());
         for (&factor, tensor) in factors.iter().zip(tensors) {
@@ -125,7 +161,7 @@ fn sites(file: &SafetensorsFile, config: &AdapterConfig) -> Result<Vec<(String, 
                 None => report.missing.push(tensor_key(&path, factor)),
                 Some((key, shape)) => {
                     keys.push(key.to_owned());
-                    match check_shape(key.to_owned(), factor, shape, r, dims) {
+                    match check_shape(key.to_owned(), factor, &shape, r, dims) {
                         Ok(key) => report.loaded.push(key),
                         Err(mismatch) => report.mismatched.push(mismatch),
                     }

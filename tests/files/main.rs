@@ -4,6 +4,7 @@ mod config;
 mod golden;
 mod model;
 mod tensors;
+mod writers;
 
 #[path = "../../examples/llama/mod.rs"]
 mod llama;

@@ -7,7 +7,6 @@ use burn_peft::PeftError;
 use burn_peft::format::{
     AdapterFile, CONFIG_FILE, MAX_HEADER_BYTES, Mismatch, ReadOptions, WEIGHTS_FILE, WriteOptions,
 };
-use safetensors::SafeTensors;
 use serde_json::{Value, json};
 
 use super::{Scratch, adapter, f32_entry, inside, module, read};
@@ -24,48 +23,6 @@ fn error_of(tensors: &[(&str, &[usize])]) -> PeftError {
         end += 4 * shape.iter().product::<usize>();
     }
     Scratch::new().tensors(&header, &vec![0; end]).error()
-}
-
-/// The adapter of [`adapter`], its keys as other writers call them.
-#[test]
-fn keys_of_other_writers_are_read() {
-    let renamed = |rename: &dyn Fn(&str) -> String| {
-        let scratch = Scratch::new();
-        let bytes = fs::read(scratch.file(WEIGHTS_FILE)).unwrap();
-        let file = SafeTensors::deserialize(&bytes).unwrap();
-        let tensors = file.iter().map(|(key, view)| (rename(key), view));
-        scratch.weights(&safetensors::serialize(tensors, None).unwrap());
-        read(scratch.path())
-    };
-    let expected = adapter().tensors;
-    let prefix = "base_model.model.";
-    for rename in [
-        &(|key: &str| key.strip_prefix(prefix).unwrap().to_owned()) as &dyn Fn(&str) -> String,
-        &|key: &str| key.replace(prefix, "base_model.model._orig_mod."),
-        &|key: &str| key.replace(".weight", ".default.weight"),
-        &|key: &str| key.strip_suffix(".weight").unwrap().to_owned(),
-    ] {
-        assert_eq!(renamed(rename).unwrap().tensors, expected);
-    }
-    // Two adapters in one file: one of them has no place, and is named.
-    let scratch = Scratch::new();
-    let bytes = fs::read(scratch.file(WEIGHTS_FILE)).unwrap();
-    let file = SafeTensors::deserialize(&bytes).unwrap();
-    let tensors = file.iter().flat_map(|(key, view)| {
-        ["one", "two"].map(|name| {
-            (
-                key.replace(".weight", &format!(".{name}.weight")),
-                view.clone(),
-            )
-        })
-    });
-    scratch.weights(&safetensors::serialize(tensors, None).unwrap());
-    let error = scratch.error();
-    let PeftError::Incomplete { report } = inside(&error, WEIGHTS_FILE) else {
-        panic!("{error}")
-    };
-    assert_eq!((report.loaded.len(), report.unexpected.len()), (4, 4));
-    assert!(report.unexpected.iter().all(|key| key.contains(".two.")));
 }
 
 /// DoRA has a magnitude for every module, as long as its factor B is high.

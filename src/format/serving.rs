@@ -1,0 +1,203 @@
+//! What a serving system will make of an adapter.
+//!
+//! A server may refuse a part of an adapter, or pass over it and answer otherwise than the adapter was trained to. Known here, as
+//! of vLLM 0.11 (`lora/peft_helper.py`) and of llama.cpp's `convert_lora_to_gguf.py`:
+//!
+//! | part | vLLM | llama.cpp |
+//! |---|---|---|
+//! | DoRA's magnitudes | refused | refused |
+//! | a scale `s` that differs by module (`alpha_pattern`, `rank_pattern`) | one for all: `lora_alpha` and `r` | `lora_alpha` over the rank of each module |
+//! | rsLoRA | honoured | `lora_alpha/r` all the same |
+//! | rank | at most 512, and as started with | any |
+//! | the output head | models that list it | not where it is the embedding |
+
+use super::adapter::AdapterFile;
+use super::keys::{Factor, tensor_key};
+use crate::Result;
+
+/// Largest rank that vLLM can be started with.
+const VLLM_MAX_RANK: usize = 512;
+
+/// A system that serves models with adapters.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Server {
+    /// [vLLM](https://github.com/vllm-project/vllm), which reads PEFT's directory.
+    Vllm,
+    /// [llama.cpp](https://github.com/ggml-org/llama.cpp), by way of its converter to GGUF.
+    LlamaCpp,
+}
+
+/// What becomes of a part of an adapter.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// The server does not load the adapter.
+    Refused,
+    /// The server loads it, and its answers are others than were trained.
+    Wrong,
+    /// It depends on the model, or on how the server is started.
+    Depends,
+}
+
+/// A part of an adapter that a server cannot take as it is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Obstacle {
+    /// The key of the configuration, the tensor or the module.
+    pub part: String,
+    /// What becomes of it.
+    pub outcome: Outcome,
+    /// Why, and what helps.
+    pub reason: String,
+}
+
+impl AdapterFile {
+    /// The parts of this adapter that `server` cannot take, or would not take as they were trained; none if it can serve it.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`AdapterConfig::validate`](super::AdapterConfig::validate).
+    pub fn obstacles(&self, server: Server) -> Result<Vec<Obstacle>> {
+        let matcher = self.config.validate()?;
+        let mut obstacles = Vec::new();
+        let mut add = |part: &str, outcome, reason: String| {
+            obstacles.push(Obstacle {
+                part: part.into(),
+                outcome,
+                reason,
+            });
+        };
+        let (r, alpha, rslora) = (
+            self.config.r,
+            self.config.lora_alpha,
+            self.config.use_rslora,
+        );
+        if rslora && server == Server::LlamaCpp {
+            let reason = "it scales by lora_alpha/r; write α·√r as lora_alpha, without rsLoRA";
+            add("use_rslora", Outcome::Wrong, reason.into());
+        }
+        for tensors in &self.tensors {
+            let path = &tensors.path;
+            if tensors.magnitude.is_some() {
+                let reason = "DoRA is not supported; merge the adapter";
+                let part = tensor_key(path, Factor::Magnitude);
+                add(&part, Outcome::Refused, reason.into());
+            }
+            let rank = matcher.rank_for(path, r)?;
+            let scale = |alpha: f64, rank: usize| match rslora {
+                true => alpha / (rank as f64).sqrt(),
+                false => alpha / rank as f64,
+            };
+            let trained = scale(matcher.alpha_for(path, alpha)?, rank);
+            let served = match server {
+                Server::Vllm => scale(alpha, r),
+                Server::LlamaCpp => scale(alpha, rank),
+            };
+            if (trained - served).abs() > 1e-6 * trained.abs() {
+                let reason = format!("trained with the scale {trained}, served with {served}");
+                add(path, Outcome::Wrong, reason);
+            }
+            if server == Server::Vllm && rank > VLLM_MAX_RANK {
+                let reason = format!("rank {rank}: at most {VLLM_MAX_RANK} can be asked for");
+                add(path, Outcome::Refused, reason);
+            }
+            if path.rsplit('.').next() == Some("lm_head") {
+                let reason = match server {
+                    Server::Vllm => "taken by models that list it among their embedding modules",
+                    Server::LlamaCpp => "refused where the head is the embedding",
+                };
+                add(path, Outcome::Depends, reason.into());
+            }
+        }
+        Ok(obstacles)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use burn::tensor::TensorData;
+
+    use super::*;
+    use crate::format::{AdapterConfig, LoraTensors};
+    use crate::model::TargetConfig;
+
+    fn adapter(config: AdapterConfig, ranks: &[(&str, usize)]) -> AdapterFile {
+        let tensors = ranks.iter().map(|&(path, rank)| LoraTensors {
+            path: path.into(),
+            a: TensorData::ones::<f32, _>([rank, 4]),
+            b: TensorData::ones::<f32, _>([6, rank]),
+            magnitude: config.use_dora.then(|| TensorData::ones::<f32, _>([6])),
+        });
+        AdapterFile {
+            tensors: tensors.collect(),
+            config,
+        }
+    }
+
+    fn found(file: &AdapterFile, server: Server) -> Vec<(String, Outcome)> {
+        let obstacles = file.obstacles(server).unwrap().into_iter();
+        obstacles
+            .map(|obstacle| (obstacle.part, obstacle.outcome))
+            .collect()
+    }
+
+    #[test]
+    fn lora_on_linear_layers_is_served() {
+        let config = AdapterConfig::new(4, 8.0, TargetConfig::list(["q"]));
+        let file = adapter(config, &[("a.q", 4), ("b.q", 4)]);
+        for server in [Server::Vllm, Server::LlamaCpp] {
+            assert_eq!(found(&file, server), []);
+        }
+    }
+
+    #[test]
+    fn each_part_that_is_not_is_named() {
+        use Outcome::{Depends, Refused, Wrong};
+        let named = |parts: &[(&str, Outcome)]| -> Vec<_> {
+            let parts = parts.iter();
+            parts
+                .map(|&(part, outcome)| (part.to_owned(), outcome))
+                .collect()
+        };
+        let list = |names: &[&str]| TargetConfig::list(names.iter().copied());
+
+        let dora = AdapterConfig::new(4, 8.0, list(&["q"])).with_use_dora(true);
+        let dora = adapter(dora, &[("a.q", 4)]);
+        let magnitude = "base_model.model.a.q.lora_magnitude_vector";
+        for server in [Server::Vllm, Server::LlamaCpp] {
+            assert_eq!(found(&dora, server), named(&[(magnitude, Refused)]));
+        }
+
+        let rslora = AdapterConfig::new(4, 8.0, list(&["q"])).with_use_rslora(true);
+        let rslora = adapter(rslora, &[("a.q", 4)]);
+        assert_eq!(found(&rslora, Server::Vllm), []);
+        assert_eq!(
+            found(&rslora, Server::LlamaCpp),
+            named(&[("use_rslora", Wrong)])
+        );
+
+        // llama.cpp divides by the rank that a tensor has.
+        let ranks = list(&["q"]).with_rank_pattern("b.q", 2);
+        let ranks = adapter(AdapterConfig::new(4, 8.0, ranks), &[("a.q", 4), ("b.q", 2)]);
+        assert_eq!(found(&ranks, Server::Vllm), named(&[("b.q", Wrong)]));
+        assert_eq!(found(&ranks, Server::LlamaCpp), []);
+
+        let alphas = list(&["q"]).with_alpha_pattern("b.q", 2.0);
+        let alphas = adapter(
+            AdapterConfig::new(4, 8.0, alphas),
+            &[("a.q", 4), ("b.q", 4)],
+        );
+        for server in [Server::Vllm, Server::LlamaCpp] {
+            assert_eq!(found(&alphas, server), named(&[("b.q", Wrong)]));
+        }
+
+        let head = adapter(
+            AdapterConfig::new(600, 8.0, list(&["lm_head"])),
+            &[("lm_head", 600)],
+        );
+        let expected = named(&[("lm_head", Refused), ("lm_head", Depends)]);
+        assert_eq!(found(&head, Server::Vllm), expected);
+        assert_eq!(
+            found(&head, Server::LlamaCpp),
+            named(&[("lm_head", Depends)])
+        );
+    }
+}
