@@ -1,0 +1,65 @@
+"""Checks with Python's PEFT an adapter of every option that this crate writes, and writes the table of docs/interchange.md.
+
+    python scripts/check_interchange.py
+
+Needs cargo, peft, torch and transformers. The base is the small Llama of the tests. `examples/interchange.rs` writes the
+adapters, `check_with_peft.py` says what is checked of each. The exit status is 0 only if all cases held; the table is written
+in any case.
+"""
+
+import json
+import pathlib
+import subprocess
+import sys
+import tempfile
+
+import peft
+import torch
+import transformers
+
+from check_with_peft import check
+
+ROOT = pathlib.Path(__file__).parent.parent
+BASE = ROOT / "tests/golden/llama/untied"
+TABLE = ROOT / "docs/interchange.md"
+
+HEAD = """# Adapters that PEFT reads as they were meant
+
+An adapter of every option, written by this crate for a Llama of 2 layers in f32 and read by PEFT {peft} (torch {torch},
+transformers {transformers}). Each was checked by `scripts/check_with_peft.py`: PEFT loads it without a warning, its keys are
+exactly PEFT's own, its values are the file's, and PEFT's logits are this crate's within 2e-4 while the adapter moves them by
+more than 1e-2. `python scripts/check_interchange.py` makes this table.
+
+What PEFT wrote, this crate reads to the same logits: `tests/files/model.rs` and `tests/files/golden.rs` hold that, on
+directories that `tests/golden/peft/generate.py` made.
+
+| Case | What it has | Tensors | Logits differ by | Adapter moves them by | |
+|---|---|---|---|---|---|
+"""
+
+
+def row(case: dict, out: pathlib.Path) -> tuple[str, bool]:
+    try:
+        logits = out / case["name"] / "logits.safetensors"
+        keys, difference, effect = check(BASE, out / case["adapter"], out / "tokens.safetensors", logits)
+        result, held = f"{keys} | {difference:.1e} | {effect:.1f} | holds", True
+    except (AssertionError, UserWarning, ValueError, RuntimeError) as error:
+        result, held = f" | | | FAILED: {error}", False
+    return f"| `{case['name']}` | {case['what']} | {result} |\n", held
+
+
+def main() -> None:
+    with tempfile.TemporaryDirectory() as scratch:
+        out = pathlib.Path(scratch)
+        command = ["cargo", "run", "--release", "--example", "interchange", "--", "--model", BASE, "--out", out]
+        subprocess.run(command, cwd=ROOT, check=True)
+        rows = [row(case, out) for case in json.loads((out / "cases.json").read_text())]
+    versions = {"peft": peft.__version__, "torch": torch.__version__.split("+")[0], "transformers": transformers.__version__}
+    text = HEAD.format(**versions) + "".join(line for line, _ in rows)
+    TABLE.write_text(text)
+    print(text)
+    sys.exit(0 if all(held for _, held in rows) else 1)
+
+
+if __name__ == "__main__":
+    main()
