@@ -6,7 +6,8 @@
 use burn::module::Module;
 use burn::nn::{Linear, LinearConfig};
 use burn::tensor::{Device, Distribution, Tensor};
-use burn_peft::adapter::LoraConfig;
+use burn_peft::adapter::{LoraConfig, LoraInit};
+use burn_peft::format::{LoadOptions, SaveOptions};
 use burn_peft::layer::QLoraLinear;
 use burn_peft::model::{PeftConfig, PeftForward, PeftModel, TargetConfig};
 use burn_peft::nf4::Nf4Config;
@@ -71,6 +72,7 @@ fn training_over_packed_weights_holds_no_dense_ones() {
     }
 
     packing_holds_one_dense_weight();
+    loading_holds_factors_once_on_either_side();
 
     // DoRA has an output more to keep, and its norms take no dense weight either.
     let dora = LoraConfig::new(RANK).with_dora(true);
@@ -143,6 +145,56 @@ fn packing_holds_one_dense_weight() {
             "{after}"
         );
     }
+}
+
+/// Loading holds an adapter once as the file has it and once on the device, with one factor in between, and draws nothing at
+/// random that the file would overwrite.
+fn loading_holds_factors_once_on_either_side() {
+    const RANK: usize = 256;
+    const LAYERS: usize = 4;
+    let device = Device::default();
+    let stack = || {
+        let layers = (0..LAYERS).map(|_| LinearConfig::new(WIDTH, WIDTH).init(&device));
+        let stack = Stack {
+            layers: layers.collect(),
+        };
+        stack
+            .layers
+            .iter()
+            .for_each(|layer| drop(layer.weight.val()));
+        PeftModel::new(stack)
+    };
+    let dir = tempfile::tempdir().unwrap();
+    let mut saved = stack();
+    let lora = LoraConfig::new(RANK).with_init(LoraInit::Random);
+    let config = PeftConfig::new(lora, TargetConfig::all_linear());
+    saved.add_adapter("default", &config).unwrap();
+    let dir = saved
+        .save_adapter("default", dir.path(), &SaveOptions::default())
+        .unwrap();
+    drop(saved);
+
+    let mut model = stack();
+    let drawn = || {
+        let x = Tensor::<1>::random([8], Distribution::Default, &device);
+        x.into_data().try_into_vec::<f32>().unwrap()
+    };
+    device.seed(7);
+    let expected = drawn();
+    device.seed(7);
+    let before = ALLOCATOR.current_usage();
+    ALLOCATOR.reset_peak_usage();
+    model
+        .load_adapter("default", &dir, &LoadOptions::default())
+        .unwrap();
+    let peak = ALLOCATOR.peak_usage() - before;
+    assert_eq!(drawn(), expected, "the generator has not moved");
+    let factor = WIDTH * RANK * F32;
+    let factors = 2 * LAYERS * factor;
+    println!("loading {factors} bytes of factors: {peak} at most");
+    assert!(peak <= 2 * factors + factor + 256 * KIB, "{peak}");
+    let after = ALLOCATOR.current_usage() - before;
+    assert!(after <= factors + 64 * KIB, "{after}");
 }
 
 /// Bytes of one training pass, above those alive before it.
