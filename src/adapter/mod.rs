@@ -3,11 +3,18 @@
 //! A frozen map `x -> x·W + b`, `x [rows, d_in]`, `W [d_in, d_out]`, becomes `x -> x·W + b + Δ(x)` with a `Δ` of few
 //! parameters. Each delta is one file; [`Lora`] is `Δ(x) = s·((drop(x)·A)·B)`, and DoRA if it has a magnitude.
 
+#[cfg(feature = "faer")]
+mod decompose;
 pub(crate) mod dora;
+mod folded;
+mod init;
 mod lora;
 
+pub use folded::InitialFactors;
+pub(crate) use folded::converted_alpha;
+pub use init::LoraInit;
 pub(crate) use lora::cast;
-pub use lora::{Lora, LoraConfig, LoraInit};
+pub use lora::{Lora, LoraConfig};
 
 use burn::module::Module;
 use burn::tensor::{Tensor, module::linear};
@@ -44,6 +51,9 @@ pub trait FrozenMap {
 
     /// The norms of the columns of `W + s·A·B`, `[d_out]`, in f32; a constant for the gradient.
     fn column_norms(&self, a: Tensor<2>, b: Tensor<2>, scale: f64) -> Tensor<1>;
+
+    /// The dense `W [d_in, d_out]` in f32, without its gradient: for what decomposes it, never in a forward pass.
+    fn dense(&self) -> Tensor<2>;
 }
 
 /// [`FrozenMap::apply_low_rank`] of any map: the output of the low-rank part is added to the map's.
