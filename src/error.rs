@@ -211,6 +211,14 @@ pub enum PeftError {
         /// What is wrong with it.
         source: Box<PeftError>,
     },
+    /// A matrix could not be decomposed.
+    #[error("tensor `{tensor}`: {reason}")]
+    Decomposition {
+        /// Name of the tensor.
+        tensor: String,
+        /// What went wrong.
+        reason: String,
+    },
     /// An error about something in a file.
     #[error("{path}: {source}", path = path.display())]
     InFile {

@@ -66,10 +66,18 @@ impl Combination {
     /// [`PeftError::Config`] for no changes at all, for a weight that is not finite, for a density out of range, for ranks that
     /// differ (but in [`Cat`](Self::Cat)), and for DoRA, whose change is not of low rank; [`PeftError::Shape`] for changes of different maps.
     pub fn combine(&self, changes: &[(&Lora, f64)]) -> Result<Lora> {
-        self.check(changes)?;
+        let changes = changes
+            .iter()
+            .map(|(lora, weight)| (lora.converted(), *weight));
+        let changes: Vec<_> = changes.collect();
+        let changes: Vec<_> = changes
+            .iter()
+            .map(|(lora, weight)| (lora, *weight))
+            .collect();
+        self.check(&changes)?;
         let (first, _) = changes[0];
         let (a, b) = match self {
-            Self::Cat => side_by_side(changes),
+            Self::Cat => side_by_side(&changes),
             _ => {
                 let weights = changes.iter().map(|(lora, weight)| weight * lora.scale());
                 let (a, b): (Vec<_>, Vec<_>) = changes

@@ -4,28 +4,16 @@
 //! `drop` dropout on the adapter's input only, `s = α/r`, or `α/√r` for rsLoRA. The product `A·B` is formed by a merge
 //! only.
 //!
-//! Sources: LoRA, arXiv:2106.09685; rsLoRA, arXiv:2312.03732; the initialisations are those of Hugging Face PEFT 0.21.
+//! Sources: LoRA, arXiv:2106.09685; rsLoRA, arXiv:2312.03732.
 
 use burn::config::Config;
 use burn::module::{Module, Param};
 use burn::nn::{Dropout, DropoutConfig};
 use burn::tensor::{Device, Distribution, FloatDType, Tensor};
 
-use super::{Delta, FrozenMap, dora, low_rank};
+use super::folded::InitialFactors;
+use super::{Delta, FrozenMap, LoraInit, dora, low_rank};
 use crate::{PeftError, Result};
-
-/// How the factors of a fresh adapter are filled. `B` is zero in all but [`Random`](Self::Random), so that a fresh adapter
-/// changes nothing.
-#[derive(Config, Debug, Copy, PartialEq, Eq)]
-pub enum LoraInit {
-    /// `A ~ U(-1/√d_in, 1/√d_in)`: kaiming-uniform with `a = √5`, PEFT's default.
-    Kaiming,
-    /// `A ~ N(0, 1/r)`, of standard deviation `1/r`: PEFT's `"gaussian"`.
-    Gaussian,
-    /// `A ~ U(-1/√d_in, 1/√d_in)` and `B ~ U(-1/√r, 1/√r)`, as fresh linear layers: PEFT's `false`. A fresh adapter changes
-    /// the model, which is of use in tests.
-    Random,
-}
 
 /// Configuration of [`Lora`].
 #[derive(Config, Debug, PartialEq)]
@@ -79,15 +67,27 @@ impl LoraConfig {
                 "a probability in [0, 1)",
             );
         }
-        Ok(())
+        self.init.validate(self.rank, self.alpha)
     }
 
-    /// A fresh adapter for a map from `d_in` to `d_out` features, without DoRA's magnitude, which comes from the map
-    /// itself: see [`init_on`](Self::init_on).
+    /// The scale `s`: `α/r`, or `α/√r` for rsLoRA.
+    pub fn scale(&self) -> f64 {
+        let rank = self.rank as f64;
+        self.alpha / if self.rslora { rank.sqrt() } else { rank }
+    }
+
+    /// Whether a fresh adapter depends on the weight it is for.
+    pub(crate) fn needs_weight(&self) -> bool {
+        self.dora || self.init.folds()
+    }
+
+    /// A fresh adapter for a map from `d_in` to `d_out` features, without what comes from the map itself, which are DoRA's
+    /// magnitude and factors that begin with a part of the weight: see [`init_on`](Self::init_on).
     ///
     /// # Errors
     ///
-    /// As [`validate`](Self::validate).
+    /// As [`validate`](Self::validate), and [`PeftError::Config`] for an initialisation that
+    /// [takes a part of the weight](LoraInit::folds).
     pub fn init(&self, d_in: usize, d_out: usize, device: &Device) -> Result<Lora> {
         self.validate()?;
         let rank = self.rank;
@@ -99,6 +99,19 @@ impl LoraConfig {
             LoraInit::Kaiming => (kaiming(d_in), None),
             LoraInit::Gaussian => (Distribution::Normal(0.0, 1.0 / rank as f64), None),
             LoraInit::Random => (kaiming(d_in), Some(kaiming(rank))),
+            #[cfg(feature = "faer")]
+            LoraInit::Orthogonal => {
+                let (a, b) = super::init::orthogonal([d_in, d_out], rank, device)?;
+                return self.with_persistent(a, b, device);
+            }
+            // Those that take a part of the weight; without `faer` also `Orthogonal`, which `validate` has refused.
+            init => {
+                return Err(PeftError::Config {
+                    name: "init".into(),
+                    value: format!("{init:?}"),
+                    expected: "one that needs no weight, or `init_on` with the map".into(),
+                });
+            }
         };
         // Drawn in f32 and cast, so that a seed gives the same adapter in every dtype. Factors live as long as their
         // model: keep them out of the pools of transient tensors.
@@ -115,24 +128,60 @@ impl LoraConfig {
         self.with_factors(a, b)
     }
 
-    /// A fresh adapter for the map `base` from `d_in` to `d_out` features; with [`dora`](Self::dora), its magnitude is
-    /// that of the map's weight, so that it changes nothing either.
+    /// A fresh adapter for the map `base` from `d_in` to `d_out` features. With [`dora`](Self::dora), its magnitude is
+    /// that of the map's weight, and an initialisation that [takes a part of the weight](LoraInit::folds) has it, so that
+    /// neither changes the map. The latter forms the dense weight, on the host, for as long as it is decomposed.
     ///
     /// # Errors
     ///
-    /// As [`validate`](Self::validate).
+    /// As [`validate`](Self::validate). For a part of the weight also [`PeftError::Config`] for a rank above the weight's,
+    /// [`PeftError::NotFinite`] and [`PeftError::Decomposition`].
     pub fn init_on(
         &self,
         base: &impl FrozenMap,
-        [d_in, d_out]: [usize; 2],
+        dims: [usize; 2],
         device: &Device,
     ) -> Result<Lora> {
-        let lora = self.init(d_in, d_out, device)?;
+        self.validate()?;
+        let lora = match self.init.folds() {
+            false => self.init(dims[0], dims[1], device)?,
+            true => self.init_folded(base, device)?,
+        };
         if !self.dora {
             return Ok(lora);
         }
-        let norms = base.column_norms(lora.a.val(), lora.b.val(), lora.scale());
+        let (a, b) = lora.factors();
+        let norms = base.column_norms(a, b, lora.scale());
         lora.with_magnitude(cast(norms, self.dtype))
+    }
+
+    #[cfg(feature = "faer")]
+    fn init_folded(&self, base: &impl FrozenMap, device: &Device) -> Result<Lora> {
+        let (a, b) =
+            super::init::of_weight(self.init, &base.dense(), self.rank, self.scale(), device)?;
+        let lora = self.with_persistent(a, b, device)?;
+        // The same tensors, so that what is subtracted is what is added, also in a narrow dtype.
+        let (a, b) = (lora.a.val(), lora.b.val());
+        lora.with_initial(a, b)
+    }
+
+    #[cfg(not(feature = "faer"))]
+    fn init_folded(&self, _base: &impl FrozenMap, _device: &Device) -> Result<Lora> {
+        // `validate` has said so already.
+        Err(PeftError::Config {
+            name: "init".into(),
+            value: format!("{:?}", self.init),
+            expected: "the feature `faer`".into(),
+        })
+    }
+
+    /// As [`with_factors`](Self::with_factors), of factors in f32, in this configuration's dtype and memory that lasts.
+    #[cfg(feature = "faer")]
+    fn with_persistent(&self, a: Tensor<2>, b: Tensor<2>, device: &Device) -> Result<Lora> {
+        let (a, b) = device.memory_persistent_allocations((a, b), |(a, b)| {
+            (a.cast(self.dtype), b.cast(self.dtype))
+        });
+        self.with_factors(a, b)
     }
 
     /// An adapter of given factors, `a [d_in, r]` and `b [r, d_out]`, kept in the dtype they have; DoRA's magnitude is for
@@ -160,6 +209,7 @@ impl LoraConfig {
             a: Param::from_tensor(a.detach()),
             b: Param::from_tensor(b.detach()),
             magnitude: None,
+            initial: None,
             dropout: DropoutConfig::new(self.dropout).init(),
             alpha: self.alpha,
             rslora: self.rslora,
@@ -187,10 +237,12 @@ pub struct Lora {
     pub b: Param<Tensor<2>>,
     /// DoRA's magnitude `m [d_out]`; a plain LoRA has none.
     pub magnitude: Option<Param<Tensor<1>>>,
+    /// The initial factors that are left out of the change, if there are any.
+    pub initial: Option<InitialFactors>,
     /// Dropout on the adapter's input; off in `valid()` and when frozen.
     pub dropout: Dropout,
-    alpha: f64,
-    rslora: bool,
+    pub(super) alpha: f64,
+    pub(super) rslora: bool,
 }
 
 impl Lora {
@@ -256,13 +308,14 @@ impl Lora {
     /// `Δ(x)`, of the factors alone: `[..., d_in] -> [..., d_out]`, in their dtype.
     pub fn delta<const D: usize>(&self, x: Tensor<D>) -> Tensor<D> {
         let x = self.dropout.forward(x);
-        low_rank(x, self.a.val(), self.b.val(), self.scale())
+        let (a, b) = self.factors();
+        low_rank(x, a, b, self.scale())
     }
 
-    /// The dense change `s·A·B`, `[d_in, d_out]`, in f32.
+    /// The dense change `s·A·B`, less the initial product if there is one, `[d_in, d_out]`, in f32.
     pub fn delta_weight(&self) -> Tensor<2> {
-        let a = cast(self.a.val(), FloatDType::F32);
-        let b = cast(self.b.val(), FloatDType::F32);
+        let (a, b) = self.factors();
+        let [a, b] = [a, b].map(|factor| cast(factor, FloatDType::F32));
         a.matmul(b).mul_scalar(self.scale())
     }
 }
@@ -297,7 +350,7 @@ impl Lora {
         magnitude: &Param<Tensor<1>>,
         base: &impl FrozenMap,
     ) -> Tensor<D> {
-        let (a, b, scale) = (self.a.val(), self.b.val(), self.scale());
+        let ((a, b), scale) = (self.factors(), self.scale());
         let norms = base.column_norms(a.clone(), b.clone(), scale);
         let gain = cast(magnitude.val(), FloatDType::F32) / norms;
         base.apply_scaled(x, a, b, scale, gain)
@@ -312,7 +365,10 @@ impl Delta for Lora {
                 let change = self.change(x, &y, base);
                 y + change
             }
-            None => base.apply_low_rank(x, self.a.val(), self.b.val(), self.scale()),
+            None => {
+                let (a, b) = self.factors();
+                base.apply_low_rank(x, a, b, self.scale())
+            }
             Some(magnitude) => self.rescaled(x, magnitude, base),
         }
     }

@@ -4,13 +4,20 @@
 //! parameters. Each delta is one file; [`Lora`] is `Δ(x) = s·((drop(x)·A)·B)`, and DoRA if it has a magnitude.
 
 mod combine;
+#[cfg(feature = "faer")]
+mod decompose;
 pub(crate) mod dora;
+mod folded;
+mod init;
 mod lora;
 mod several;
 
 pub use combine::{Combination, MajoritySign};
+pub use folded::InitialFactors;
+pub(crate) use folded::converted_alpha;
+pub use init::LoraInit;
 pub(crate) use lora::cast;
-pub use lora::{Lora, LoraConfig, LoraInit};
+pub use lora::{Lora, LoraConfig};
 pub(crate) use several::{forward_rows, forward_sum, merge_sum, side_by_side};
 
 use burn::module::Module;
@@ -48,6 +55,9 @@ pub trait FrozenMap {
 
     /// The norms of the columns of `W + s·A·B`, `[d_out]`, in f32; a constant for the gradient.
     fn column_norms(&self, a: Tensor<2>, b: Tensor<2>, scale: f64) -> Tensor<1>;
+
+    /// The dense `W [d_in, d_out]` in f32, without its gradient: for what decomposes it, never in a forward pass.
+    fn dense(&self) -> Tensor<2>;
 }
 
 /// [`FrozenMap::apply_low_rank`] of any map: the output of the low-rank part is added to the map's.

@@ -66,9 +66,13 @@ pub(crate) fn side_by_side(deltas: &[(&Lora, f64)]) -> (Tensor<2>, Tensor<2>) {
     let dtype = dtypes
         .reduce(|one, other| if one == other { one } else { FloatDType::F32 })
         .unwrap_or(FloatDType::F32);
-    let a = deltas.iter().map(|(delta, _)| cast(delta.a.val(), dtype));
-    let b = deltas
+    let (a, b) = deltas
         .iter()
-        .map(|(delta, weight)| cast(delta.b.val(), dtype).mul_scalar(weight * delta.scale()));
-    (Tensor::cat(a.collect(), 1), Tensor::cat(b.collect(), 0))
+        .map(|(delta, weight)| {
+            let (a, b) = delta.factors();
+            let b = cast(b, dtype).mul_scalar(weight * delta.scale());
+            (cast(a, dtype), b)
+        })
+        .unzip();
+    (Tensor::cat(a, 1), Tensor::cat(b, 0))
 }

@@ -13,7 +13,7 @@ use super::config::{AdapterConfig, InitLoraWeights};
 use super::explicit;
 use super::names::NameMap;
 use super::write::WriteOptions;
-use crate::adapter::LoraInit;
+use crate::adapter::{LoraInit, converted_alpha};
 use crate::model::{Adapted, PeftConfig, PeftModel};
 use crate::{PeftError, Result};
 
@@ -83,6 +83,8 @@ impl AdapterFile {
         let mut adapted = Vec::new();
         let mut tensors = Vec::new();
         for (path, lora) in model.factors(name)? {
+            // As PEFT converts what begins with a part of the weight: the file is to be right on the untouched base.
+            let lora = lora.converted();
             let config = lora.config();
             if config.rslora != defaults.rslora || config.dropout != defaults.dropout {
                 return Err(PeftError::Config {
@@ -114,17 +116,31 @@ impl AdapterFile {
             .iter()
             .filter_map(|module| options.names.to_file(&module.path).ok())
             .collect();
-        let preferred = options.names.is_empty().then_some(targets);
-        let (rank, alpha) = (defaults.rank, defaults.alpha);
+        let (mut rank, mut alpha, mut targets) = (defaults.rank, defaults.alpha, targets.clone());
+        if defaults.init.folds() {
+            let doubled = |alpha| converted_alpha(alpha, defaults.rslora);
+            (rank, alpha) = (2 * rank, doubled(alpha));
+            let ranks = targets.rank_pattern.iter();
+            targets.rank_pattern = ranks
+                .map(|(key, &rank)| (key.to_owned(), 2 * rank))
+                .collect();
+            let alphas = targets.alpha_pattern.iter();
+            targets.alpha_pattern = alphas
+                .map(|(key, &alpha)| (key.to_owned(), doubled(alpha)))
+                .collect();
+        }
+        let preferred = options.names.is_empty().then_some(&targets);
         let targets = explicit::describe(preferred, &adapted, &linear, rank, alpha)?;
         let mut config = AdapterConfig::new(rank, alpha, targets)
             .with_lora_dropout(defaults.dropout)
             .with_use_rslora(defaults.rslora)
             .with_use_dora(defaults.dora);
         config.init_lora_weights = match defaults.init {
-            LoraInit::Kaiming => InitLoraWeights::Flag(true),
+            LoraInit::Orthogonal => InitLoraWeights::Named("orthogonal".into()),
             LoraInit::Gaussian => InitLoraWeights::Named("gaussian".into()),
             LoraInit::Random => InitLoraWeights::Flag(false),
+            // The converted form of those that begin with a part of the weight is a plain one.
+            _ => InitLoraWeights::Flag(true),
         };
         config.task_type = options.task_type.clone();
         config.base_model_name_or_path = options.base_model_name_or_path.clone();

@@ -50,12 +50,12 @@ impl LoraLinear {
     ///
     /// # Errors
     ///
-    /// As [`LoraConfig::validate`].
+    /// As [`LoraConfig::init_on`].
     pub fn from_linear(linear: Linear, config: &LoraConfig) -> Result<Self> {
         let base = linear.no_grad();
         let device = base.weight.lazy_device();
         let [d_in, d_out] = FrozenLinear::dims(&base);
-        let delta = match config.dora {
+        let delta = match config.needs_weight() {
             // Without asking for the weight, which may not be there yet.
             false => config.init(d_in, d_out, &device)?,
             true => config.init_on(&base.frozen_map(), [d_in, d_out], &device)?,
@@ -69,7 +69,7 @@ impl QLoraLinear {
     ///
     /// # Errors
     ///
-    /// As [`LoraConfig::validate`] and [`Nf4Linear::from_linear`].
+    /// As [`LoraConfig::init_on`] and [`Nf4Linear::from_linear`].
     pub fn from_linear(linear: Linear, nf4: &Nf4Config, config: &LoraConfig) -> Result<Self> {
         config.validate()?;
         Self::from_nf4(Nf4Linear::from_linear(linear, nf4)?, config)
@@ -79,7 +79,7 @@ impl QLoraLinear {
     ///
     /// # Errors
     ///
-    /// As [`LoraConfig::validate`].
+    /// As [`LoraConfig::init_on`].
     pub fn from_nf4(base: Nf4Linear, config: &LoraConfig) -> Result<Self> {
         let dims = FrozenLinear::dims(&base);
         let delta = config.init_on(&base.frozen_map(), dims, &base.weight.device())?;

@@ -73,14 +73,25 @@ impl FrozenMap for DenseMap {
     }
 
     fn column_norms(&self, a: Tensor<2>, b: Tensor<2>, scale: f64) -> Tensor<1> {
-        let weight = match self.weight.dtype() {
-            DType::QFloat(_) => self.weight.clone().dequantize(),
-            _ => self.weight.clone(),
-        };
+        let weight = self.unpacked();
         let [weight, a, b] = [weight, a, b].map(dora::constant);
         let rows = cast(a.clone().transpose(), weight.dtype().into());
         let norms = dora::column_norms_squared(&weight);
         dora::changed_norms_squared(norms, linear(rows, weight, None), a, b, scale).sqrt()
+    }
+
+    fn dense(&self) -> Tensor<2> {
+        dora::constant(cast(self.unpacked(), FloatDType::F32))
+    }
+}
+
+impl DenseMap {
+    /// The weight as floats, whatever Burn's own quantisation made of it.
+    fn unpacked(&self) -> Tensor<2> {
+        match self.weight.dtype() {
+            DType::QFloat(_) => self.weight.clone().dequantize(),
+            _ => self.weight.clone(),
+        }
     }
 }
 
@@ -125,6 +136,10 @@ impl FrozenMap for Nf4Map<'_> {
         let a_w = self.weight.matmul(a.clone().transpose());
         let norms = self.weight.row_norms_squared();
         dora::changed_norms_squared(norms, a_w, a, b, scale).sqrt()
+    }
+
+    fn dense(&self) -> Tensor<2> {
+        self.weight.dequantize(FloatDType::F32).transpose()
     }
 }
 

@@ -19,7 +19,7 @@ pub(super) fn fresh(
 ) -> Result<Lora> {
     let bias = None;
     match site.state.as_ref().and_then(|state| state.nf4.as_ref()) {
-        _ if !config.dora => {
+        _ if !config.needs_weight() => {
             let [d_in, d_out] = site.dims();
             config.init(d_in, d_out, device)
         }

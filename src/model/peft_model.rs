@@ -115,11 +115,11 @@ impl<M: Module> PeftModel<M> {
     ///
     /// # Errors
     ///
-    /// [`PeftError::AdapterName`] if the name is not one or is taken; those of [`LoraConfig::validate`] and of the
+    /// [`PeftError::AdapterName`] if the name is not one or is taken; those of [`LoraConfig::init_on`] and of the
     /// targets, for instance [`PeftError::UnmatchedPatterns`] with the nearest names;
     /// [`PeftError::ForeignReparameterization`].
     ///
-    /// [`LoraConfig::validate`]: crate::adapter::LoraConfig::validate
+    /// [`LoraConfig::init_on`]: crate::adapter::LoraConfig::init_on
     pub fn add_adapter(&mut self, name: &str, config: &PeftConfig) -> Result<AttachReport> {
         let sites = self.linear_sites();
         let matcher = config.targets.compile(self.head_of(&sites))?;
@@ -127,7 +127,7 @@ impl<M: Module> PeftModel<M> {
         let mut factors = Vec::with_capacity(targets.matched.len());
         let chosen = |path: &str| {
             let mut matched = targets.matched.iter();
-            config.lora.dora
+            config.lora.needs_weight()
                 && matched.any(|target| path.strip_prefix(&target.path) == Some(".weight"))
         };
         let dense = dense_weights(self.module(), chosen);
@@ -304,7 +304,10 @@ impl<M: Module> PeftModel<M> {
             adapters
                 .flat_map(|NamedAdapter { lora, .. }| {
                     let magnitude = lora.magnitude.as_ref().map(|magnitude| magnitude.id);
-                    [lora.a.id, lora.b.id].into_iter().chain(magnitude)
+                    let initial = lora.initial.iter();
+                    let initial = initial.flat_map(|initial| [initial.a.id, initial.b.id]);
+                    let factors = [lora.a.id, lora.b.id].into_iter();
+                    factors.chain(magnitude).chain(initial)
                 })
                 .collect(),
         )

@@ -171,7 +171,7 @@ impl ModelReport {
                 report.total_params += params;
                 report.adapter_bytes += params * dtype.size();
                 if state.active.trains(&adapter.name) {
-                    report.trainable_params += params;
+                    report.trainable_params += adapter.lora.trainable_params();
                 }
             }
             report.weights.push(WeightReport {

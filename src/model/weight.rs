@@ -97,7 +97,7 @@ impl PeftWeight {
         for adapter in std::mem::take(&mut self.adapters) {
             let train = self.active.trains(&adapter.name);
             self.adapters.push(NamedAdapter {
-                lora: adapter.lora.set_require_grad(train),
+                lora: adapter.lora.set_trainable(train),
                 name: adapter.name,
             });
         }

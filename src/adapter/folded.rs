@@ -1,0 +1,100 @@
+//! Adapters that begin at a product other than zero: `W' = W + s·(A·B - A₀·B₀)`.
+//!
+//! PiSSA and OLoRA train factors of the weight itself. Their papers move `A₀·B₀` out of the base, `W - s·A₀·B₀`; here `W` stays as
+//! it is, also packed, and the constant `A₀ [d_in, r]`, `B₀ [r, d_out]` are subtracted beside it. Both are one product of rank
+//! `2r`:
+//!
+//! ```text
+//! A·B - A₀·B₀ = [A | A₀]·[B; -B₀]
+//! ```
+//!
+//! which is also the plain LoRA that PEFT converts such an adapter to on saving.
+
+use burn::module::{Module, Param};
+use burn::tensor::Tensor;
+
+use super::{Lora, dora};
+use crate::{PeftError, Result};
+
+/// The constant factors that an adapter began with and whose product it leaves out.
+#[derive(Module, Debug)]
+pub struct InitialFactors {
+    /// `A₀`, of shape `[d_in, r]`.
+    pub a: Param<Tensor<2>>,
+    /// `B₀`, of shape `[r, d_out]`.
+    pub b: Param<Tensor<2>>,
+}
+
+impl Lora {
+    /// Leaves the product of `a [d_in, r]` and `b [r, d_out]` out of the change, which becomes `s·(A·B - a·b)`.
+    ///
+    /// They never train. A forward costs what one of rank `2r` does, and `r·(d_in + d_out)` values more are kept.
+    ///
+    /// # Errors
+    ///
+    /// [`PeftError::Shape`] for other shapes than those of `A` and `B`.
+    pub fn with_initial(mut self, a: Tensor<2>, b: Tensor<2>) -> Result<Self> {
+        for (name, expected, found) in [
+            ("initial A", self.a.lazy_shape().dims::<2>(), a.dims()),
+            ("initial B", self.b.lazy_shape().dims(), b.dims()),
+        ] {
+            if found != expected {
+                return Err(PeftError::Shape {
+                    tensor: name.into(),
+                    expected: expected.into(),
+                    found: found.into(),
+                });
+            }
+        }
+        let [a, b] = [a, b].map(|factor| Param::from_tensor(factor.detach()).no_grad());
+        self.initial = Some(InitialFactors { a, b });
+        Ok(self)
+    }
+
+    /// The plain adapter of the same change, with the same dropout: of rank `2r` if initial factors are left out, else
+    /// itself. Its scale is that of this one, so `α` doubles too, or grows by `√2` for rsLoRA.
+    pub fn converted(&self) -> Self {
+        if self.initial.is_none() {
+            return self.clone();
+        }
+        let (a, b) = self.factors();
+        let require_grad = self.a.is_require_grad();
+        let [a, b] =
+            [a, b].map(|factor| Param::from_tensor(factor.detach()).set_require_grad(require_grad));
+        Self {
+            a,
+            b,
+            initial: None,
+            alpha: converted_alpha(self.alpha, self.rslora),
+            ..self.clone()
+        }
+    }
+
+    /// The factors of the whole change, `[d_in, r']` and `[r', d_out]`.
+    pub(super) fn factors(&self) -> (Tensor<2>, Tensor<2>) {
+        let (a, b) = (self.a.val(), self.b.val());
+        let Some(initial) = &self.initial else {
+            return (a, b);
+        };
+        // A constant even where `unfreeze` has reached it: training it as well would train the difference twice.
+        let [a0, b0] = [&initial.a, &initial.b].map(|factor| dora::constant(factor.val()));
+        (Tensor::cat(vec![a, a0], 1), Tensor::cat(vec![b, -b0], 0))
+    }
+
+    /// Makes the factors and the magnitude trainable or not; initial factors never are.
+    pub(crate) fn set_trainable(self, trainable: bool) -> Self {
+        let mut lora = self.set_require_grad(trainable);
+        lora.initial = lora.initial.map(Module::no_grad);
+        lora
+    }
+
+    /// How many values train.
+    pub(crate) fn trainable_params(&self) -> usize {
+        self.num_params() - self.initial.as_ref().map_or(0, Module::num_params)
+    }
+}
+
+/// `α` of the adapter of twice the rank and the same scale.
+pub(crate) fn converted_alpha(alpha: f64, rslora: bool) -> f64 {
+    alpha * if rslora { 2f64.sqrt() } else { 2.0 }
+}
