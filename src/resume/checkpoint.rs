@@ -243,3 +243,114 @@ fn refuse(differences: Vec<Difference>) -> Result<()> {
         false => Err(PeftError::OtherRun { differences }),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use burn::nn::{Linear, LinearConfig};
+    use burn::optim::{AdamWConfig, GradientsParams};
+    use burn::tensor::{Device, Tensor};
+
+    use super::super::container::Number;
+    use super::*;
+    use crate::adapter::LoraConfig;
+    use crate::model::{PeftConfig, PeftForward, TargetConfig};
+
+    #[derive(Module, Debug)]
+    struct Net {
+        linear: Linear,
+    }
+
+    const A: &str = "linear.weight.peft.x.a";
+
+    /// A model after one step, with its optimiser.
+    fn trained() -> (PeftModel<Net>, ModuleOptimizer) {
+        let device = Device::default().autodiff();
+        let linear = LinearConfig::new(4, 3).init(&device);
+        let mut model = PeftModel::new(Net { linear });
+        let config = PeftConfig::new(LoraConfig::new(2), TargetConfig::all_linear());
+        model.add_adapter("x", &config).unwrap();
+        let mut optimizer = AdamWConfig::new().init();
+        let y = model
+            .linear
+            .forward_peft(Tensor::<2>::ones([1, 4], &device));
+        let grads = GradientsParams::from_grads(y.sum().backward(), &model);
+        let model = optimizer.step(0.1, model, grads);
+        (model, optimizer)
+    }
+
+    type Change = fn(&mut Manifest, &mut BTreeMap<String, TensorData>);
+
+    /// Files with a right digest, so that only what they say speaks against them.
+    #[test]
+    fn a_file_that_says_too_much_too_little_or_nonsense_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("checkpoint");
+        let (mut model, mut optimizer) = trained();
+        let checkpoint = Checkpoint {
+            seed: Seed(1),
+            step: 1,
+        };
+        let keep = WriteOptions { overwrite: false };
+        checkpoint.save(&path, &model, &optimizer, &keep).unwrap();
+        let before = optimizer.into_bytes().unwrap().to_vec();
+        let changes: [(&str, Change); 9] = [
+            (
+                "adapters.linear.weight.peft.x.a`: `F32 [1, 2]` in the checkpoint",
+                |_, tensors| {
+                    tensors.insert(format!("{ADAPTERS}{A}"), TensorData::from([[1f32, 2.0]]));
+                },
+            ),
+            ("nothing in the checkpoint", |_, tensors| {
+                tensors.remove(&format!("{ADAPTERS}{A}"));
+            }),
+            ("`adapters.other`", |_, tensors| {
+                tensors.insert(format!("{ADAPTERS}other"), TensorData::from([1f32]));
+            }),
+            ("moment_1", |_, tensors| {
+                // Of another rank, at which Burn itself would panic.
+                let name = format!("{OPTIMIZER}{A}.momentum.moment_1");
+                assert!(tensors.insert(name, TensorData::from([1f32])).is_some());
+            }),
+            ("moment_2", |_, tensors| {
+                let name = format!("{OPTIMIZER}{A}.momentum.moment_2");
+                tensors.remove(&name).unwrap();
+            }),
+            ("moment_1", |manifest, _| {
+                manifest.optimizer.remove(A).unwrap();
+            }),
+            ("`other`", |manifest, _| {
+                let state = manifest.optimizer.remove(A).unwrap();
+                manifest.optimizer.insert("other".into(), state);
+            }),
+            ("no run reaches", |manifest, _| {
+                let state = manifest.optimizer.get_mut(A).unwrap();
+                state
+                    .numbers
+                    .insert("momentum.time".into(), Number::Uint(1 << 31))
+                    .unwrap();
+            }),
+            ("momentum.time: bool", |manifest, _| {
+                let state = manifest.optimizer.get_mut(A).unwrap();
+                state
+                    .numbers
+                    .insert("momentum.time".into(), Number::Bool(true))
+                    .unwrap();
+            }),
+        ];
+        for (expected, change) in changes {
+            let (mut manifest, mut tensors) = container::read(&path).unwrap();
+            change(&mut manifest, &mut tensors);
+            let changed = dir.path().join("changed");
+            std::fs::write(&changed, container::to_bytes(&manifest, &tensors).unwrap()).unwrap();
+            let error = Checkpoint::load(&changed, &mut model, &mut optimizer).unwrap_err();
+            assert!(error.to_string().contains(expected), "{expected}: {error}");
+            assert!(matches!(error, PeftError::InFile { .. }), "{error:?}");
+            assert_eq!(optimizer.into_bytes().unwrap().to_vec(), before);
+        }
+        assert_eq!(
+            Checkpoint::load(&path, &mut model, &mut optimizer).unwrap(),
+            checkpoint
+        );
+        assert_eq!(optimizer.into_bytes().unwrap().to_vec(), before);
+    }
+}
