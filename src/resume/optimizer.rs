@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 
 use burn::module::{Module, ModuleVisitor, Param, ParamId};
 use burn::optim::{GradientsParams, ModuleOptimizer, OptimizerRecord};
-use burn::tensor::{Bytes, Tensor, TensorData};
+use burn::tensor::{Bytes, Device, Tensor, TensorData};
 use burn_pack::{Reader, Scalar, Writer};
 
 use super::container::Number;
@@ -58,6 +58,30 @@ impl State {
         });
         absurd.map(|(field, _)| field.as_str())
     }
+}
+
+/// Burn 0.22 restores the tensors of a state in the default dtype of the default device, whatever they were: an optimiser
+/// of bf16 factors would meet f32 moments at its next step, and panic.
+///
+/// # Errors
+///
+/// [`PeftError::DType`] for a tensor that would come back in another dtype; `name` is that of the parameter.
+pub(super) fn check_dtypes(name: &str, state: &State) -> Result<()> {
+    for (field, data) in &state.tensors {
+        let dtype = data.dtype();
+        let sample = TensorData::from([0f32]).convert_dtype(dtype);
+        let restored = Tensor::<1>::from_data(sample, &Device::default()).dtype();
+        if restored != dtype {
+            return Err(PeftError::DType {
+                tensor: format!("{field} of the optimiser for {name}"),
+                expected: format!(
+                    "{restored:?}, in which alone Burn restores an optimiser's state"
+                ),
+                found: format!("{dtype:?}"),
+            });
+        }
+    }
+    Ok(())
 }
 
 fn error(reason: impl ToString) -> PeftError {
