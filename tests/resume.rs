@@ -17,7 +17,7 @@ use burn::tensor::{Device, FloatDType, Tensor, TensorData};
 use burn_peft::PeftError;
 use burn_peft::adapter::LoraConfig;
 use burn_peft::format::WriteOptions;
-use burn_peft::model::{PeftConfig, PeftForward, PeftModel, TargetConfig};
+use burn_peft::model::{AdaptersOnly, PeftConfig, PeftForward, PeftModel, TargetConfig};
 use burn_peft::nf4::Nf4Config;
 use burn_peft::optim::{LoraPlusGroups, clip_grad_norm, lora_plus};
 use burn_peft::resume::{Checkpoint, Seed};
@@ -357,6 +357,63 @@ fn states_find_their_parameters_by_path() {
             assert_eq!(lora.b.val().is_require_grad(), trains, "{name}");
         }
     }
+}
+
+/// What Burn's `Learner` would be given.
+#[derive(Module, Debug)]
+struct Trainee {
+    model: AdaptersOnly<Net>,
+}
+
+/// Paths in the optimiser begin with the field's name, and choose the optimisers of groups.
+#[test]
+fn a_model_inside_of_another_module_is_resumed_too() {
+    let _turn = alone();
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join(CHECKPOINT);
+    let fresh = |chance| {
+        let model = model(Kind::Dense, chance).adapters_only();
+        let first = ParamGroup::from_predicate("model.first");
+        let optimizer = optimizer(Kind::Dense, &model);
+        let optimizer = optimizer.with_group(first, RmsPropConfig::new().build(), None);
+        (Trainee { model }, optimizer)
+    };
+    let step = |(trainee, mut optimizer): (Trainee, ModuleOptimizer), at: u64| {
+        let device = device();
+        Seed(3).seed_device(&device, at, 0);
+        let x = fixed(30, [EXAMPLES, 64], &device);
+        let loss = trainee.model.module().forward(x).square().mean();
+        let grads = GradientsParams::from_grads(loss.backward(), &trainee);
+        (optimizer.step(0.01, trainee, grads), optimizer)
+    };
+    let (trainee, optimizer) = step(step(fresh(1), 0), 1);
+    let checkpoint = Checkpoint {
+        seed: Seed(3),
+        step: 2,
+    };
+    checkpoint
+        .save(&path, &trainee.model, &optimizer, &KEEP)
+        .unwrap();
+    let bytes = std::fs::read(&path).unwrap();
+    for (layer, field) in [
+        ("first", "square_avg.square_avg"),
+        ("second", "momentum.moment_1"),
+    ] {
+        let name = format!("optimizer.{layer}.weight.peft.trained.a.{field}");
+        assert!(
+            bytes
+                .windows(name.len())
+                .any(|window| window == name.as_bytes()),
+            "{name}"
+        );
+    }
+    let (through, _) = step((trainee, optimizer), 2);
+
+    let (mut trainee, mut optimizer) = fresh(2);
+    let loaded = Checkpoint::load(&path, &mut trainee.model, &mut optimizer).unwrap();
+    assert_eq!(loaded, checkpoint);
+    let (resumed, _) = step((trainee, optimizer), 2);
+    assert_eq!(factors(&resumed.model), factors(&through.model));
 }
 
 #[test]

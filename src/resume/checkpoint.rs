@@ -153,7 +153,13 @@ fn fit<M: Module>(
     let (values, mut states) = sort(tensors, manifest.optimizer, &parameters)?;
     let ids = states.keys().filter_map(|name| parameters.get(name));
     let ids = ids.map(|parameter| parameter.id).collect();
-    let expected = optimizer::expected(optimizer, model, ids)?;
+    // The model may be a part of what the optimiser steps.
+    let place = states.iter().next().and_then(|(name, state)| {
+        let path = state.path.as_deref()?;
+        path.strip_suffix(name.as_str()).map(str::to_owned)
+    });
+    let place = place.unwrap_or_default();
+    let expected = optimizer::expected(optimizer, model, ids, &place)?;
 
     let mut found = Vec::new();
     let mut fitting = Vec::new();

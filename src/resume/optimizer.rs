@@ -6,14 +6,14 @@
 
 use std::collections::BTreeMap;
 
-use burn::module::{Module, ModuleVisitor, Param, ParamId};
+use burn::module::{Devices, Module, ModuleMapper, ModuleVisitor, Param, ParamId};
 use burn::optim::{GradientsParams, ModuleOptimizer, OptimizerRecord};
 use burn::tensor::{Bytes, Device, Tensor, TensorData};
 use burn_pack::{Reader, Scalar, Writer};
 
 use super::container::Number;
 use super::parameters::Parameter;
-use crate::model::PeftModel;
+use crate::model::{AdaptersOnly, PeftModel};
 use crate::{PeftError, Result};
 
 /// Burn's own number of a state: the rank of its parameter.
@@ -173,7 +173,8 @@ pub(super) fn with_states(
     Ok(optimizer.clone().load_record(record))
 }
 
-/// The states that `optimizer` makes for the parameters `ids` of `model`, as far as their fields go.
+/// The states that `optimizer` makes for the parameters `ids` of `model`, as far as their fields go. The model stands at the
+/// path `at` of the module that the optimiser is given, by which parameter groups may choose.
 ///
 /// # Errors
 ///
@@ -182,15 +183,87 @@ pub(super) fn expected<M: Module>(
     optimizer: &ModuleOptimizer,
     model: &PeftModel<M>,
     ids: Vec<ParamId>,
+    at: &str,
 ) -> Result<BTreeMap<u64, State>> {
     let mut optimizer = optimizer.clone().load_record(OptimizerRecord::default());
-    let model = model.clone().adapters_only();
+    let model = Placed {
+        at: at
+            .split('.')
+            .filter(|name| !name.is_empty())
+            .map(str::to_owned)
+            .collect(),
+        model: model.clone().adapters_only(),
+    };
     let grads = GradientsParams::new();
     let mut zeros = Zeros { ids, grads };
     model.visit(&mut zeros);
     // The rate is not zero, which a configuration may refuse; the stepped clone is dropped.
     optimizer.step(1e-3, model, zeros.grads);
     states(&optimizer)
+}
+
+/// A model inside of modules of these names.
+#[derive(Clone, Debug)]
+struct Placed<M> {
+    at: Vec<String>,
+    model: AdaptersOnly<M>,
+}
+
+impl<M: Module> Placed<M> {
+    fn each(self, f: impl FnOnce(AdaptersOnly<M>) -> AdaptersOnly<M>) -> Self {
+        let (at, model) = (self.at, f(self.model));
+        Self { at, model }
+    }
+}
+
+impl<M: Module> Module for Placed<M> {
+    fn visit<V: ModuleVisitor>(&self, visitor: &mut V) {
+        self.at
+            .iter()
+            .for_each(|name| visitor.enter_module(name, ""));
+        self.model.visit(visitor);
+        self.at
+            .iter()
+            .rev()
+            .for_each(|name| visitor.exit_module(name, ""));
+    }
+
+    fn map<F: ModuleMapper>(self, mapper: &mut F) -> Self {
+        self.at
+            .iter()
+            .for_each(|name| mapper.enter_module(name, ""));
+        let placed = self.each(|model| model.map(mapper));
+        placed
+            .at
+            .iter()
+            .rev()
+            .for_each(|name| mapper.exit_module(name, ""));
+        placed
+    }
+
+    fn collect_devices(&self, devices: Devices) -> Devices {
+        self.model.collect_devices(devices)
+    }
+
+    fn to_device(self, device: &Device) -> Self {
+        self.each(|model| model.to_device(device))
+    }
+
+    fn fork(self, device: &Device) -> Self {
+        self.each(|model| model.fork(device))
+    }
+
+    fn valid(&self) -> Self {
+        self.clone().each(|model| model.valid())
+    }
+
+    fn train(self) -> Self {
+        self.each(Module::train)
+    }
+
+    fn materialize(self) -> Self {
+        self.each(Module::materialize)
+    }
 }
 
 struct Zeros {
