@@ -233,7 +233,8 @@ fn factors(model: &PeftModel<Net>) -> Vec<u32> {
     bits
 }
 
-/// Model and optimiser, to see that they were left alone.
+/// Model and optimiser, to see that they were left alone. Burn writes the record of one optimiser in one order; another's,
+/// or that of one loaded anew, may have another.
 fn state(model: &PeftModel<Net>, optimizer: &ModuleOptimizer) -> (Vec<u32>, Vec<u8>) {
     (factors(model), optimizer.into_bytes().unwrap().to_vec())
 }
@@ -541,10 +542,7 @@ fn a_damaged_file_is_refused_and_nothing_changes() {
     assert!(state(&run.model, &run.optimizer) == before);
     std::fs::write(&path, whole).unwrap();
     Checkpoint::load(&path, &mut run.model, &mut run.optimizer).unwrap();
-    assert!(
-        state(&run.model, &run.optimizer) != before,
-        "the whole file does load"
-    );
+    assert_ne!(factors(&run.model), before.0, "the whole file does load");
 }
 
 #[test]
