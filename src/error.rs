@@ -263,6 +263,36 @@ pub enum PeftError {
         /// The file.
         path: PathBuf,
     },
+    /// A checkpoint is of a run with other adapters or another optimiser.
+    #[cfg(feature = "optim")]
+    #[error("the checkpoint is of another run: {}", first(differences))]
+    OtherRun {
+        /// All that differs.
+        differences: Vec<crate::resume::Difference>,
+    },
+    /// An optimiser's state cannot be kept in a checkpoint, or not be taken from it.
+    #[cfg(feature = "optim")]
+    #[error("the optimiser's state: {reason}")]
+    OptimizerState {
+        /// What is wrong with it.
+        reason: String,
+    },
+}
+
+/// As many differences as one can read, and how many more there are.
+#[cfg(feature = "optim")]
+fn first(differences: &[crate::resume::Difference]) -> String {
+    const SHOWN: usize = 4;
+    let shown = differences.iter().take(SHOWN).map(ToString::to_string);
+    let mut text = shown.collect::<Vec<_>>().join("; ");
+    if let Some(more) = differences
+        .len()
+        .checked_sub(SHOWN)
+        .filter(|more| *more > 0)
+    {
+        text += &format!("; and {more} more");
+    }
+    text
 }
 
 impl PeftError {

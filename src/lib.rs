@@ -27,5 +27,7 @@ pub mod nf4;
 pub mod objective;
 #[cfg(feature = "optim")]
 pub mod optim;
+#[cfg(feature = "optim")]
+pub mod resume;
 
 pub use error::{PeftError, Result};

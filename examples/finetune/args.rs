@@ -85,6 +85,11 @@ pub struct Args {
     #[arg(long, default_value_t = 3)]
     pub seeds: u64,
 
+    /// File that says where the run stands, written ten times a run. A run that finds one goes on from it, to the bit, if
+    /// its other arguments and its data are the same.
+    #[arg(long, conflicts_with = "compare")]
+    pub checkpoint: Option<PathBuf>,
+
     /// Where the adapter and the loss curve go; files there are replaced.
     #[arg(long, default_value = "out/finetune")]
     pub out: PathBuf,

@@ -4,6 +4,7 @@
 //! cargo run --release --example finetune                                  the small model and the data of examples/data
 //! cargo run --release --example finetune -- --compare                     the same by QLoRA, LoRA and full fine-tuning
 //! cargo run --release --example finetune -- --model DIR --data FILE       a real model and your data
+//! cargo run --release --example finetune -- --checkpoint FILE             a run that may be stopped, and goes on
 //! ```
 //!
 //! The base is read, packed in NF4 with double quantisation, and gets LoRA on all of its linear layers. AdamW trains the

@@ -7,7 +7,9 @@ use burn::grad_clipping::GradientClippingConfig;
 use burn::optim::{AdamWConfig, GradientsParams};
 use burn::tensor::Device;
 use burn_peft::dataset::Example;
+use burn_peft::format::WriteOptions;
 use burn_peft::model::PeftModel;
+use burn_peft::resume::{Checkpoint, Seed};
 use indicatif::{ProgressBar, ProgressStyle};
 use rand::SeedableRng;
 use rand::rngs::StdRng;
@@ -50,7 +52,7 @@ pub struct Curve {
     pub tokens: usize,
 }
 
-/// Trains `model` on `device` for `args.steps` steps.
+/// Trains `model` on `device` for `args.steps` steps, less those that are done by `args.checkpoint`.
 pub fn train(
     mut model: PeftModel<LlamaForCausalLm>,
     device: &Device,
@@ -62,6 +64,21 @@ pub fn train(
         .with_grad_clipping(Some(GradientClippingConfig::Norm(1.0)))
         .init();
     let mut batches = Batches::new(run.train, args.batch, run.seed);
+    let mut place = Checkpoint {
+        seed: Seed(run.seed),
+        step: 0,
+    };
+    if let Some(path) = args.checkpoint.as_ref().filter(|path| path.exists()) {
+        place = Checkpoint::load(path, &mut model, &mut optimizer)?;
+        let done = place.step as usize;
+        if place.seed != Seed(run.seed) || done >= args.steps {
+            let path = path.display();
+            return Err(format!("{path}: {done} steps of a run with {:?}", place.seed).into());
+        }
+        // The order of the triples is that of a generator, which is wound on.
+        (0..done).for_each(|_| drop(batches.next_batch()));
+        println!("goes on after step {done}");
+    }
     let mut curve = Curve::default();
     let look = &run.heldout[..run.heldout.len().min(LOOK_AT)];
     let every = (args.steps / LOOKS).max(1);
@@ -69,13 +86,16 @@ pub fn train(
         "{bar:30} step {pos}/{len}  {msg}  {eta} left",
     )?);
 
-    for step in 1..=args.steps {
+    bar.set_position(place.step);
+    for step in place.step as usize + 1..=args.steps {
         let started = Instant::now();
         let batch = batches.next_batch();
+        place.seed.seed_device(device, place.step, 0);
         let loss = loss::loss(&model, &batch, device)?.mean();
         let lr = learning_rate(run.lr, step, args.steps, args.steps / 20);
         let gradients = GradientsParams::from_grads(loss.backward(), &model);
         model = optimizer.step(lr, model, gradients);
+        place.step += 1;
         let loss = loss::scalar(loss)?;
         curve.time += started.elapsed();
         curve.tokens += batch
@@ -87,6 +107,9 @@ pub fn train(
             curve
                 .heldout
                 .push((step, loss::mean_loss(&model, look, 2 * args.batch)?));
+        }
+        if let Some(path) = args.checkpoint.as_ref().filter(|_| step % every == 0) {
+            place.save(path, &model, &optimizer, &WriteOptions { overwrite: true })?;
         }
         let heldout = curve
             .heldout

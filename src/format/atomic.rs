@@ -23,7 +23,7 @@ use crate::{PeftError, Result};
 ///
 /// [`PeftError::Exists`] where a file is there and `overwrite` is false; [`PeftError::Io`] that names the path. Nothing
 /// has changed then, and no scratch file or new directory is left.
-pub(super) fn write_files(dir: &Path, files: &[(&str, &[u8])], overwrite: bool) -> Result<()> {
+pub(crate) fn write_files(dir: &Path, files: &[(&str, &[u8])], overwrite: bool) -> Result<()> {
     let made = make_dirs(dir)?;
     let written = write_in(dir, files, overwrite);
     if written.is_err() {

@@ -13,7 +13,7 @@ use crate::{PeftError, Result};
 /// # Errors
 ///
 /// [`PeftError::DType`] that names `tensor`, for every type but the three.
-pub(super) fn from_file(tensor: &str, dtype: Dtype) -> Result<DType> {
+pub(crate) fn from_file(tensor: &str, dtype: Dtype) -> Result<DType> {
     match dtype {
         Dtype::F32 => Ok(DType::F32),
         Dtype::BF16 => Ok(DType::BF16),
@@ -82,7 +82,7 @@ pub(super) fn transposed(data: &TensorData) -> TensorData {
 }
 
 /// Turns little-endian values into host-endian ones, or back.
-pub(super) fn swap_to_host(bytes: &mut [u8], dtype: DType) {
+pub(crate) fn swap_to_host(bytes: &mut [u8], dtype: DType) {
     if cfg!(target_endian = "big") {
         bytes
             .chunks_exact_mut(dtype.size())
@@ -91,7 +91,7 @@ pub(super) fn swap_to_host(bytes: &mut [u8], dtype: DType) {
 }
 
 /// A tensor as the `safetensors` crate writes it: its bytes are borrowed on a little-endian host.
-pub(super) struct Stored<'a> {
+pub(crate) struct Stored<'a> {
     data: &'a TensorData,
     dtype: Dtype,
 }
@@ -100,7 +100,7 @@ impl<'a> Stored<'a> {
     /// # Errors
     ///
     /// [`PeftError::DType`] that names `tensor`.
-    pub(super) fn new(tensor: &str, data: &'a TensorData) -> Result<Self> {
+    pub(crate) fn new(tensor: &str, data: &'a TensorData) -> Result<Self> {
         let dtype = to_file(tensor, data.dtype())?;
         Ok(Self { data, dtype })
     }

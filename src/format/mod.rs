@@ -15,7 +15,7 @@
 mod adapter;
 mod atomic;
 mod config;
-mod elements;
+pub(crate) mod elements;
 mod explicit;
 mod fields;
 mod file;
@@ -28,6 +28,11 @@ mod report;
 mod save;
 mod serving;
 mod write;
+
+#[cfg(feature = "optim")]
+pub(crate) use atomic::write_files;
+#[cfg(feature = "optim")]
+pub(crate) use read::read_bounded;
 
 pub use adapter::{AdapterFile, LoraTensors, adapter_dir};
 pub use config::{

@@ -223,7 +223,7 @@ pub(super) fn open_regular(path: &Path, max_bytes: u64) -> Result<(File, u64)> {
 }
 
 /// The content of a regular file of at most `max_bytes` bytes.
-pub(super) fn read_bounded(path: &Path, max_bytes: u64) -> Result<Vec<u8>> {
+pub(crate) fn read_bounded(path: &Path, max_bytes: u64) -> Result<Vec<u8>> {
     let (file, size) = open_regular(path, max_bytes)?;
     let mut bytes = Vec::with_capacity(size as usize);
     // The file may have grown since.
