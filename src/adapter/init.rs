@@ -83,7 +83,7 @@ impl LoraInit {
 }
 
 #[cfg(feature = "faer")]
-pub(super) use decomposed::{of_weight, orthogonal};
+pub(super) use decomposed::{balanced, of_weight, orthogonal};
 
 #[cfg(feature = "faer")]
 mod decomposed {

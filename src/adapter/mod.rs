@@ -4,12 +4,16 @@
 //! parameters. Each delta is one file; [`Lora`] is `Δ(x) = s·((drop(x)·A)·B)`, and DoRA if it has a magnitude.
 
 #[cfg(feature = "faer")]
+mod convert;
+#[cfg(feature = "faer")]
 mod decompose;
 pub(crate) mod dora;
 mod folded;
 mod init;
 mod lora;
 
+#[cfg(feature = "faer")]
+pub use convert::DeltaReport;
 pub use folded::InitialFactors;
 pub(crate) use folded::converted_alpha;
 pub use init::LoraInit;

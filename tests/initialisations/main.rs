@@ -1,5 +1,6 @@
 //! Initialisations that decompose a matrix: invariants in place of signs, which are the library's.
 
+mod delta;
 mod fresh;
 mod weight;
 
