@@ -347,6 +347,22 @@ impl<M: Module> PeftModel<M> {
         sites.iter().map(module).collect()
     }
 
+    /// The weights `[d_in, d_out]` of the modules at these paths, shared; a packed one is an empty matrix.
+    #[cfg(feature = "faer")]
+    pub(crate) fn dense_weights(
+        &self,
+        module: impl Fn(&str) -> bool,
+    ) -> HashMap<String, burn::tensor::Tensor<2>> {
+        let path = |path: &str| path.strip_suffix(".weight").map(str::to_owned);
+        let weights = dense_weights(self.module(), |weight| {
+            path(weight).is_some_and(|path| module(&path))
+        });
+        let weights = weights.into_iter();
+        weights
+            .filter_map(|(weight, tensor)| Some((path(&weight)?, tensor)))
+            .collect()
+    }
+
     fn linear_sites(&self) -> Vec<Site> {
         let mut sites = collect(self.module());
         sites.retain(|site| site.linear);

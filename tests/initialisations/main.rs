@@ -2,7 +2,11 @@
 
 mod delta;
 mod fresh;
+mod peft;
 mod weight;
+
+#[path = "../../examples/llama/mod.rs"]
+mod llama;
 
 use burn::module::{Module, Param};
 use burn::nn::{Linear, LinearConfig, LinearLayout};
