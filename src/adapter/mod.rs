@@ -8,12 +8,16 @@ mod convert;
 #[cfg(feature = "faer")]
 mod decompose;
 pub(crate) mod dora;
+#[cfg(feature = "faer")]
+mod eva;
 mod folded;
 mod init;
 mod lora;
 
 #[cfg(feature = "faer")]
 pub use convert::DeltaReport;
+#[cfg(feature = "faer")]
+pub(crate) use eva::{Directions, share_out};
 pub use folded::InitialFactors;
 pub(crate) use folded::converted_alpha;
 pub use init::LoraInit;

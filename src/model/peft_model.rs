@@ -363,7 +363,7 @@ impl<M: Module> PeftModel<M> {
             .collect()
     }
 
-    fn linear_sites(&self) -> Vec<Site> {
+    pub(super) fn linear_sites(&self) -> Vec<Site> {
         let mut sites = collect(self.module());
         sites.retain(|site| site.linear);
         sites
@@ -382,7 +382,7 @@ impl<M: Module> PeftModel<M> {
         paths.find(|path| *path == self.head || path.ends_with(&suffix))
     }
 
-    fn device_of(&self, site: &Site) -> Device {
+    pub(super) fn device_of(&self, site: &Site) -> Device {
         match site.state.as_ref().and_then(|state| state.nf4.as_ref()) {
             Some(nf4) => nf4.device(),
             None => site.device.clone(),
@@ -440,7 +440,7 @@ fn modules(sites: &[Site]) -> Vec<String> {
     sites.iter().map(|site| site.module().to_owned()).collect()
 }
 
-fn find<'a>(sites: &'a [Site], path: &str) -> Result<&'a Site> {
+pub(super) fn find<'a>(sites: &'a [Site], path: &str) -> Result<&'a Site> {
     sites
         .iter()
         .find(|site| site.module() == path)

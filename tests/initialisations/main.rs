@@ -1,6 +1,7 @@
 //! Initialisations that decompose a matrix: invariants in place of signs, which are the library's.
 
 mod delta;
+mod eva;
 mod fresh;
 mod peft;
 mod weight;
