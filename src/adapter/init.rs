@@ -68,7 +68,7 @@ impl LoraInit {
                 "the feature `faer`, which this build lacks",
             );
         }
-        if self == Self::Orthogonal && rank % 2 != 0 {
+        if self == Self::Orthogonal && !rank.is_multiple_of(2) {
             return error("rank", rank.to_string(), "an even number for `Orthogonal`");
         }
         if self.folds() && alpha <= 0.0 {
