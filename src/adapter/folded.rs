@@ -13,6 +13,8 @@
 use burn::module::{Module, Param};
 use burn::tensor::Tensor;
 
+#[cfg(feature = "faer")]
+use super::LoraInit;
 use super::{Lora, dora};
 use crate::{PeftError, Result};
 
@@ -49,6 +51,16 @@ impl Lora {
         let [a, b] = [a, b].map(|factor| Param::from_tensor(factor.detach()).no_grad());
         self.initial = Some(InitialFactors { a, b });
         Ok(self)
+    }
+
+    /// Leaves out what `init` takes of `weight [d_in, d_out]`, whatever these factors became in training.
+    #[cfg(feature = "faer")]
+    pub(crate) fn without_part(self, init: LoraInit, weight: &Tensor<2>) -> Result<Self> {
+        let a = self.a.val();
+        let (rank, scale) = (self.rank(), self.scale());
+        let (a0, b0) = super::init::of_weight(init, weight, rank, scale, &a.device())?;
+        let [a0, b0] = [a0, b0].map(|factor| super::cast(factor, a.dtype().into()));
+        self.with_initial(a0, b0)
     }
 
     /// The plain adapter of the same change, with the same dropout: of rank `2r` if initial factors are left out, else

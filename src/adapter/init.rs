@@ -68,7 +68,7 @@ impl LoraInit {
                 "the feature `faer`, which this build lacks",
             );
         }
-        if self == Self::Orthogonal && rank % 2 != 0 {
+        if self == Self::Orthogonal && !rank.is_multiple_of(2) {
             return error("rank", rank.to_string(), "an even number for `Orthogonal`");
         }
         if self.folds() && alpha <= 0.0 {
@@ -83,7 +83,7 @@ impl LoraInit {
 }
 
 #[cfg(feature = "faer")]
-pub(super) use decomposed::{of_weight, orthogonal};
+pub(super) use decomposed::{balanced, of_weight, orthogonal};
 
 #[cfg(feature = "faer")]
 mod decomposed {

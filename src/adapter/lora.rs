@@ -177,7 +177,12 @@ impl LoraConfig {
 
     /// As [`with_factors`](Self::with_factors), of factors in f32, in this configuration's dtype and memory that lasts.
     #[cfg(feature = "faer")]
-    fn with_persistent(&self, a: Tensor<2>, b: Tensor<2>, device: &Device) -> Result<Lora> {
+    pub(super) fn with_persistent(
+        &self,
+        a: Tensor<2>,
+        b: Tensor<2>,
+        device: &Device,
+    ) -> Result<Lora> {
         let (a, b) = device.memory_persistent_allocations((a, b), |(a, b)| {
             (a.cast(self.dtype), b.cast(self.dtype))
         });

@@ -5,14 +5,22 @@
 
 mod combine;
 #[cfg(feature = "faer")]
+mod convert;
+#[cfg(feature = "faer")]
 mod decompose;
 pub(crate) mod dora;
+#[cfg(feature = "faer")]
+mod eva;
 mod folded;
 mod init;
 mod lora;
 mod several;
 
 pub use combine::{Combination, MajoritySign};
+#[cfg(feature = "faer")]
+pub use convert::DeltaReport;
+#[cfg(feature = "faer")]
+pub(crate) use eva::{Directions, share_out};
 pub use folded::InitialFactors;
 pub(crate) use folded::converted_alpha;
 pub use init::LoraInit;

@@ -15,6 +15,7 @@ use serde_json::{Map, Value};
 
 use super::fields::{self, Rule};
 use super::read::{ReadOptions, read_bounded};
+use crate::adapter::LoraInit;
 use crate::model::{TargetConfig, TargetMatcher};
 use crate::{PeftError, Result};
 
@@ -61,6 +62,17 @@ impl InitLoraWeights {
                     "gaussian" | "eva" | "orthogonal" | "mica"
                 )
             }
+        }
+    }
+
+    /// The initialisation whose product the base of this adapter lacks, where it follows from the base alone; the random
+    /// decomposition of `"pissa_niter_N"` does not. PEFT knows OLoRA in any case of letters, PiSSA in this one.
+    pub(super) fn part_of_weight(&self) -> Option<LoraInit> {
+        match self {
+            _ if cfg!(not(feature = "faer")) => None,
+            Self::Named(name) if name == "pissa" => Some(LoraInit::Pissa),
+            Self::Named(name) if name.eq_ignore_ascii_case("olora") => Some(LoraInit::Olora),
+            _ => None,
         }
     }
 }
@@ -210,9 +222,11 @@ impl AdapterConfig {
             peft_version: fields.parse("peft_version", "a string or null", None)?,
             ..defaults
         };
-        if !config.init_lora_weights.keeps_base() {
+        let init = &config.init_lora_weights;
+        if !init.keeps_base() && init.part_of_weight().is_none() {
             let value = &object["init_lora_weights"];
-            let reason = "it moves the base weights; PEFT saves it as plain LoRA when it is given \
+            let reason = "it moves the base weights, and how cannot be told from here (of \"pissa\" and \"olora\" it \
+                          can with the feature `faer`); PEFT saves it as plain LoRA when it is given \
                           `path_initial_model_for_weight_conversion`";
             return Err(unsupported("init_lora_weights", value, reason));
         }

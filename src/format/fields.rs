@@ -113,7 +113,7 @@ pub(super) const KEYS: [(&str, Rule); 41] = [
     (
         "init_lora_weights",
         Honoured(
-            "`true`, `false`, `\"gaussian\"`, and `\"orthogonal\"`, `\"eva\"`, `\"mica\"`, which matter before training only; names that move the base weights (`\"pissa\"`, `\"olora\"`, `\"loftq\"`, `\"corda\"`, `\"lora_ga\"`, ...) and unknown ones are refused",
+            "`true`, `false`, `\"gaussian\"`, and `\"orthogonal\"`, `\"eva\"`, `\"mica\"`, which matter before training only; with the feature `faer` also `\"pissa\"` and `\"olora\"`, on dense weights, whose part of the weight is found again; other names that move the base weights (`\"pissa_niter_16\"`, `\"loftq\"`, `\"corda\"`, `\"lora_ga\"`, ...) and unknown ones are refused",
             |c| json(&c.init_lora_weights),
         ),
     ),

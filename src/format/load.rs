@@ -4,6 +4,8 @@ use std::collections::HashMap;
 use std::path::Path;
 
 use burn::module::Module;
+#[cfg(feature = "faer")]
+use burn::tensor::DType;
 use burn::tensor::{Device, FloatDType, Tensor, TensorData};
 
 use super::adapter::{AdapterFile, LoraTensors};
@@ -88,7 +90,8 @@ impl AdapterFile {
     ///
     /// # Errors
     ///
-    /// [`PeftError::Incomplete`] with the report unless all fits or `options` are not strict, and always if nothing
+    /// [`PeftError::Config`] for an unconverted PiSSA or OLoRA on a quantised weight, and those of
+    /// [`LoraConfig::init_on`] for them; [`PeftError::Incomplete`] with the report unless all fits or `options` are not strict, and always if nothing
     /// does; [`PeftError::DType`] for a type the device does not have, or that is none of F32, BF16 and F16; [`PeftError::Config`] for a configuration out of
     /// range; those of [`PeftModel::insert_adapter`]. The model has not changed then.
     pub fn attach<M: Module>(
@@ -110,6 +113,10 @@ impl AdapterFile {
         let mut factors = Vec::with_capacity(fits.len());
         for fit in &fits {
             factors.push((fit.path.clone(), fit.factors(&lora, options.dtype)?));
+        }
+        #[cfg(feature = "faer")]
+        if lora.init.folds() {
+            factors = leave_out(model, factors, lora.init)?;
         }
         if let Some((_, first)) = factors.first() {
             lora.dtype = first.config().dtype;
@@ -234,10 +241,35 @@ impl Fit<'_> {
     }
 }
 
+/// Leaves out of every adapter the part of its weight that PEFT took out of the base.
+#[cfg(feature = "faer")]
+fn leave_out<M: Module>(
+    model: &PeftModel<M>,
+    factors: Vec<(String, Lora)>,
+    init: LoraInit,
+) -> Result<Vec<(String, Lora)>> {
+    let weights = model.dense_weights(|path| factors.iter().any(|(module, _)| module == path));
+    let factors = factors.into_iter().map(|(path, lora)| {
+        let weight = weights.get(&path).filter(|weight| {
+            // A packed weight is an empty matrix here. It has lost what PEFT's part was taken of.
+            weight.dims() == lora.dims() && !matches!(weight.dtype(), DType::QFloat(_))
+        });
+        let Some(weight) = weight else {
+            return Err(PeftError::Config {
+                name: format!("init_lora_weights of `{path}`"),
+                value: format!("{init:?}"),
+                expected: "a dense weight; a quantised one is not the one it was taken of".into(),
+            });
+        };
+        Ok((path, lora.without_part(init, weight)?))
+    });
+    factors.collect()
+}
+
 fn init(config: &AdapterConfig) -> LoraInit {
     match &config.init_lora_weights {
         InitLoraWeights::Flag(false) => LoraInit::Random,
         InitLoraWeights::Named(name) if name.eq_ignore_ascii_case("gaussian") => LoraInit::Gaussian,
-        _ => LoraInit::Kaiming,
+        other => other.part_of_weight().unwrap_or(LoraInit::Kaiming),
     }
 }

@@ -5,10 +5,14 @@
 
 mod adapted;
 mod base;
+#[cfg(feature = "faer")]
+mod loftq;
 mod nf4_linear;
 
 pub(crate) use adapted::requantize;
 pub use adapted::{Adapted, LoraLinear, MergeReport, Nf4MergeReport, QLoraLinear};
 pub use base::FrozenLinear;
 pub(crate) use base::{DenseMap, Nf4Map, weight_dims};
+#[cfg(feature = "faer")]
+pub use loftq::LoftqReport;
 pub use nf4_linear::{Nf4Linear, Nf4LinearConfig};

@@ -1,5 +1,7 @@
 //! Which adapters of a model are in use.
 
+use std::fmt;
+
 /// The adapters in use: a weighted sum of changes, or one choice for every row of a batch.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Active {
@@ -67,6 +69,26 @@ impl Active {
                 for row in rows {
                     *row = row.take().filter(|name| keep(name));
                 }
+            }
+        }
+    }
+}
+
+impl fmt::Display for Active {
+    /// For instance `one + 0.5·two`; `none`; `rows: one, -, two`.
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        match self {
+            Self::Sum(adapters) if adapters.is_empty() => f.write_str("none"),
+            Self::Sum(adapters) => {
+                let adapters = adapters.iter().map(|(name, weight)| match weight {
+                    1.0 => name.clone(),
+                    weight => format!("{weight}·{name}"),
+                });
+                f.write_str(&adapters.collect::<Vec<_>>().join(" + "))
+            }
+            Self::Rows(rows) => {
+                let rows = rows.iter().map(|row| row.as_deref().unwrap_or("-"));
+                write!(f, "rows: {}", rows.collect::<Vec<_>>().join(", "))
             }
         }
     }

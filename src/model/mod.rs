@@ -10,6 +10,8 @@ mod adapters_only;
 mod choose;
 mod combine;
 mod config;
+#[cfg(feature = "faer")]
+mod eva;
 mod forward;
 mod fresh;
 mod merge;
@@ -24,6 +26,8 @@ mod weight;
 pub use active::Active;
 pub use adapters_only::AdaptersOnly;
 pub use config::PeftConfig;
+#[cfg(feature = "faer")]
+pub use eva::EvaModule;
 pub use forward::PeftForward;
 pub use peft_model::{DEFAULT_ADAPTER, PeftModel};
 pub use quantize::QuantizeReport;

@@ -329,7 +329,23 @@ impl<M: Module> PeftModel<M> {
         sites.iter().map(module).collect()
     }
 
-    fn linear_sites(&self) -> Vec<Site> {
+    /// The weights `[d_in, d_out]` of the modules at these paths, shared; a packed one is an empty matrix.
+    #[cfg(feature = "faer")]
+    pub(crate) fn dense_weights(
+        &self,
+        module: impl Fn(&str) -> bool,
+    ) -> HashMap<String, burn::tensor::Tensor<2>> {
+        let path = |path: &str| path.strip_suffix(".weight").map(str::to_owned);
+        let weights = dense_weights(self.module(), |weight| {
+            path(weight).is_some_and(|path| module(&path))
+        });
+        let weights = weights.into_iter();
+        weights
+            .filter_map(|(weight, tensor)| Some((path(&weight)?, tensor)))
+            .collect()
+    }
+
+    pub(super) fn linear_sites(&self) -> Vec<Site> {
         let mut sites = collect(self.module());
         sites.retain(|site| site.linear);
         sites
@@ -348,7 +364,7 @@ impl<M: Module> PeftModel<M> {
         paths.find(|path| *path == self.head || path.ends_with(&suffix))
     }
 
-    fn device_of(&self, site: &Site) -> Device {
+    pub(super) fn device_of(&self, site: &Site) -> Device {
         match site.state.as_ref().and_then(|state| state.nf4.as_ref()) {
             Some(nf4) => nf4.device(),
             None => site.device.clone(),
@@ -406,7 +422,7 @@ fn modules(sites: &[Site]) -> Vec<String> {
     sites.iter().map(|site| site.module().to_owned()).collect()
 }
 
-fn find<'a>(sites: &'a [Site], path: &str) -> Result<&'a Site> {
+pub(super) fn find<'a>(sites: &'a [Site], path: &str) -> Result<&'a Site> {
     sites
         .iter()
         .find(|site| site.module() == path)

@@ -55,8 +55,7 @@ pub(super) fn describe<M: Module>(model: &PeftModel<M>) -> Result<Description> {
             );
         }
     }
-    let active = model.active_adapter().unwrap_or_default();
-    description.insert("the active adapter".into(), active.into());
+    description.insert("the active adapter".into(), model.active().to_string());
     Ok(description)
 }
 

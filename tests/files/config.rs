@@ -1,7 +1,9 @@
 //! Configurations that are refused, and by what name.
 
 use burn_peft::PeftError;
-use burn_peft::format::{AdapterConfig, AdapterFile, CONFIG_FILE, ReadOptions, WriteOptions};
+use burn_peft::format::{
+    AdapterConfig, AdapterFile, CONFIG_FILE, InitLoraWeights, ReadOptions, WriteOptions,
+};
 use burn_peft::model::TargetConfig;
 use serde_json::{Value, json};
 
@@ -112,10 +114,9 @@ fn keys_that_change_the_mathematics_are_refused_by_name() {
         ("use_bdlora", json!({"nblocks": 2})),
         ("use_qalora", json!(true)),
         ("velora_config", json!({"scale": 1.0})),
-        ("init_lora_weights", json!("pissa")),
+        // Another case of letters than the one PEFT reads.
+        ("init_lora_weights", json!("PiSSA")),
         ("init_lora_weights", json!("pissa_niter_16")),
-        ("init_lora_weights", json!("olora")),
-        ("init_lora_weights", json!("OLoRA")),
         ("init_lora_weights", json!("corda")),
         ("init_lora_weights", json!("loftq")),
         ("init_lora_weights", json!("lora_ga")),
@@ -136,6 +137,28 @@ fn keys_that_change_the_mathematics_are_refused_by_name() {
                 assert_eq!(*shown, value.to_string());
             }
             other => panic!("{key} = {value}: {other}"),
+        }
+    }
+}
+
+/// What is taken of the weight can be found again where there is a linear-algebra library.
+#[test]
+fn exact_parts_of_the_weight_are_read_with_faer_and_refused_by_name_without() {
+    for name in ["pissa", "olora", "OLoRA"] {
+        let scratch = Scratch::new();
+        scratch.set("init_lora_weights", json!(name));
+        if cfg!(feature = "faer") {
+            let config = read(scratch.path()).unwrap().config;
+            assert_eq!(
+                config.init_lora_weights,
+                InitLoraWeights::Named(name.into())
+            );
+        } else {
+            let error = scratch.error();
+            let error = inside(&error, CONFIG_FILE);
+            assert!(
+                matches!(error, PeftError::UnsupportedKey { key, .. } if key == "init_lora_weights")
+            );
         }
     }
 }

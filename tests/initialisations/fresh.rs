@@ -14,20 +14,20 @@ const CLOSE: f32 = 1e-5;
 
 /// Any module of linear layers that saving can name.
 #[derive(Module, Debug)]
-struct Net {
+pub(super) struct Net {
     up: Linear,
     down: Linear,
 }
 
 impl Net {
-    fn new() -> Self {
+    pub(super) fn new() -> Self {
         Self {
             up: linear(&random([20, 28])),
             down: linear(&random([28, 12])),
         }
     }
 
-    fn forward(&self, x: Tensor<2>) -> Tensor<2> {
+    pub(super) fn forward(&self, x: Tensor<2>) -> Tensor<2> {
         self.down.forward_peft(self.up.forward_peft(x).tanh())
     }
 }

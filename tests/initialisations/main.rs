@@ -1,7 +1,13 @@
 //! Initialisations that decompose a matrix: invariants in place of signs, which are the library's.
 
+mod delta;
+mod eva;
 mod fresh;
+mod peft;
 mod weight;
+
+#[path = "../../examples/llama/mod.rs"]
+mod llama;
 
 use burn::module::{Module, Param};
 use burn::nn::{Linear, LinearConfig, LinearLayout};

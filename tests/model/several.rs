@@ -258,10 +258,16 @@ fn all_that_are_summed_train_and_get_gradients_and_no_other() {
         }
     }
     let report = both.report();
+    assert_eq!(report.active.to_string(), "0.5·plain + dora");
     assert_eq!(report.active.names(), ["plain", "dora"]);
     assert_eq!(report.requires_grad("other"), Some(false));
     let rows = model.with_adapter_rows(&[Some("plain"), None]).unwrap();
     assert!(params(&rows).iter().all(|(.., grad)| !grad));
+    assert_eq!(rows.active().to_string(), "rows: plain, -");
+    assert_eq!(
+        model.with_adapters(&[]).unwrap().active().to_string(),
+        "none"
+    );
 }
 
 #[test]

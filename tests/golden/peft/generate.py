@@ -8,6 +8,7 @@
     regex/                    on ../llama/tied: target_modules is an expression with look-ahead, factors in bf16;
                               the adapter's name is `regex`, so PEFT puts it into a folder of that name
     dora/                     on ../llama/tied: DoRA
+    pissa/, olora/            on ../llama/tied, not converted: PEFT has moved the initial product out of the base
     <name>/logits.safetensors input_ids I64 [2, 12], base and adapted F32 [2, 12, vocab]
 
 Each adapter directory is as `save_pretrained` wrote it, less its README.md. All arithmetic is f32.
@@ -149,4 +150,12 @@ if __name__ == "__main__":
             r=3, lora_alpha=5, use_dora=True, target_modules=["q_proj", "v_proj", "down_proj"], task_type="CAUSAL_LM",
         ),
     )
+    for init in ("pissa", "olora"):
+        adapter(
+            init, "tied", "default", False,
+            LoraConfig(
+                r=3, lora_alpha=5, init_lora_weights=init, target_modules=["q_proj", "v_proj", "down_proj"],
+                rank_pattern={"down_proj": 2}, task_type="CAUSAL_LM",
+            ),
+        )
     print("peft", peft.__version__, "torch", torch.__version__)
