@@ -70,7 +70,7 @@ impl<M: Module + ModuleDisplay> ModuleDisplayDefault for PeftModel<M> {
     fn content(&self, content: Content) -> Option<Content> {
         content
             .add("adapters", &self.adapters().collect::<Vec<_>>().join(", "))
-            .add("active", &self.active)
+            .add("active", &self.active.to_string())
             .add("module", self.module())
             .optional()
     }
