@@ -83,7 +83,7 @@ impl Lora {
     }
 
     /// The factors of the whole change, `[d_in, r']` and `[r', d_out]`.
-    pub(super) fn factors(&self) -> (Tensor<2>, Tensor<2>) {
+    pub(crate) fn factors(&self) -> (Tensor<2>, Tensor<2>) {
         let (a, b) = (self.a.val(), self.b.val());
         let Some(initial) = &self.initial else {
             return (a, b);

@@ -12,6 +12,7 @@ use burn::nn::{Dropout, DropoutConfig};
 use burn::tensor::{Device, Distribution, FloatDType, Tensor};
 
 use super::folded::InitialFactors;
+use super::frozen_layer::gain;
 use super::{Delta, FrozenMap, LoraInit, dora, low_rank};
 use crate::{PeftError, Result};
 
@@ -32,6 +33,10 @@ pub struct LoraConfig {
     /// Train the norms of the weight's columns beside their directions (DoRA). Default: false.
     #[config(default = false)]
     pub dora: bool,
+    /// Train a bias of the factor `B` beside it, `Δ(x) = s·((drop(x)·A)·B + β)`: PEFT's `lora_bias`. Not with DoRA, nor on
+    /// embeddings, and with the initialisations `Kaiming` and `Random` only. Default: false.
+    #[config(default = false)]
+    pub bias: bool,
     /// Initialisation of the factors. Default: kaiming-uniform.
     #[config(default = "LoraInit::Kaiming")]
     pub init: LoraInit,
@@ -66,6 +71,14 @@ impl LoraConfig {
                 self.dropout.to_string(),
                 "a probability in [0, 1)",
             );
+        }
+        // As PEFT: of an adapter saved otherwise it would load nothing.
+        if self.bias && self.dora {
+            return error("bias", "true".into(), "false with DoRA");
+        }
+        if self.bias && !matches!(self.init, LoraInit::Kaiming | LoraInit::Random) {
+            let init = format!("{:?}", self.init);
+            return error("init", init, "`Kaiming` or `Random` with a bias of B");
         }
         self.init.validate(self.rank, self.alpha)
     }
@@ -125,7 +138,12 @@ impl LoraConfig {
                 },
             )
         });
-        self.with_factors(a, b)
+        let lora = self.with_factors(a, b)?;
+        match self.bias {
+            false => Ok(lora),
+            // As a fresh linear layer's for `Random`, but zero: PEFT's, too, leaves a fresh adapter's output alone.
+            true => lora.with_bias(Tensor::zeros([d_out], (device, self.dtype.into()))),
+        }
     }
 
     /// A fresh adapter for the map `base` from `d_in` to `d_out` features. With [`dora`](Self::dora), its magnitude is
@@ -147,12 +165,57 @@ impl LoraConfig {
             false => self.init(dims[0], dims[1], device)?,
             true => self.init_folded(base, device)?,
         };
-        if !self.dora {
-            return Ok(lora);
+        match self.dora {
+            false => Ok(lora),
+            true => self.with_norms(lora, base),
         }
+    }
+
+    /// `lora` with DoRA's magnitude, so that it changes the map `base` no more than without.
+    pub(crate) fn with_norms(&self, lora: Lora, base: &impl FrozenMap) -> Result<Lora> {
         let (a, b) = lora.factors();
         let norms = base.column_norms(a, b, lora.scale());
         lora.with_magnitude(cast(norms, self.dtype))
+    }
+
+    /// A fresh adapter for an embedding of `[tokens, features]`, without DoRA's magnitude: as in PEFT `A` is zero and
+    /// `B ~ N(0, 1)`, or both are `N(0, 1)` for [`LoraInit::Random`].
+    ///
+    /// # Errors
+    ///
+    /// As [`validate`](Self::validate), and [`PeftError::Config`] for a [`bias`](Self::bias), which an embedding has not, and
+    /// for an initialisation other than `Kaiming`, `Gaussian` and `Random`.
+    pub fn init_embedding(&self, [tokens, features]: [usize; 2], device: &Device) -> Result<Lora> {
+        self.validate()?;
+        let error = |name: &str, value: String, expected: &str| PeftError::Config {
+            name: name.into(),
+            value,
+            expected: expected.into(),
+        };
+        if self.bias {
+            return Err(error("bias", "true".into(), "false on an embedding"));
+        }
+        let random = match self.init {
+            LoraInit::Kaiming | LoraInit::Gaussian => false,
+            LoraInit::Random => true,
+            init => {
+                let expected = "`Kaiming`, `Gaussian` or `Random` on an embedding";
+                return Err(error("init", format!("{init:?}"), expected));
+            }
+        };
+        let (a, b) = device.memory_persistent_allocations((), |()| {
+            let normal = |shape: [usize; 2]| {
+                let any = Distribution::Normal(0.0, 1.0);
+                Tensor::<2>::random(shape, any, (device, FloatDType::F32.into())).cast(self.dtype)
+            };
+            let shape = [tokens, self.rank];
+            let a = match random {
+                false => Tensor::zeros(shape, (device, self.dtype.into())),
+                true => normal(shape),
+            };
+            (a, normal([self.rank, features]))
+        });
+        self.with_factors(a, b)
     }
 
     #[cfg(feature = "faer")]
@@ -214,6 +277,7 @@ impl LoraConfig {
             a: Param::from_tensor(a.detach()),
             b: Param::from_tensor(b.detach()),
             magnitude: None,
+            bias: None,
             initial: None,
             dropout: DropoutConfig::new(self.dropout).init(),
             alpha: self.alpha,
@@ -242,6 +306,8 @@ pub struct Lora {
     pub b: Param<Tensor<2>>,
     /// DoRA's magnitude `m [d_out]`; a plain LoRA has none.
     pub magnitude: Option<Param<Tensor<1>>>,
+    /// The bias `β [d_out]` of the factor `B`, with [`LoraConfig::bias`].
+    pub bias: Option<Param<Tensor<1>>>,
     /// The initial factors that are left out of the change, if there are any.
     pub initial: Option<InitialFactors>,
     /// Dropout on the adapter's input; off in `valid()` and when frozen.
@@ -269,17 +335,35 @@ impl Lora {
         Ok(self)
     }
 
+    /// Adds a bias `[d_out]` of the factor `B`, which the scale multiplies as it does `B`.
+    ///
+    /// # Errors
+    ///
+    /// [`PeftError::Shape`] for another shape.
+    pub fn with_bias(mut self, bias: Tensor<1>) -> Result<Self> {
+        let [_, d_out] = self.dims();
+        if bias.dims() != [d_out] {
+            return Err(PeftError::Shape {
+                tensor: "bias of B".into(),
+                expected: [d_out].into(),
+                found: bias.dims().into(),
+            });
+        }
+        self.bias = Some(Param::from_tensor(bias.detach()));
+        Ok(self)
+    }
+
     /// These values as new values of `other`'s parameters, where they have its shapes.
     pub(crate) fn with_ids_of(mut self, other: &Self) -> Self {
-        fn take<const D: usize>(value: &mut Param<Tensor<D>>, other: &Param<Tensor<D>>) {
-            if value.lazy_shape() == other.lazy_shape() {
-                *value = Param::initialized(other.id, value.val());
+        take_id(&mut self.a, &other.a);
+        take_id(&mut self.b, &other.b);
+        for (value, other) in [
+            (&mut self.magnitude, &other.magnitude),
+            (&mut self.bias, &other.bias),
+        ] {
+            if let (Some(value), Some(other)) = (value, other) {
+                take_id(value, other);
             }
-        }
-        take(&mut self.a, &other.a);
-        take(&mut self.b, &other.b);
-        if let (Some(value), Some(other)) = (&mut self.magnitude, &other.magnitude) {
-            take(value, other);
         }
         self
     }
@@ -307,6 +391,7 @@ impl Lora {
             .with_dropout(self.dropout.prob)
             .with_rslora(self.rslora)
             .with_dora(self.magnitude.is_some())
+            .with_bias(self.bias.is_some())
             .with_dtype(self.a.val().dtype().into())
     }
 
@@ -314,7 +399,7 @@ impl Lora {
     pub fn delta<const D: usize>(&self, x: Tensor<D>) -> Tensor<D> {
         let x = self.dropout.forward(x);
         let (a, b) = self.factors();
-        low_rank(x, a, b, self.scale())
+        self.shifted(low_rank(x, a, b, self.scale()), 1.0)
     }
 
     /// The dense change `s·A·B`, less the initial product if there is one, `[d_in, d_out]`, in f32.
@@ -327,8 +412,25 @@ impl Lora {
 
 impl Lora {
     /// Whether dropout acts on this input, as `Dropout` itself decides.
-    pub(super) fn drops<const D: usize>(&self, x: &Tensor<D>) -> bool {
+    pub(crate) fn drops<const D: usize>(&self, x: &Tensor<D>) -> bool {
         self.dropout.prob > 0.0 && self.dropout.training.is_enabled() && x.device().is_autodiff()
+    }
+
+    /// `s·β`, what a bias of `B` adds to every output.
+    pub(crate) fn shift(&self) -> Option<Tensor<1>> {
+        let bias = self.bias.as_ref()?;
+        Some(bias.val().mul_scalar(self.scale()))
+    }
+
+    /// `y [.., d_out]` with `weight` times the bias of `B`, if there is one.
+    pub(crate) fn shifted<const D: usize>(&self, y: Tensor<D>, weight: f64) -> Tensor<D> {
+        match self.shift() {
+            None => y,
+            Some(shift) => {
+                let shift = cast(shift.mul_scalar(weight), y.dtype().into());
+                y + shift.unsqueeze()
+            }
+        }
     }
 
     /// What it adds to the frozen map's output `y` for `x`, in the dtype of `y`.
@@ -357,7 +459,7 @@ impl Lora {
     ) -> Tensor<D> {
         let ((a, b), scale) = (self.factors(), self.scale());
         let norms = base.column_norms(a.clone(), b.clone(), scale);
-        let gain = cast(magnitude.val(), FloatDType::F32) / norms;
+        let gain = gain(magnitude, norms);
         base.apply_scaled(x, a, b, scale, gain)
     }
 }
@@ -372,7 +474,7 @@ impl Delta for Lora {
             }
             None => {
                 let (a, b) = self.factors();
-                base.apply_low_rank(x, a, b, self.scale())
+                self.shifted(base.apply_low_rank(x, a, b, self.scale()), 1.0)
             }
             Some(magnitude) => self.rescaled(x, magnitude, base),
         }
@@ -384,6 +486,23 @@ impl Delta for Lora {
             None => weight,
             Some(magnitude) => dora::rescale(weight, magnitude.val()),
         }
+    }
+
+    fn merge_bias(&self, bias: Option<Tensor<1>>) -> Option<Tensor<1>> {
+        match (bias, self.shift()) {
+            (Some(bias), Some(shift)) => {
+                let shift = cast(shift, bias.dtype().into());
+                Some(bias + shift)
+            }
+            (bias, shift) => bias.or(shift),
+        }
+    }
+}
+
+/// Gives a value the id of `other`, where it has its shape.
+pub(super) fn take_id<const D: usize>(value: &mut Param<Tensor<D>>, other: &Param<Tensor<D>>) {
+    if value.lazy_shape() == other.lazy_shape() {
+        *value = Param::initialized(other.id, value.val());
     }
 }
 

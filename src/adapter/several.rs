@@ -19,7 +19,10 @@ pub(crate) fn forward_sum<const D: usize>(
     let plain = |delta: &Lora| delta.magnitude.is_none() && !delta.drops(&x);
     if !deltas.is_empty() && deltas.iter().all(|(delta, _)| plain(delta)) {
         let (a, b) = side_by_side(deltas);
-        return base.apply_low_rank(x, a, b, 1.0);
+        let y = base.apply_low_rank(x, a, b, 1.0);
+        return deltas
+            .iter()
+            .fold(y, |y, (delta, weight)| delta.shifted(y, *weight));
     }
     let y = base.apply(x.clone());
     deltas.iter().fold(y.clone(), |sum, (delta, weight)| {

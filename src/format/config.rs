@@ -16,7 +16,7 @@ use serde_json::{Map, Value};
 use super::fields::{self, Rule};
 use super::read::{ReadOptions, read_bounded};
 use crate::adapter::LoraInit;
-use crate::model::{TargetConfig, TargetMatcher};
+use crate::model::{BiasMode, TargetConfig, TargetMatcher, TrainableTokens, is_named};
 use crate::{PeftError, Result};
 
 /// Name of the configuration file in an adapter's directory.
@@ -37,6 +37,9 @@ const TASK_TYPES: [&str; 6] = [
     "QUESTION_ANS",
     "FEATURE_EXTRACTION",
 ];
+
+/// How PEFT knows the embeddings and heads whose base weights it may save beside an adapter.
+const EMBEDDINGS: [&str; 2] = ["embed_tokens", "lm_head"];
 
 /// How a trained adapter was initialised. It matters on loading only where it moved the base weights.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -91,8 +94,16 @@ pub struct AdapterConfig {
     pub use_rslora: bool,
     /// Whether the adapter has a magnitude beside its factors: DoRA.
     pub use_dora: bool,
+    /// Whether the factors `B` have a bias.
+    pub lora_bias: bool,
     /// Which modules have the adapter, and their own ranks and alphas.
     pub targets: TargetConfig,
+    /// The biases of the base of which the adapter has copies.
+    pub bias: BiasMode,
+    /// The modules of whose parameters the adapter has copies: paths or their last segments.
+    pub modules_to_save: Vec<String>,
+    /// The tokens of whose embeddings the adapter has rows of its own.
+    pub trainable_token_indices: Option<TrainableTokens>,
     /// How the factors were initialised.
     pub init_lora_weights: InitLoraWeights,
     /// What the model is for, one of PEFT's task types such as `"CAUSAL_LM"`.
@@ -120,7 +131,11 @@ impl AdapterConfig {
             lora_dropout: 0.0,
             use_rslora: false,
             use_dora: false,
+            lora_bias: false,
             targets,
+            bias: BiasMode::None,
+            modules_to_save: Vec::new(),
+            trainable_token_indices: None,
             init_lora_weights: InitLoraWeights::Flag(true),
             task_type: None,
             base_model_name_or_path: None,
@@ -160,6 +175,28 @@ impl AdapterConfig {
     pub fn with_base_model(mut self, name_or_path: impl Into<String>) -> Self {
         self.base_model_name_or_path = Some(name_or_path.into());
         self
+    }
+
+    /// Whether the parameter at this path may be a copy: of `modules_to_save`, by PEFT's rule that a name is the end of a path; a
+    /// bias; or the weight of an embedding or head, which PEFT saves whole where the layer is adapted.
+    pub(super) fn has_parameter(&self, path: &str) -> bool {
+        let (module, name) = path.rsplit_once('.').unwrap_or(("", path));
+        let around = path.match_indices('.').map(|(dot, _)| &path[..dot]);
+        let mut around = around.chain([module]);
+        around.any(|module| {
+            let mut names = self.modules_to_save.iter();
+            names.any(|name| !name.is_empty() && module.ends_with(name.as_str()))
+        }) || (name == "bias" && self.bias != BiasMode::None)
+            || (name == "weight" && EMBEDDINGS.iter().any(|name| is_named(module, name)))
+    }
+
+    /// Names of the embeddings that have rows of their own, where they are named.
+    pub(super) fn token_names(&self) -> impl Iterator<Item = &str> {
+        let named = match &self.trainable_token_indices {
+            Some(TrainableTokens::Named(named)) => Some(named.keys().map(String::as_str)),
+            _ => None,
+        };
+        named.into_iter().flatten()
     }
 
     /// Keys of the file that this crate does not know and passed over because they were null, false or empty, or
@@ -206,6 +243,14 @@ impl AdapterConfig {
             lora_dropout: fields.parse("lora_dropout", "a number", defaults.lora_dropout)?,
             use_rslora: fields.parse("use_rslora", "a boolean", false)?,
             use_dora: fields.parse("use_dora", "a boolean", false)?,
+            lora_bias: fields.parse("lora_bias", "a boolean", false)?,
+            bias: fields.parse("bias", "\"none\", \"all\" or \"lora_only\"", BiasMode::None)?,
+            modules_to_save: fields.parse("modules_to_save", "a list of names", Vec::new())?,
+            trainable_token_indices: fields.parse(
+                "trainable_token_indices",
+                "a list of tokens, or such a list for each name",
+                None,
+            )?,
             init_lora_weights: fields.parse(
                 "init_lora_weights",
                 "a boolean or a name",

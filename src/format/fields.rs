@@ -88,7 +88,10 @@ pub(super) const KEYS: [(&str, Rule); 41] = [
     ),
     (
         "bias",
-        Refused(Text("none"), "it trains biases of the base model"),
+        Honoured(
+            "`\"all\"` or `\"lora_only\"`: the adapter has copies of the base's biases, and the base keeps its own",
+            |c| json(c.bias),
+        ),
     ),
     ("corda_config", Inert(Null)),
     (
@@ -147,7 +150,7 @@ pub(super) const KEYS: [(&str, Rule); 41] = [
     ),
     (
         "lora_bias",
-        Refused(False, "it adds a bias to the factor B"),
+        Honoured("the factors B have a bias", |c| json(c.lora_bias)),
     ),
     (
         "lora_dropout",
@@ -160,7 +163,10 @@ pub(super) const KEYS: [(&str, Rule); 41] = [
     ("megatron_core", Inert(Text("megatron.core"))),
     (
         "modules_to_save",
-        Refused(Null, "it replaces whole modules of the base model"),
+        Honoured(
+            "the adapter has copies of these modules' parameters, and the base keeps its own",
+            |c| json(Some(&c.modules_to_save).filter(|names| !names.is_empty())),
+        ),
     ),
     (
         "monteclora_config",
@@ -206,7 +212,10 @@ pub(super) const KEYS: [(&str, Rule); 41] = [
     ),
     (
         "trainable_token_indices",
-        Refused(Null, "it replaces rows of the embedding"),
+        Honoured(
+            "the adapter has rows of its own for these tokens, in this order",
+            |c| json(&c.trainable_token_indices),
+        ),
     ),
     (
         "use_bdlora",

@@ -19,6 +19,7 @@ pub(crate) mod elements;
 mod explicit;
 mod fields;
 mod file;
+mod fit;
 mod keys;
 mod load;
 mod mlx;
@@ -27,6 +28,8 @@ mod read;
 mod report;
 mod save;
 mod serving;
+mod shapes;
+mod sites;
 mod write;
 
 #[cfg(feature = "optim")]
@@ -34,7 +37,7 @@ pub(crate) use atomic::write_files;
 #[cfg(feature = "optim")]
 pub(crate) use read::read_bounded;
 
-pub use adapter::{AdapterFile, LoraTensors, adapter_dir};
+pub use adapter::{AdapterFile, LoraTensors, ParameterTensor, adapter_dir};
 pub use config::{
     AdapterConfig, CONFIG_FILE, InitLoraWeights, MAX_CONFIG_BYTES, MAX_RANK, PEFT_VERSION,
 };

@@ -3,18 +3,21 @@
 //! The file has PyTorch's layout: `A [r, d_in]` and `B [d_out, r]`, the transposes of Burn's `[d_in, r]` and
 //! `[r, d_out]`.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use burn::module::Module;
+use burn::module::{Module, Param};
 use burn::tensor::{Tensor, TensorData};
 
-use super::adapter::{AdapterFile, LoraTensors, adapter_dir};
+use super::adapter::{AdapterFile, LoraTensors, ParameterTensor, adapter_dir};
 use super::config::{AdapterConfig, InitLoraWeights};
+use super::elements::{reshaped, transposed};
 use super::explicit;
 use super::names::NameMap;
 use super::write::WriteOptions;
-use crate::adapter::{LoraInit, converted_alpha};
-use crate::model::{Adapted, PeftConfig, PeftModel};
+use crate::adapter::{Change, Lora, LoraConfig, LoraInit, converted_alpha};
+use crate::layer::LayerKind;
+use crate::model::{Adapted, BiasMode, Parameter, PeftModel, TrainableTokens};
 use crate::{PeftError, Result};
 
 /// How an adapter of a model is saved. The default overwrites nothing and keeps the model's own paths.
@@ -76,47 +79,53 @@ impl AdapterFile {
         name: &str,
         options: &SaveOptions,
     ) -> Result<Self> {
-        let PeftConfig {
-            lora: defaults,
-            targets,
-        } = model.config(name)?;
+        let config = model.config(name)?;
+        let (defaults, mut targets) = (&config.lora, config.targets.clone());
+        let parameters = model.parameters();
         let mut adapted = Vec::new();
-        let mut tensors = Vec::new();
-        for (path, lora) in model.factors(name)? {
-            // As PEFT converts what begins with a part of the weight: the file is to be right on the untouched base.
-            let lora = lora.converted();
-            let config = lora.config();
-            if config.rslora != defaults.rslora || config.dropout != defaults.dropout {
-                return Err(PeftError::Config {
-                    name: format!("rslora, dropout of `{path}`"),
-                    value: format!("{}, {}", config.rslora, config.dropout),
-                    expected: format!(
-                        "the adapter's own: {}, {}",
-                        defaults.rslora, defaults.dropout
-                    ),
-                });
+        let mut file = Self::new(AdapterConfig::new(1, 1.0, targets.clone()), Vec::new());
+        let (mut saved, mut tokens) = (SavedModules::default(), BTreeMap::new());
+        for (path, change) in model.changes(name)? {
+            let parameter = parameters.iter().find(|parameter| parameter.path == path);
+            let parameter = parameter.expect("a parameter of the model");
+            let module = match parameter.module() {
+                "" => String::new(),
+                module => options.names.to_file(module)?,
+            };
+            match change {
+                Change::Lora(lora) => {
+                    // As PEFT converts what begins with a part of the weight: the file is to be right on the untouched base.
+                    let lora = lora.converted();
+                    check_like(&module, &lora, defaults)?;
+                    let config = lora.config();
+                    adapted.push(Adapted {
+                        path: module.clone(),
+                        rank: config.rank,
+                        alpha: config.alpha,
+                    });
+                    file.tensors.push(tensors(&lora, module, parameter)?);
+                }
+                Change::Copy(copy) => {
+                    let (path, values) = (saved.path(parameter, module), copy.values.val());
+                    let data = host(values.without_autodiff(), &path)?;
+                    let data = parameter.in_file(data);
+                    file.copies.push(ParameterTensor { path, data });
+                }
+                Change::Rows(rows) => {
+                    tokens.insert(module.clone(), rows.indices().to_vec());
+                    let data = host(rows.rows.val().without_autodiff(), &module)?;
+                    file.rows.push(ParameterTensor { path: module, data });
+                }
             }
-            let path = options.names.to_file(&path)?;
-            adapted.push(Adapted {
-                path: path.clone(),
-                rank: config.rank,
-                alpha: config.alpha,
-            });
-            let magnitude = lora.magnitude.as_ref().map(|m| m.val().without_autodiff());
-            tensors.push(LoraTensors {
-                a: host(lora.a.val().without_autodiff().transpose(), &path)?,
-                b: host(lora.b.val().without_autodiff().transpose(), &path)?,
-                magnitude: magnitude.map(|m| host(m, &path)).transpose()?,
-                path,
-            });
         }
         // Modules that the map cannot name are not in the file's naming, so no pattern of the file can mean them.
-        let linear = model.linear_modules();
-        let linear: Vec<_> = linear
+        let target = parameters
             .iter()
-            .filter_map(|module| options.names.to_file(&module.path).ok())
+            .filter(|parameter| parameter.layer.is_some());
+        let target: Vec<_> = target
+            .filter_map(|parameter| options.names.to_file(parameter.module()).ok())
             .collect();
-        let (mut rank, mut alpha, mut targets) = (defaults.rank, defaults.alpha, targets.clone());
+        let (mut rank, mut alpha) = (defaults.rank, defaults.alpha);
         if defaults.init.folds() {
             let doubled = |alpha| converted_alpha(alpha, defaults.rslora);
             (rank, alpha) = (2 * rank, doubled(alpha));
@@ -129,22 +138,170 @@ impl AdapterFile {
                 .map(|(key, &alpha)| (key.to_owned(), doubled(alpha)))
                 .collect();
         }
+        let modules_to_save = saved.names(config.bias, &adapted, &parameters, &options.names)?;
+        let target: Vec<_> = target
+            .into_iter()
+            .filter(|path| !modules_to_save.contains(path))
+            .collect();
         let preferred = options.names.is_empty().then_some(&targets);
-        let targets = explicit::describe(preferred, &adapted, &linear, rank, alpha)?;
-        let mut config = AdapterConfig::new(rank, alpha, targets)
+        let targets = explicit::describe(preferred, &adapted, &target, rank, alpha)?;
+        file.config = AdapterConfig::new(rank, alpha, targets)
             .with_lora_dropout(defaults.dropout)
             .with_use_rslora(defaults.rslora)
             .with_use_dora(defaults.dora);
-        config.init_lora_weights = match defaults.init {
+        file.config.lora_bias = defaults.bias;
+        file.config.bias = config.bias;
+        file.config.modules_to_save = modules_to_save;
+        let indices: Vec<_> = tokens.values().cloned().collect();
+        file.config.trainable_token_indices = match (&config.trainable_tokens, &indices[..]) {
+            (_, []) => None,
+            // PEFT knows the input embedding by itself.
+            (Some(TrainableTokens::Input(_)), [only]) => Some(TrainableTokens::Input(only.clone())),
+            _ => Some(TrainableTokens::Named(tokens)),
+        };
+        file.config.init_lora_weights = match defaults.init {
             LoraInit::Orthogonal => InitLoraWeights::Named("orthogonal".into()),
             LoraInit::Gaussian => InitLoraWeights::Named("gaussian".into()),
             LoraInit::Random => InitLoraWeights::Flag(false),
             // The converted form of those that begin with a part of the weight is a plain one.
             _ => InitLoraWeights::Flag(true),
         };
-        config.task_type = options.task_type.clone();
-        config.base_model_name_or_path = options.base_model_name_or_path.clone();
-        Ok(Self { config, tensors })
+        file.config.task_type = options.task_type.clone();
+        file.config.base_model_name_or_path = options.base_model_name_or_path.clone();
+        Ok(file)
+    }
+}
+
+/// Rank and alpha may be a module's own, all else is the adapter's.
+fn check_like(path: &str, lora: &Lora, defaults: &LoraConfig) -> Result<()> {
+    let config = lora.config();
+    if config.rslora == defaults.rslora && config.dropout == defaults.dropout {
+        return Ok(());
+    }
+    Err(PeftError::Config {
+        name: format!("rslora, dropout of `{path}`"),
+        value: format!("{}, {}", config.rslora, config.dropout),
+        expected: format!(
+            "the adapter's own: {}, {}",
+            defaults.rslora, defaults.dropout
+        ),
+    })
+}
+
+/// The tensors of a low-rank change of this parameter, in PyTorch's layout.
+fn tensors(lora: &Lora, path: String, parameter: &Parameter) -> Result<LoraTensors> {
+    let matrix = |factor: &Param<Tensor<2>>| {
+        let factor = factor.val().without_autodiff();
+        host(factor.transpose(), &path)
+    };
+    let vector = |vector: &Option<Param<Tensor<1>>>| {
+        let vector = vector.as_ref().map(|vector| vector.val());
+        vector
+            .map(|vector| host(vector.without_autodiff(), &path))
+            .transpose()
+    };
+    let mut tensors = LoraTensors::new(path.clone(), matrix(&lora.a)?, matrix(&lora.b)?);
+    tensors.bias = vector(&lora.bias)?;
+    tensors.magnitude = vector(&lora.magnitude)?;
+    tensors.embedding = parameter.layer == Some(LayerKind::Embedding);
+    if parameter.layer == Some(LayerKind::Conv) {
+        let [_, inside @ ..] = &parameter.shape[..] else {
+            unreachable!("a convolution's weight has axes");
+        };
+        let shape = |rows: usize, rest: &[usize]| [&[rows], rest].concat();
+        let point = vec![1; inside.len() - 1];
+        let rank = lora.rank();
+        let (a, b) = (tensors.a, tensors.b);
+        let d_out = lora.dims()[1];
+        tensors.a = reshaped(a, &shape(rank, inside));
+        tensors.b = reshaped(b, &shape(d_out, &shape(rank, &point)));
+        let magnitude = tensors.magnitude.take();
+        tensors.magnitude =
+            magnitude.map(|magnitude| reshaped(magnitude, &shape(1, &shape(d_out, &point))));
+    }
+    Ok(tensors)
+}
+
+impl Parameter {
+    /// Row-major values of the whole parameter as a file has them.
+    fn in_file(&self, values: TensorData) -> TensorData {
+        let values = reshaped(values, &self.shape);
+        match self.is_transposed() {
+            true => transposed(&values),
+            false => values,
+        }
+    }
+}
+
+/// The parameters of which an adapter has copies, by the paths of their modules in the file's naming.
+#[derive(Default)]
+struct SavedModules {
+    modules: BTreeMap<String, Vec<String>>,
+}
+
+impl SavedModules {
+    /// The path of the parameter in the file.
+    fn path(&mut self, parameter: &Parameter, module: String) -> String {
+        let name = parameter.torch_name.clone();
+        let path = match module.as_str() {
+            "" => name.clone(),
+            module => format!("{module}.{name}"),
+        };
+        self.modules.entry(module).or_default().push(name);
+        path
+    }
+
+    /// The `modules_to_save` that PEFT needs to be told of: all but biases that `bias` tells of.
+    ///
+    /// # Errors
+    ///
+    /// [`PeftError::Config`] for a module of which the adapter has only some parameters, and where even its whole path is the
+    /// end of another module's: PEFT would look for the parameters of all such modules.
+    fn names(
+        self,
+        bias: BiasMode,
+        adapted: &[Adapted],
+        parameters: &[Parameter],
+        names: &NameMap,
+    ) -> Result<Vec<String>> {
+        let told = |module: &str| match bias {
+            BiasMode::None => false,
+            BiasMode::All => true,
+            BiasMode::LoraOnly => adapted.iter().any(|adapted| adapted.path == module),
+        };
+        let mut of_model: BTreeMap<String, Vec<&str>> = BTreeMap::new();
+        for parameter in parameters {
+            if let Ok(module) = names.to_file(parameter.module()) {
+                let known = of_model.entry(module).or_default();
+                known.push(&parameter.torch_name);
+            }
+        }
+        let modules = self.modules.into_iter();
+        let saved: BTreeMap<_, _> = modules
+            .filter(|(module, found)| !(told(module) && found[..] == ["bias"]))
+            .collect();
+        for (module, found) in &saved {
+            let error = |value: String, expected: &str| {
+                Err(PeftError::Config {
+                    name: "modules_to_save".into(),
+                    value,
+                    expected: expected.into(),
+                })
+            };
+            let all = of_model.get(module).map_or(&[][..], Vec::as_slice);
+            if all.len() != found.len() || module.is_empty() {
+                let value = format!("{found:?} of `{module}`");
+                return error(value, &format!("a module's every parameter: {all:?}"));
+            }
+            let mut others = of_model.keys().filter(|other| !saved.contains_key(*other));
+            if let Some(other) = others.find(|other| other.ends_with(module.as_str())) {
+                return error(
+                    format!("`{module}`"),
+                    &format!("a path that `{other}` does not end with"),
+                );
+            }
+        }
+        Ok(saved.into_keys().collect())
     }
 }
 

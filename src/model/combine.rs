@@ -29,6 +29,15 @@ impl<M: Module> PeftModel<M> {
         self.with_adapters(adapters)?;
         let mut modules: Vec<(String, Vec<(Lora, f64)>)> = Vec::new();
         for &(adapter, weight) in adapters {
+            for (path, change) in self.changes(adapter)? {
+                if change.lora().is_none_or(|lora| lora.bias.is_some()) {
+                    return Err(PeftError::Config {
+                        name: format!("adapter `{adapter}`"),
+                        value: format!("its own values of, or a bias for, `{path}`"),
+                        expected: "low-rank changes only, as others cannot be combined".into(),
+                    });
+                }
+            }
             for (path, lora) in self.factors(adapter)? {
                 match modules.iter_mut().find(|(known, _)| *known == path) {
                     Some((_, changes)) => changes.push((lora, weight)),

@@ -1,5 +1,9 @@
 //! What an adapter is and where it goes.
 
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
 use super::target::TargetConfig;
 use crate::adapter::LoraConfig;
 
@@ -15,16 +19,74 @@ use crate::adapter::LoraConfig;
 /// );
 /// ```
 #[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
 pub struct PeftConfig {
     /// The delta; rank and alpha are the defaults of the patterns in `targets`.
     pub lora: LoraConfig,
     /// The modules that get one, and the ranks and alphas that differ.
     pub targets: TargetConfig,
+    /// Modules whose every parameter is trained whole, as a copy that belongs to the adapter: paths or their last segments.
+    /// They get no delta. Default: none.
+    pub modules_to_save: Vec<String>,
+    /// The biases of the base that are trained as copies, likewise. Default: none.
+    pub bias: BiasMode,
+    /// The tokens whose embeddings are trained, likewise. Default: none.
+    pub trainable_tokens: Option<TrainableTokens>,
+}
+
+/// Which biases of the base an adapter trains, as copies of its own.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum BiasMode {
+    /// None.
+    #[default]
+    None,
+    /// All that the model has.
+    All,
+    /// Those of the layers that have a delta.
+    LoraOnly,
+}
+
+/// Tokens whose rows of an embedding an adapter trains.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum TrainableTokens {
+    /// Of the input embedding: the only embedding of the model, or the one called `embed_tokens`.
+    Input(Vec<usize>),
+    /// Of the embeddings of these names: paths or their last segments.
+    Named(BTreeMap<String, Vec<usize>>),
 }
 
 impl PeftConfig {
     /// The delta `lora` for the modules that `targets` chooses.
     pub fn new(lora: LoraConfig, targets: TargetConfig) -> Self {
-        Self { lora, targets }
+        Self {
+            lora,
+            targets,
+            modules_to_save: Vec::new(),
+            bias: BiasMode::None,
+            trainable_tokens: None,
+        }
+    }
+
+    /// Trains these modules whole, as copies that belong to the adapter: an output head, or the norms.
+    pub fn with_modules_to_save<S: Into<String>>(
+        mut self,
+        names: impl IntoIterator<Item = S>,
+    ) -> Self {
+        self.modules_to_save = names.into_iter().map(Into::into).collect();
+        self
+    }
+
+    /// Trains biases of the base, as copies that belong to the adapter.
+    pub fn with_bias(mut self, bias: BiasMode) -> Self {
+        self.bias = bias;
+        self
+    }
+
+    /// Trains the embeddings of these tokens, as rows that belong to the adapter.
+    pub fn with_trainable_tokens(mut self, tokens: TrainableTokens) -> Self {
+        self.trainable_tokens = Some(tokens);
+        self
     }
 }

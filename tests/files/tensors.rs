@@ -373,10 +373,7 @@ fn tensors_that_could_not_be_read_back_are_not_written() {
         (pathed("layers.0.q"), "every module once"),
         (pathed("layers.0.k"), "`layers.0.k`"),
         (
-            AdapterFile {
-                tensors: Vec::new(),
-                ..super::adapter()
-            },
+            AdapterFile::new(super::adapter().config, Vec::new()),
             "at least one module",
         ),
     ] {
