@@ -49,7 +49,7 @@ def output(model: torch.nn.Module, tokens: torch.Tensor) -> torch.Tensor:
 
 
 def is_surplus(key: str) -> bool:
-    """Keys of `modules_to_save` that PEFT writes with `bias="all"`, but does not need: the base's bias, and one it cannot read."""
+    """Keys of `modules_to_save` that PEFT writes with `bias="all"` needlessly: the base's bias, and one that it cannot read."""
     return ".original_module." in key or ".modules_to_save." in key
 
 

@@ -2,11 +2,11 @@
 (after tests/golden/llama/generate.py)
 
     base.safetensors           the weights of `Kinds` (model.py) in torch's layout, F32
-    kinds.json                 [{name, what, adapter, base}]: the cases; `base` is `kinds`, `kinds-transposed` (the same weights,
-                               the experts as [E, in, out]), or `tied` or `untied` of ../llama
+    kinds.json                 [{name, what, adapter, base}]: the cases; `base` is `kinds`, `kinds-transposed` (the same
+                               weights, the experts as [E, in, out]), or `tied` or `untied` of ../llama
     <case>/                    adapter of PEFT, as `save_pretrained` wrote it, less its README.md; every value as if trained
-    <case>/outputs.safetensors tokens I64 ([3, 7], of a Llama [1, 8]), base and adapted F32, and where PEFT can merge the adapter
-                               the output afterwards, `merged`. For a Llama they are logits
+    <case>/outputs.safetensors tokens I64 ([3, 7], of a Llama [1, 8]), base and adapted F32, and where PEFT can merge the
+                               adapter the output afterwards, `merged`. For a Llama they are logits
     <case>/gradients.safetensors
                                of the cases of `Kinds`: `weights` [3, 5], and of sum(weights · output) the gradient by each tensor
                                of the adapter, under the adapter file's key
