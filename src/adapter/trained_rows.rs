@@ -19,6 +19,9 @@ pub struct TrainedRows {
     pub rows: Param<Tensor<2>>,
     #[module(skip)]
     indices: Vec<usize>,
+    /// Whether the weight is the matrix transposed: that of a linear head, `[d, vocabulary]`.
+    #[module(skip)]
+    transposed: bool,
 }
 
 impl TrainedRows {
@@ -56,7 +59,21 @@ impl TrainedRows {
         Ok(Self {
             rows: Param::from_tensor(rows.detach()),
             indices: indices.to_vec(),
+            transposed: false,
         })
+    }
+
+    /// The same of a weight that is the matrix transposed, `[d, vocabulary]`: of a linear output head.
+    pub fn of_head(self) -> Self {
+        Self {
+            transposed: true,
+            ..self
+        }
+    }
+
+    /// Whether the weight is the matrix transposed.
+    pub fn is_of_head(&self) -> bool {
+        self.transposed
     }
 
     /// Which rows of the matrix these are, in the order of [`rows`](Self::rows).
@@ -69,8 +86,15 @@ impl TrainedRows {
         self.rows.val().dtype().into()
     }
 
-    /// `weight [vocabulary, d]` with these rows; all other values are the same to the bit.
+    /// `weight [vocabulary, d]`, or its transpose for a head, with these rows; all other values are the same to the bit.
     pub(crate) fn replace(&self, weight: Tensor<2>) -> Tensor<2> {
+        match self.transposed {
+            true => self.replace_rows(weight.transpose()).transpose(),
+            false => self.replace_rows(weight),
+        }
+    }
+
+    fn replace_rows(&self, weight: Tensor<2>) -> Tensor<2> {
         let places = places(&self.indices, &weight);
         let rows = cast(self.rows.val(), weight.dtype().into());
         let old = weight.clone().select(0, places.clone());

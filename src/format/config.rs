@@ -104,6 +104,8 @@ pub struct AdapterConfig {
     pub modules_to_save: Vec<String>,
     /// The tokens of whose embeddings the adapter has rows of its own.
     pub trainable_token_indices: Option<TrainableTokens>,
+    /// Whether what changes an embedding changes the head that is tied to it: the file has the head's tensors, too.
+    pub ensure_weight_tying: bool,
     /// How the factors were initialised.
     pub init_lora_weights: InitLoraWeights,
     /// What the model is for, one of PEFT's task types such as `"CAUSAL_LM"`.
@@ -136,6 +138,7 @@ impl AdapterConfig {
             bias: BiasMode::None,
             modules_to_save: Vec::new(),
             trainable_token_indices: None,
+            ensure_weight_tying: false,
             init_lora_weights: InitLoraWeights::Flag(true),
             task_type: None,
             base_model_name_or_path: None,
@@ -251,6 +254,7 @@ impl AdapterConfig {
                 "a list of tokens, or such a list for each name",
                 None,
             )?,
+            ensure_weight_tying: fields.parse("ensure_weight_tying", "a boolean", false)?,
             init_lora_weights: fields.parse(
                 "init_lora_weights",
                 "a boolean or a name",

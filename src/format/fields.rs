@@ -96,7 +96,10 @@ pub(super) const KEYS: [(&str, Rule); 41] = [
     ("corda_config", Inert(Null)),
     (
         "ensure_weight_tying",
-        Refused(False, "it shares adapters between tied weights"),
+        Honoured(
+            "what changes an embedding changes the head tied to it; the head's tensors must be the embedding's",
+            |c| json(c.ensure_weight_tying),
+        ),
     ),
     ("eva_config", Inert(Null)),
     (

@@ -45,8 +45,8 @@ pub(super) enum Values<'a> {
 struct Parameters {
     /// The weights that an adapter can change, by their module's path.
     targets: HashMap<String, Parameter>,
-    /// Those of them that are embeddings.
-    embeddings: HashMap<String, Parameter>,
+    /// Those of them that have a row for each token: embeddings and linear heads.
+    matrices: HashMap<String, Parameter>,
     /// All, by their own paths.
     all: HashMap<String, Parameter>,
 }
@@ -56,7 +56,7 @@ impl Parameters {
     fn of<M: Module>(model: &PeftModel<M>, names: &NameMap) -> Self {
         let mut found = Self {
             targets: HashMap::new(),
-            embeddings: HashMap::new(),
+            matrices: HashMap::new(),
             all: HashMap::new(),
         };
         for parameter in model.parameters() {
@@ -68,8 +68,8 @@ impl Parameters {
                         if parameter.layer.is_some() {
                             found.targets.insert(module.clone(), parameter.clone());
                         }
-                        if parameter.layer == Some(LayerKind::Embedding) {
-                            found.embeddings.insert(module.clone(), parameter.clone());
+                        if let Some(LayerKind::Embedding | LayerKind::Linear) = parameter.layer {
+                            found.matrices.insert(module.clone(), parameter.clone());
                         }
                         format!("{module}.{}", parameter.torch_name)
                     }
@@ -102,7 +102,10 @@ impl AdapterFile {
             let key = parameter_key(&copy.path, adapted(&copy.path));
             elements::to_file(&key, copy.data.dtype())?;
             let Some(parameter) = parameters.all.remove(&copy.path) else {
-                report.unexpected.push(key);
+                match self.is_tied_copy(copy) {
+                    true => report.loaded.push(key),
+                    false => report.unexpected.push(key),
+                }
                 continue;
             };
             let mut expected = parameter.shape.clone();
@@ -117,12 +120,13 @@ impl AdapterFile {
         for rows in &self.rows {
             let key = rows_key(&rows.path);
             elements::to_file(&key, rows.data.dtype())?;
-            let embedding = parameters.embeddings.remove(&rows.path);
-            let Some((parameter, indices)) = embedding.zip(self.indices_of(&rows.path)) else {
+            let matrix = parameters.matrices.remove(&rows.path);
+            let Some((parameter, indices)) = matrix.zip(self.indices_of(&rows.path)) else {
                 report.unexpected.push(key);
                 continue;
             };
-            let expected = vec![indices.len(), parameter.shape[1]];
+            let features = parameter.shape[usize::from(!parameter.is_transposed())];
+            let expected = vec![indices.len(), features];
             if report.judge(check_shape(key, rows.data.shape(), expected)) {
                 let (tensor, indices) = (rows, indices.to_vec());
                 let values = Values::Rows { tensor, indices };
@@ -148,7 +152,10 @@ impl AdapterFile {
             };
             if parameters.targets.get(path).filter(of_kind).is_none() {
                 let keys = tensors.iter().map(|(factor, _)| tensor_key(path, factor));
-                report.unexpected.extend(keys);
+                match self.is_tied_head(tensors) {
+                    true => report.loaded.extend(keys),
+                    false => report.unexpected.extend(keys),
+                }
                 continue;
             }
             let parameter = parameters.targets.remove(path).expect("just found");
@@ -180,6 +187,30 @@ impl AdapterFile {
             }
         }
         Ok(fits)
+    }
+
+    /// Whether these are an embedding's factors once more, for the head that is the embedding transposed: `A` is the embedding's
+    /// `Bᵀ` there, and `B` its `Aᵀ`.
+    pub(super) fn is_tied_head(&self, tensors: &LoraTensors) -> bool {
+        let is_plain = |tensors: &LoraTensors| tensors.magnitude.is_none() && tensors.a.rank() == 2;
+        let mut embeddings = self
+            .tensors
+            .iter()
+            .filter(|other| other.embedding && is_plain(other));
+        self.config.ensure_weight_tying
+            && !tensors.embedding
+            && is_plain(tensors)
+            && embeddings.any(|embedding| {
+                elements::transposed(&embedding.a) == tensors.b
+                    && elements::transposed(&embedding.b) == tensors.a
+            })
+    }
+
+    /// Whether this is the copy of an embedding once more, for the head that is the embedding transposed.
+    pub(super) fn is_tied_copy(&self, copy: &ParameterTensor) -> bool {
+        let mut copies = self.copies.iter();
+        self.config.ensure_weight_tying
+            && copies.any(|other| other.path != copy.path && other.data == copy.data)
     }
 
     /// The rows that the configuration has of the embedding at `path`.
@@ -309,8 +340,13 @@ impl Fit<'_> {
             Values::Rows { tensor, indices } => {
                 let dtype = self.check_dtype(&rows_key(&tensor.path), &tensor.data, dtype)?;
                 let rows: Tensor<2> = self.tensor(tensor.data.clone(), dtype);
-                let count = self.parameter.shape[0];
-                Ok(TrainedRows::with_rows(rows, indices, count)?.into())
+                let transposed = self.parameter.is_transposed();
+                let count = self.parameter.shape[usize::from(transposed)];
+                let rows = TrainedRows::with_rows(rows, indices, count)?;
+                Ok(match transposed {
+                    true => rows.of_head().into(),
+                    false => rows.into(),
+                })
             }
         }
     }

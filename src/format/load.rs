@@ -133,6 +133,7 @@ impl AdapterFile {
         };
         let mut config = PeftConfig::new(lora, targets).with_bias(self.config.bias);
         config.modules_to_save = saved_modules(&fits, self.config.bias);
+        config.ensure_weight_tying = self.config.ensure_weight_tying;
         config.trainable_tokens = self.config.trainable_token_indices.clone();
         if let (Some(TrainableTokens::Named(_)), false) =
             (&config.trainable_tokens, options.names.is_empty())

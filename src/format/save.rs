@@ -17,7 +17,7 @@ use super::names::NameMap;
 use super::write::WriteOptions;
 use crate::adapter::{Change, Lora, LoraConfig, LoraInit, converted_alpha};
 use crate::layer::LayerKind;
-use crate::model::{Adapted, BiasMode, Parameter, PeftModel, TrainableTokens};
+use crate::model::{Adapted, BiasMode, Parameter, PeftModel, TrainableTokens, is_named};
 use crate::{PeftError, Result};
 
 /// How an adapter of a model is saved. The default overwrites nothing and keeps the model's own paths.
@@ -149,6 +149,9 @@ impl AdapterFile {
             .with_lora_dropout(defaults.dropout)
             .with_use_rslora(defaults.rslora)
             .with_use_dora(defaults.dora);
+        if config.ensure_weight_tying {
+            file.tie_head(&options.names.to_file(model.head())?)?;
+        }
         file.config.lora_bias = defaults.bias;
         file.config.bias = config.bias;
         file.config.modules_to_save = modules_to_save;
@@ -160,7 +163,10 @@ impl AdapterFile {
             _ => Some(TrainableTokens::Named(tokens)),
         };
         file.config.init_lora_weights = match defaults.init {
-            LoraInit::Orthogonal => InitLoraWeights::Named("orthogonal".into()),
+            // Of a convolution PEFT knows no such initialisation, and would not load it.
+            LoraInit::Orthogonal if file.tensors.iter().all(|tensors| tensors.a.rank() == 2) => {
+                InitLoraWeights::Named("orthogonal".into())
+            }
             LoraInit::Gaussian => InitLoraWeights::Named("gaussian".into()),
             LoraInit::Random => InitLoraWeights::Flag(false),
             // The converted form of those that begin with a part of the weight is a plain one.
@@ -169,6 +175,35 @@ impl AdapterFile {
         file.config.task_type = options.task_type.clone();
         file.config.base_model_name_or_path = options.base_model_name_or_path.clone();
         Ok(file)
+    }
+}
+
+impl AdapterFile {
+    /// Adds the tensors of the head at `head` that is the model's embedding, as PEFT writes them.
+    fn tie_head(&mut self, head: &str) -> Result<()> {
+        self.config.ensure_weight_tying = true;
+        if let Some(embedding) = self.tensors.iter().find(|tensors| tensors.embedding) {
+            if embedding.magnitude.is_some() {
+                return Err(PeftError::Config {
+                    name: "ensure_weight_tying".into(),
+                    value: "true".into(),
+                    expected:
+                        "false with DoRA, of which PEFT gives a tied head a magnitude of its own"
+                            .into(),
+                });
+            }
+            let (a, b) = (transposed(&embedding.b), transposed(&embedding.a));
+            self.tensors.push(LoraTensors::new(head, a, b));
+        }
+        let embedding = self.copies.iter().find(|copy| {
+            let module = copy.path.strip_suffix(".weight");
+            module.is_some_and(|module| is_named(module, "embed_tokens"))
+        });
+        if let Some(embedding) = embedding {
+            let (path, data) = (format!("{head}.weight"), embedding.data.clone());
+            self.copies.push(ParameterTensor { path, data });
+        }
+        Ok(())
     }
 }
 

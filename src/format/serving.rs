@@ -78,8 +78,15 @@ impl AdapterFile {
             let reason = "it scales by lora_alpha/r; write α·√r as lora_alpha, without rsLoRA";
             add("use_rslora", Outcome::Wrong, reason.into());
         }
-        let whole = self.copies.iter().map(|copy| (&copy.path, "modules_to_save, bias"));
-        let whole = whole.chain(self.rows.iter().map(|rows| (&rows.path, "trainable_token_indices")));
+        let whole = self
+            .copies
+            .iter()
+            .map(|copy| (&copy.path, "modules_to_save, bias"));
+        let whole = whole.chain(
+            self.rows
+                .iter()
+                .map(|rows| (&rows.path, "trainable_token_indices")),
+        );
         for (path, option) in whole {
             let reason = format!("`{option}`: only low-rank changes are served; merge the adapter");
             add(path, Outcome::Refused, reason);
@@ -88,7 +95,11 @@ impl AdapterFile {
             let path = &tensors.path;
             if tensors.bias.is_some() {
                 let reason = "a bias of B is not supported; merge the adapter";
-                add(&tensor_key(path, Factor::Bias), Outcome::Refused, reason.into());
+                add(
+                    &tensor_key(path, Factor::Bias),
+                    Outcome::Refused,
+                    reason.into(),
+                );
             }
             if tensors.a.rank() > 2 {
                 let reason = "changes of convolutions are not supported; merge the adapter";

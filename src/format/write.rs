@@ -79,7 +79,7 @@ fn weights(adapter: &AdapterFile) -> Result<Vec<u8>> {
             tensors.add(path, key.clone(), data)?;
         }
         check_dtypes(module, &keys)?;
-        if !matcher.matches(path)? {
+        if !matcher.matches(path)? && !adapter.is_tied_head(module) {
             return Err(bad_path(
                 path,
                 "modules that `target_modules` names, or PEFT would not load them",
@@ -91,7 +91,7 @@ fn weights(adapter: &AdapterFile) -> Result<Vec<u8>> {
         adapter.tensors.iter().any(|adapted| adapted.path == module)
     };
     for copy in &adapter.copies {
-        if !adapter.config.has_parameter(&copy.path) {
+        if !adapter.config.has_parameter(&copy.path) && !adapter.is_tied_copy(copy) {
             return Err(bad_path(
                 &copy.path,
                 "a parameter that `modules_to_save` or `bias` means, or PEFT would not load it",

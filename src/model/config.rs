@@ -32,6 +32,10 @@ pub struct PeftConfig {
     pub bias: BiasMode,
     /// The tokens whose embeddings are trained, likewise. Default: none.
     pub trainable_tokens: Option<TrainableTokens>,
+    /// Say in a saved file that the head of the model is its embedding, and has the embedding's changes: PEFT's
+    /// `ensure_weight_tying`. In Burn the two are one parameter then, and this changes files only: without it, PEFT would leave
+    /// the head as it is. The head is called as [`PeftModel::with_head`](super::PeftModel::with_head) says. Default: false.
+    pub ensure_weight_tying: bool,
 }
 
 /// Which biases of the base an adapter trains, as copies of its own.
@@ -66,6 +70,7 @@ impl PeftConfig {
             modules_to_save: Vec::new(),
             bias: BiasMode::None,
             trainable_tokens: None,
+            ensure_weight_tying: false,
         }
     }
 
@@ -81,6 +86,12 @@ impl PeftConfig {
     /// Trains biases of the base, as copies that belong to the adapter.
     pub fn with_bias(mut self, bias: BiasMode) -> Self {
         self.bias = bias;
+        self
+    }
+
+    /// Says in a saved file that the head is the embedding.
+    pub fn with_ensure_weight_tying(mut self, tied: bool) -> Self {
+        self.ensure_weight_tying = tied;
         self
     }
 

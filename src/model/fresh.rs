@@ -103,13 +103,21 @@ pub(super) fn copies<M: Module>(
             if let Some((site, indices)) = self.rows.get(path)
                 && self.result.is_ok()
             {
-                let weight = site.state_or_new().base(param.base());
-                let dims = site.dims();
-                let rows = TrainedRows::of(&weight.reshape(dims), indices);
-                match rows.and_then(|rows| {
+                let weight = site.state_or_new().base(param.base()).reshape(site.dims());
+                let weight = match site.is_linear() {
+                    true => weight.transpose(),
+                    false => weight,
+                };
+                let count = weight.dims()[0];
+                let rows = TrainedRows::of(&weight, indices).and_then(|rows| {
                     let values = cast(rows.rows.val(), self.dtype);
-                    TrainedRows::with_rows(values, indices, dims[0])
-                }) {
+                    TrainedRows::with_rows(values, indices, count)
+                });
+                let rows = rows.map(|rows| match site.is_linear() {
+                    true => rows.of_head(),
+                    false => rows,
+                });
+                match rows {
                     Ok(rows) => self.trained.push((path.to_owned(), rows)),
                     Err(source) => {
                         self.result = Err(PeftError::InModule {

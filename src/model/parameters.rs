@@ -67,12 +67,12 @@ pub(super) fn biases<'a>(sites: &'a [Site], mode: BiasMode, adapted: &[&Site]) -
     biases.filter(is_chosen).collect()
 }
 
-/// The embeddings of which `tokens` says rows, by the paths of their parameters, with the rows.
+/// The embeddings, or heads, of which `tokens` says rows, by the paths of their parameters, with the rows.
 ///
 /// # Errors
 ///
 /// [`PeftError::Config`] where it is not clear which embedding is the input's; [`PeftError::UnmatchedPatterns`] for a name that
-/// means no embedding.
+/// means neither an embedding nor a linear layer.
 pub(super) fn tokens<'a>(
     sites: &'a [Site],
     tokens: Option<&TrainableTokens>,

@@ -93,6 +93,11 @@ impl<M: Module> PeftModel<M> {
         self
     }
 
+    /// Name of the output head.
+    pub(crate) fn head(&self) -> &str {
+        &self.head
+    }
+
     /// The module with its adapters attached.
     pub fn module(&self) -> &M {
         self.module
@@ -539,7 +544,10 @@ fn check_fit(name: &str, config: &PeftConfig, site: &Site, change: &Change) -> R
         }
         Change::Copy(copy) => shape(site.dense_shape(), copy.shape().to_vec()),
         Change::Rows(rows) => {
-            let dense = site.dense_shape();
+            let mut dense = site.dense_shape();
+            if rows.is_of_head() {
+                dense.reverse();
+            }
             let [count, features] = dense[..] else {
                 return shape(dense, rows.rows.lazy_shape().to_vec());
             };

@@ -2,12 +2,16 @@
 
 mod config;
 mod golden;
+mod kinds;
 mod model;
 mod tensors;
 mod writers;
 
 #[path = "../../examples/llama/mod.rs"]
 mod llama;
+
+#[path = "../golden/kinds/model.rs"]
+mod kinds_model;
 
 use std::fs;
 use std::path::{Path, PathBuf};
