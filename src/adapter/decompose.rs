@@ -115,6 +115,23 @@ pub(super) fn svd_low_rank(
     })
 }
 
+/// The thin SVD of a product `A·B`, `A [m, r]` and `B [r, n]`, without the product: with `A = Q·R` and `Bᵀ = P·S` it is that of the
+/// small `R·Sᵀ`, times `Q` and `P`. `k` is `min(m, n, r)`.
+///
+/// # Errors
+///
+/// As [`svd`].
+pub(super) fn svd_of_product(name: &str, a: MatRef<f32>, b: MatRef<f32>) -> Result<Svd> {
+    let (q, r) = qr(a);
+    let (p, s) = qr(b.transpose());
+    let small = svd(name, (r * s.transpose()).as_ref())?;
+    Ok(Svd {
+        u: q * small.u,
+        values: small.values,
+        v: p * small.v,
+    })
+}
+
 /// `Q [m, k]` and `R [k, n]`.
 pub(super) fn qr(matrix: MatRef<f32>) -> (Mat<f32>, Mat<f32>) {
     let qr = matrix.qr();
@@ -151,6 +168,27 @@ mod tests {
             let (q, r) = qr(matrix.as_ref());
             assert!(diff(&(&q * r), &matrix) < CLOSE);
             for columns in [&u, &v, &q] {
+                let gram = columns.transpose() * columns;
+                assert!(diff(&gram, &Mat::identity(k, k)) < CLOSE);
+            }
+        }
+    }
+
+    #[test]
+    fn a_product_is_decomposed_by_its_factors() {
+        for (m, r, n) in [(30, 4, 20), (20, 4, 30), (6, 9, 30), (6, 9, 5)] {
+            let (a, b) = (random(m, r), random(r, n));
+            let matrix = &a * &b;
+            let k = m.min(n).min(r);
+            let Svd { u, values, v } = svd_of_product("test", a.as_ref(), b.as_ref()).unwrap();
+            assert_eq!((u.shape(), values.len(), v.shape()), ((m, k), k, (n, k)));
+            let direct = svd("test", matrix.as_ref()).unwrap().values;
+            let scaled = Mat::from_fn(m, k, |i, j| u[(i, j)] * values[j]);
+            assert!(diff(&(scaled * v.transpose()), &matrix) < CLOSE);
+            for (value, direct) in values.iter().zip(&direct) {
+                assert!((value - direct).abs() < CLOSE);
+            }
+            for columns in [&u, &v] {
                 let gram = columns.transpose() * columns;
                 assert!(diff(&gram, &Mat::identity(k, k)) < CLOSE);
             }

@@ -5,6 +5,8 @@
 
 mod combine;
 #[cfg(feature = "faer")]
+mod combine_svd;
+#[cfg(feature = "faer")]
 mod convert;
 #[cfg(feature = "faer")]
 mod decompose;
@@ -18,7 +20,7 @@ mod several;
 
 pub use combine::{Combination, MajoritySign};
 #[cfg(feature = "faer")]
-pub use convert::DeltaReport;
+pub use convert::{DeltaReport, Truncation};
 #[cfg(feature = "faer")]
 pub(crate) use eva::{Directions, share_out};
 pub use folded::InitialFactors;
@@ -26,6 +28,8 @@ pub(crate) use folded::converted_alpha;
 pub use init::LoraInit;
 pub(crate) use lora::cast;
 pub use lora::{Lora, LoraConfig};
+#[cfg(feature = "faer")]
+pub(crate) use several::change_of;
 pub(crate) use several::{forward_rows, forward_sum, merge_sum, side_by_side};
 
 use burn::module::Module;

@@ -174,7 +174,7 @@ fn remove<M: Module>(
 }
 
 /// Shows every weight that adapters change, with its path and what is stored as its base.
-fn visit_changed<M: Module>(
+pub(super) fn visit_changed<M: Module>(
     module: &M,
     see: impl FnMut(&str, &PeftWeight, Tensor<2>) -> Result<()>,
 ) -> Result<()> {

@@ -371,7 +371,7 @@ impl<M: Module> PeftModel<M> {
         }
     }
 
-    fn check_new_name(&self, name: &str) -> Result<()> {
+    pub(super) fn check_new_name(&self, name: &str) -> Result<()> {
         let reason = if name.is_empty() || name.len() > MAX_NAME {
             format!("it must have 1 to {MAX_NAME} bytes")
         } else if name == NF4 {
