@@ -7,7 +7,7 @@ use burn::tensor::{Device, Tensor};
 
 use super::decompose::{Svd, svd, to_device, to_host};
 use super::init::balanced;
-use super::{Lora, LoraConfig};
+use super::{Lora, LoraConfig, Slices};
 use crate::{PeftError, Result};
 
 /// What a LoRA keeps of the change it stands for.
@@ -67,8 +67,8 @@ impl LoraConfig {
     ///
     /// # Errors
     ///
-    /// As [`validate`](Self::validate); [`PeftError::Config`] for a rank above `min(d_in, d_out)` or an `α` that is not
-    /// above 0; [`PeftError::NotFinite`] and [`PeftError::Decomposition`].
+    /// As [`validate`](Self::validate); [`PeftError::Config`] for a rank above `min(d_in, d_out)`, an `α` that is not
+    /// above 0, or slices; [`PeftError::NotFinite`] and [`PeftError::Decomposition`].
     pub fn from_delta(&self, delta: &Tensor<2>) -> Result<(Lora, DeltaReport)> {
         self.check_delta()?;
         let svd = svd("delta", to_host("delta", delta)?.as_ref())?;
@@ -93,14 +93,19 @@ impl LoraConfig {
 
     fn check_delta(&self) -> Result<()> {
         self.validate()?;
-        if self.alpha <= 0.0 {
-            return Err(PeftError::Config {
-                name: "alpha".into(),
-                value: self.alpha.to_string(),
-                expected: "above 0".into(),
-            });
-        }
-        Ok(())
+        let (name, value, expected) = if self.alpha <= 0.0 {
+            ("alpha", self.alpha.to_string(), "above 0")
+        } else if self.slices != Slices::Whole {
+            let value = format!("{:?}", self.slices);
+            ("slices", value, "none, for a change of all outputs")
+        } else {
+            return Ok(());
+        };
+        Err(PeftError::Config {
+            name: name.into(),
+            value,
+            expected: expected.into(),
+        })
     }
 
     /// The LoRA of this rank and scale that is nearest to what was decomposed.

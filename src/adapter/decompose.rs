@@ -132,6 +132,48 @@ pub(super) fn svd_of_product(name: &str, a: MatRef<f32>, b: MatRef<f32>) -> Resu
     })
 }
 
+/// `factor·(Mᵀ·M + δ·I)⁺` of `M [m, n]`, `[n, n]`, in f64 on the host, then f32 on the device of `M`. Singular values below `n·ε` of the
+/// largest, `ε` that of f32, count as zero.
+///
+/// # Errors
+///
+/// As [`to_host`] and [`svd`].
+#[cfg(feature = "optim")]
+pub(crate) fn gram_inverse(
+    name: &str,
+    matrix: &Tensor<2>,
+    delta: f64,
+    factor: f64,
+) -> Result<Tensor<2>> {
+    let host = to_host(name, matrix)?;
+    let n = host.ncols();
+    let wide = Mat::from_fn(host.nrows(), n, |i, j| f64::from(host[(i, j)]));
+    let gram = wide.transpose() * &wide;
+    let eigen =
+        gram.self_adjoint_eigen(faer::Side::Lower)
+            .map_err(|_| PeftError::Decomposition {
+                tensor: name.into(),
+                reason: "the eigenvalues of its Gram matrix did not converge".into(),
+            })?;
+    let values: Vec<f64> = eigen
+        .S()
+        .column_vector()
+        .iter()
+        .map(|v| v + delta)
+        .collect();
+    let largest = values.iter().copied().fold(0.0, f64::max);
+    let least = largest * n as f64 * f64::from(f32::EPSILON);
+    let vectors = eigen.U();
+    let inverse = Mat::from_fn(n, n, |i, j| {
+        let kept = (0..n).filter(|&k| values[k] > least);
+        let sum: f64 = kept
+            .map(|k| vectors[(i, k)] * vectors[(j, k)] / values[k])
+            .sum();
+        (factor * sum) as f32
+    });
+    Ok(to_device(inverse.as_ref(), &matrix.device()))
+}
+
 /// `Q [m, k]` and `R [k, n]`.
 pub(super) fn qr(matrix: MatRef<f32>) -> (Mat<f32>, Mat<f32>) {
     let qr = matrix.qr();

@@ -17,10 +17,13 @@ mod folded;
 mod init;
 mod lora;
 mod several;
+mod slices;
 
 pub use combine::{Combination, MajoritySign};
 #[cfg(feature = "faer")]
 pub use convert::{DeltaReport, Truncation};
+#[cfg(all(feature = "faer", feature = "optim"))]
+pub(crate) use decompose::gram_inverse;
 #[cfg(feature = "faer")]
 pub(crate) use eva::{Directions, share_out};
 pub use folded::InitialFactors;
@@ -31,6 +34,7 @@ pub use lora::{Lora, LoraConfig};
 #[cfg(feature = "faer")]
 pub(crate) use several::change_of;
 pub(crate) use several::{forward_rows, forward_sum, merge_sum, side_by_side};
+pub use slices::Slices;
 
 use burn::module::Module;
 use burn::tensor::{Tensor, module::linear};

@@ -83,7 +83,8 @@ impl AdapterFile {
         let mut adapted = Vec::new();
         let mut tensors = Vec::new();
         for (path, lora) in model.factors(name)? {
-            // As PEFT converts what begins with a part of the weight: the file is to be right on the untouched base.
+            // As PEFT converts what begins with a part of the weight: the file is to be right on the untouched base. Slices
+            // are not in PEFT's files either.
             let lora = lora.converted();
             let config = lora.config();
             if config.rslora != defaults.rslora || config.dropout != defaults.dropout {
@@ -117,16 +118,17 @@ impl AdapterFile {
             .filter_map(|module| options.names.to_file(&module.path).ok())
             .collect();
         let (mut rank, mut alpha, mut targets) = (defaults.rank, defaults.alpha, targets.clone());
-        if defaults.init.folds() {
-            let doubled = |alpha| converted_alpha(alpha, defaults.rslora);
-            (rank, alpha) = (2 * rank, doubled(alpha));
+        let times = defaults.growth();
+        if times > 1 {
+            let grown = |alpha| converted_alpha(alpha, defaults.rslora, times);
+            (rank, alpha) = (times * rank, grown(alpha));
             let ranks = targets.rank_pattern.iter();
             targets.rank_pattern = ranks
-                .map(|(key, &rank)| (key.to_owned(), 2 * rank))
+                .map(|(key, &rank)| (key.to_owned(), times * rank))
                 .collect();
             let alphas = targets.alpha_pattern.iter();
             targets.alpha_pattern = alphas
-                .map(|(key, &alpha)| (key.to_owned(), doubled(alpha)))
+                .map(|(key, &alpha)| (key.to_owned(), grown(alpha)))
                 .collect();
         }
         let preferred = options.names.is_empty().then_some(&targets);
