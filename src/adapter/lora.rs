@@ -13,7 +13,7 @@ use burn::tensor::{Device, Distribution, FloatDType, Tensor};
 
 use super::folded::InitialFactors;
 use super::frozen_layer::gain;
-use super::{Delta, FrozenMap, LoraInit, dora, low_rank};
+use super::{Delta, FrozenMap, LoraInit, Slices, dora, low_rank};
 use crate::{PeftError, Result};
 
 /// Configuration of [`Lora`].
@@ -43,6 +43,14 @@ pub struct LoraConfig {
     /// Dtype of the factors, whatever the dtype of the base. Default: f32.
     #[config(default = "FloatDType::F32")]
     pub dtype: FloatDType,
+    /// The slices of the outputs that have a change, each with factors of the rank `r` of its own. With
+    /// [`dora`](Self::dora), the magnitudes are of all outputs all the same. Default: all outputs as one.
+    #[config(default = "Slices::Whole")]
+    pub slices: Slices,
+    /// Train `B` alone and leave `A` as it is drawn ([LoRA-FA](https://arxiv.org/abs/2308.03303)): nothing keeps a layer's
+    /// input for the backward pass then. Default: false.
+    #[config(default = false)]
+    pub freeze_a: bool,
 }
 
 impl LoraConfig {
@@ -80,6 +88,7 @@ impl LoraConfig {
             let init = format!("{:?}", self.init);
             return error("init", init, "`Kaiming` or `Random` with a bias of B");
         }
+        self.slices.validate()?;
         self.init.validate(self.rank, self.alpha)
     }
 
@@ -103,6 +112,7 @@ impl LoraConfig {
     /// [takes a part of the weight](LoraInit::folds).
     pub fn init(&self, d_in: usize, d_out: usize, device: &Device) -> Result<Lora> {
         self.validate()?;
+        let slices = self.slices.ranges(d_out)?;
         let rank = self.rank;
         let kaiming = |fan_in: usize| {
             let bound = 1.0 / (fan_in.max(1) as f64).sqrt();
@@ -114,7 +124,9 @@ impl LoraConfig {
             LoraInit::Random => (kaiming(d_in), Some(kaiming(rank))),
             #[cfg(feature = "faer")]
             LoraInit::Orthogonal => {
-                let (a, b) = super::init::orthogonal([d_in, d_out], rank, device)?;
+                let (a, b) = super::init::beside(slices, |slice| {
+                    super::init::orthogonal([d_in, slice.len()], rank, device)
+                })?;
                 return self.with_persistent(a, b, device);
             }
             // Those that take a part of the weight; without `faer` also `Orthogonal`, which `validate` has refused.
@@ -126,15 +138,16 @@ impl LoraConfig {
                 });
             }
         };
+        let kept = slices.iter().map(ExactSizeIterator::len).sum();
         // Drawn in f32 and cast, so that a seed gives the same adapter in every dtype. Factors live as long as their
         // model: keep them out of the pools of transient tensors.
         let (a, b) = device.memory_persistent_allocations((), |()| {
             let options = (device, FloatDType::F32.into());
             (
-                Tensor::<2>::random([d_in, rank], a, options).cast(self.dtype),
+                Tensor::<2>::random([d_in, slices.len() * rank], a, options).cast(self.dtype),
                 match b {
-                    None => Tensor::<2>::zeros([rank, d_out], (device, self.dtype.into())),
-                    Some(b) => Tensor::<2>::random([rank, d_out], b, options).cast(self.dtype),
+                    None => Tensor::<2>::zeros([rank, kept], (device, self.dtype.into())),
+                    Some(b) => Tensor::<2>::random([rank, kept], b, options).cast(self.dtype),
                 },
             )
         });
@@ -220,8 +233,12 @@ impl LoraConfig {
 
     #[cfg(feature = "faer")]
     fn init_folded(&self, base: &impl FrozenMap, device: &Device) -> Result<Lora> {
-        let (a, b) =
-            super::init::of_weight(self.init, &base.dense(), self.rank, self.scale(), device)?;
+        let weight = base.dense();
+        let slices = self.slices.ranges(weight.dims()[1])?;
+        let (a, b) = super::init::beside(slices, |slice| {
+            let part = weight.clone().narrow(1, slice.start, slice.len());
+            super::init::of_weight(self.init, &part, self.rank, self.scale(), device)
+        })?;
         let lora = self.with_persistent(a, b, device)?;
         // The same tensors, so that what is subtracted is what is added, also in a narrow dtype.
         let (a, b) = (lora.a.val(), lora.b.val());
@@ -252,29 +269,32 @@ impl LoraConfig {
         self.with_factors(a, b)
     }
 
-    /// An adapter of given factors, `a [d_in, r]` and `b [r, d_out]`, kept in the dtype they have; DoRA's magnitude is for
-    /// [`Lora::with_magnitude`].
+    /// An adapter of given factors, `a [d_in, r]` and `b [r, d_out]`, kept in the dtype they have; with `k` chosen
+    /// [`slices`](Self::slices), `a [d_in, k·r]` and `b [r, Σ n_i]`. DoRA's magnitude is for [`Lora::with_magnitude`].
     ///
     /// # Errors
     ///
-    /// As [`validate`](Self::validate), and [`PeftError::Shape`] if a factor has another rank than the configuration.
+    /// As [`validate`](Self::validate), and [`PeftError::Shape`] if a factor has another rank than the configuration, or `b` is not
+    /// of its slices.
     pub fn with_factors(&self, a: Tensor<2>, b: Tensor<2>) -> Result<Lora> {
         self.validate()?;
-        for (name, dims, rank, expected) in [
-            ("A", a.dims(), a.dims()[1], [a.dims()[0], self.rank]),
-            ("B", b.dims(), b.dims()[0], [self.rank, b.dims()[1]]),
+        let columns = self.slices.chosen() * self.rank;
+        let kept = self.slices.kept(b.dims()[1]);
+        for (name, found, expected) in [
+            ("A", a.dims(), [a.dims()[0], columns]),
+            ("B", b.dims(), [self.rank, kept]),
         ] {
-            if rank != self.rank {
+            if found != expected {
                 return Err(PeftError::Shape {
                     tensor: name.into(),
                     expected: expected.into(),
-                    found: dims.into(),
+                    found: found.into(),
                 });
             }
         }
         Ok(Lora {
             // Detached: a parameter is a leaf, whatever its first value came from.
-            a: Param::from_tensor(a.detach()),
+            a: Param::from_tensor(a.detach()).set_require_grad(!self.freeze_a),
             b: Param::from_tensor(b.detach()),
             magnitude: None,
             bias: None,
@@ -282,6 +302,8 @@ impl LoraConfig {
             dropout: DropoutConfig::new(self.dropout).init(),
             alpha: self.alpha,
             rslora: self.rslora,
+            slices: self.slices.clone(),
+            freeze_a: self.freeze_a,
         })
     }
 }
@@ -300,9 +322,9 @@ impl LoraConfig {
 /// has `d_out` values more, and keeps the output before it is scaled.
 #[derive(Module, Debug)]
 pub struct Lora {
-    /// `A`, of shape `[d_in, r]`.
+    /// `A`, of shape `[d_in, r]`; with `k` chosen slices of the outputs, `[d_in, k·r]`.
     pub a: Param<Tensor<2>>,
-    /// `B`, of shape `[r, d_out]`.
+    /// `B`, of shape `[r, d_out]`; with slices, `[r, Σ n_i]`, the sum of their widths.
     pub b: Param<Tensor<2>>,
     /// DoRA's magnitude `m [d_out]`; a plain LoRA has none.
     pub magnitude: Option<Param<Tensor<1>>>,
@@ -314,6 +336,9 @@ pub struct Lora {
     pub dropout: Dropout,
     pub(super) alpha: f64,
     pub(super) rslora: bool,
+    #[module(skip)]
+    pub(super) slices: Slices,
+    pub(super) freeze_a: bool,
 }
 
 impl Lora {
@@ -368,14 +393,24 @@ impl Lora {
         self
     }
 
-    /// Rank `r`.
+    /// Rank `r`, that of each slice.
     pub fn rank(&self) -> usize {
-        self.a.lazy_shape()[1]
+        self.b.lazy_shape()[0]
     }
 
     /// `[d_in, d_out]` of the map.
     pub fn dims(&self) -> [usize; 2] {
-        [self.a.lazy_shape()[0], self.b.lazy_shape()[1]]
+        let kept = self.b.lazy_shape()[1];
+        let d_out = self.slices.d_out(kept).expect("checked with the factors");
+        [self.a.lazy_shape()[0], d_out]
+    }
+
+    /// How many columns of `B` each slice has.
+    #[cfg(all(feature = "faer", feature = "optim"))]
+    pub(crate) fn slice_widths(&self) -> Vec<usize> {
+        let [_, d_out] = self.dims();
+        let ranges = self.slices.ranges(d_out).expect("checked with the factors");
+        ranges.iter().map(ExactSizeIterator::len).collect()
     }
 
     /// The scale `s`: `α/r`, or `α/√r` for rsLoRA.
@@ -393,6 +428,8 @@ impl Lora {
             .with_dora(self.magnitude.is_some())
             .with_bias(self.bias.is_some())
             .with_dtype(self.a.val().dtype().into())
+            .with_slices(self.slices.clone())
+            .with_freeze_a(self.freeze_a)
     }
 
     /// `Δ(x)`, of the factors alone: `[..., d_in] -> [..., d_out]`, in their dtype.
@@ -404,6 +441,9 @@ impl Lora {
 
     /// The dense change `s·A·B`, less the initial product if there is one, `[d_in, d_out]`, in f32.
     pub fn delta_weight(&self) -> Tensor<2> {
+        if let (Some(count), None) = (self.slices.all_equal(), &self.initial) {
+            return self.delta_of_slices(count);
+        }
         let (a, b) = self.factors();
         let [a, b] = [a, b].map(|factor| cast(factor, FloatDType::F32));
         a.matmul(b).mul_scalar(self.scale())
@@ -411,6 +451,17 @@ impl Lora {
 }
 
 impl Lora {
+    /// The dense change of `count` equal slices that all have one, as as many products: spread, `B` would be zero for the most
+    /// part.
+    fn delta_of_slices(&self, count: usize) -> Tensor<2> {
+        let [a, b] = [&self.a, &self.b].map(|factor| cast(factor.val(), FloatDType::F32));
+        let ([d_in, _], [rank, d_out]) = (a.dims(), b.dims());
+        let a = a.reshape([d_in, count, rank]).swap_dims(0, 1);
+        let b = b.reshape([rank, count, d_out / count]).swap_dims(0, 1);
+        let products = a.matmul(b).mul_scalar(self.scale());
+        products.swap_dims(0, 1).reshape([d_in, d_out])
+    }
+
     /// Whether dropout acts on this input, as `Dropout` itself decides.
     pub(crate) fn drops<const D: usize>(&self, x: &Tensor<D>) -> bool {
         self.dropout.prob > 0.0 && self.dropout.training.is_enabled() && x.device().is_autodiff()

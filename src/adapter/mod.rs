@@ -6,6 +6,8 @@
 mod change;
 mod combine;
 #[cfg(feature = "faer")]
+mod combine_svd;
+#[cfg(feature = "faer")]
 mod convert;
 #[cfg(feature = "faer")]
 mod decompose;
@@ -17,22 +19,28 @@ mod frozen_layer;
 mod init;
 mod lora;
 mod several;
+mod slices;
 mod trained_copy;
 mod trained_rows;
 
 pub use change::Change;
 pub use combine::{Combination, MajoritySign};
 #[cfg(feature = "faer")]
-pub use convert::DeltaReport;
+pub use convert::{DeltaReport, Truncation};
+#[cfg(all(feature = "faer", feature = "optim"))]
+pub(crate) use decompose::gram_inverse;
 #[cfg(feature = "faer")]
 pub(crate) use eva::{Directions, share_out};
 pub use folded::InitialFactors;
-pub(crate) use folded::converted_alpha;
+pub(crate) use folded::{converted_alpha, ungrown_alpha};
 pub(crate) use frozen_layer::{FrozenLayer, layer_rows, layer_sum};
 pub use init::LoraInit;
 pub(crate) use lora::cast;
 pub use lora::{Lora, LoraConfig};
+#[cfg(feature = "faer")]
+pub(crate) use several::change_of;
 pub(crate) use several::{forward_rows, forward_sum, merge_sum, side_by_side};
+pub use slices::Slices;
 pub use trained_copy::TrainedCopy;
 pub use trained_rows::TrainedRows;
 

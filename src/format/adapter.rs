@@ -17,6 +17,7 @@ use crate::{PeftError, Result};
 /// |---|---|---|---|
 /// | linear layer | `[r, d_in]` | `[d_out, r]` | `[d_out]` |
 /// | embedding, `ΔE = s·(B·A)ᵀ` | `[r, tokens]` | `[features, r]` | `[features]` |
+/// | `E` experts in one tensor | `[E·r, d_in]`, expert by expert | `[d_out, r·E]`, rank by rank | |
 /// | convolution of `g` groups | `[r, channels_in, k_1, …]` | `[channels_out, r/g, 1, …]` | `[1, channels_out, 1, …]` |
 #[derive(Clone, Debug, PartialEq)]
 #[non_exhaustive]
@@ -33,6 +34,9 @@ pub struct LoraTensors {
     pub bias: Option<TensorData>,
     /// Whether the module is an embedding, whose keys and layout are its own.
     pub embedding: bool,
+    /// Whether these are factors of experts in one tensor, of `target_parameters`. `path` is then that of the module that holds the
+    /// tensor, and where it holds several of them that has `.base_layer` behind it once for each later one.
+    pub experts: bool,
 }
 
 impl LoraTensors {
@@ -45,6 +49,7 @@ impl LoraTensors {
             magnitude: None,
             bias: None,
             embedding: false,
+            experts: false,
         }
     }
 

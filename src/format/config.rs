@@ -16,7 +16,7 @@ use serde_json::{Map, Value};
 use super::fields::{self, Rule};
 use super::read::{ReadOptions, read_bounded};
 use crate::adapter::LoraInit;
-use crate::model::{BiasMode, TargetConfig, TargetMatcher, TrainableTokens, is_named};
+use crate::model::{BiasMode, PatternMap, TargetConfig, TargetMatcher, TrainableTokens, is_named};
 use crate::{PeftError, Result};
 
 /// Name of the configuration file in an adapter's directory.
@@ -37,6 +37,15 @@ const TASK_TYPES: [&str; 6] = [
     "QUESTION_ANS",
     "FEATURE_EXTRACTION",
 ];
+
+/// A module's path without the `base_layer`s at its end, and how many there were.
+pub(super) fn without_base_layers(path: &str) -> (&str, usize) {
+    let (mut path, mut count) = (path, 0);
+    while let Some(inner) = path.strip_suffix(".base_layer") {
+        (path, count) = (inner, count + 1);
+    }
+    (path, count)
+}
 
 /// How PEFT knows the embeddings and heads whose base weights it may save beside an adapter.
 const EMBEDDINGS: [&str; 2] = ["embed_tokens", "lm_head"];
@@ -98,6 +107,8 @@ pub struct AdapterConfig {
     pub lora_bias: bool,
     /// Which modules have the adapter, and their own ranks and alphas.
     pub targets: TargetConfig,
+    /// The tensors of experts that have the adapter: their paths, or the ends of those.
+    pub target_parameters: Vec<String>,
     /// The biases of the base of which the adapter has copies.
     pub bias: BiasMode,
     /// The modules of whose parameters the adapter has copies: paths or their last segments.
@@ -135,6 +146,7 @@ impl AdapterConfig {
             use_dora: false,
             lora_bias: false,
             targets,
+            target_parameters: Vec::new(),
             bias: BiasMode::None,
             modules_to_save: Vec::new(),
             trainable_token_indices: None,
@@ -193,6 +205,18 @@ impl AdapterConfig {
             || (name == "weight" && EMBEDDINGS.iter().any(|name| is_named(module, name)))
     }
 
+    /// The paths of the parameters that factors under this module path may be for, where `target_parameters` are named: without
+    /// the `base_layer` that PEFT puts in between where a module has more than one.
+    pub(super) fn experts_at<'a>(&'a self, path: &'a str) -> impl Iterator<Item = String> + 'a {
+        let module = without_base_layers(path).0;
+        let named = self.target_parameters.iter().filter_map(move |target| {
+            let (of, name) = target.rsplit_once('.').unwrap_or(("", target));
+            let fits = of.is_empty() || is_named(module, of) || is_named(of, module);
+            fits.then(|| format!("{module}.{name}"))
+        });
+        named
+    }
+
     /// Names of the embeddings that have rows of their own, where they are named.
     pub(super) fn token_names(&self) -> impl Iterator<Item = &str> {
         let named = match &self.trainable_token_indices {
@@ -230,8 +254,24 @@ impl AdapterConfig {
         let fields = Fields(&object);
         fields.refuse_other_methods()?;
         // A second pass over the text, because a `Value` may lose the order of a pattern's keys, which has meaning.
+        let target_parameters: Vec<String> =
+            fields.parse("target_parameters", "a list of names", Vec::new())?;
         let targets = if fields.get("target_modules").is_some() {
             serde_json::from_slice(json).map_err(PeftError::json)?
+        } else if !target_parameters.is_empty() {
+            /// All of [`TargetConfig`] but `target_modules`, of which there are none.
+            #[derive(Deserialize)]
+            struct Patterns {
+                #[serde(default)]
+                rank_pattern: PatternMap<usize>,
+                #[serde(default)]
+                alpha_pattern: PatternMap<f64>,
+            }
+            let patterns: Patterns = serde_json::from_slice(json).map_err(PeftError::json)?;
+            let mut targets = TargetConfig::list::<String>([]);
+            targets.rank_pattern = patterns.rank_pattern;
+            targets.alpha_pattern = patterns.alpha_pattern;
+            targets
         } else {
             return Err(config_error(
                 "target_modules",
@@ -247,6 +287,7 @@ impl AdapterConfig {
             use_rslora: fields.parse("use_rslora", "a boolean", false)?,
             use_dora: fields.parse("use_dora", "a boolean", false)?,
             lora_bias: fields.parse("lora_bias", "a boolean", false)?,
+            target_parameters,
             bias: fields.parse("bias", "\"none\", \"all\" or \"lora_only\"", BiasMode::None)?,
             modules_to_save: fields.parse("modules_to_save", "a list of names", Vec::new())?,
             trainable_token_indices: fields.parse(

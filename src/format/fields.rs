@@ -207,7 +207,10 @@ pub(super) const KEYS: [(&str, Rule); 41] = [
     ),
     (
         "target_parameters",
-        Refused(Null, "it adapts parameters that are no linear layer's"),
+        Honoured(
+            "tensors of experts that get factors for each, named by their paths or the ends of those",
+            |c| json(Some(&c.target_parameters).filter(|names| !names.is_empty())),
+        ),
     ),
     (
         "task_type",

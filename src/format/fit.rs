@@ -6,13 +6,14 @@ use burn::module::Module;
 use burn::tensor::{FloatDType, Tensor, TensorData};
 
 use super::adapter::{AdapterFile, LoraTensors, ParameterTensor};
+use super::config::without_base_layers;
 use super::elements;
 use super::keys::{Factor, parameter_key, rows_key, tensor_key};
 use super::names::NameMap;
 use super::report::{LoadReport, Mismatch};
 use super::shapes::ModuleShape;
 use super::sites::check_shape;
-use crate::adapter::{Change, LoraConfig, TrainedCopy, TrainedRows};
+use crate::adapter::{Change, LoraConfig, Slices, TrainedCopy, TrainedRows, ungrown_alpha};
 use crate::layer::{LayerKind, WeightLayout};
 use crate::model::{BiasMode, Parameter, PeftModel, TargetModules, TrainableTokens, is_named};
 use crate::{PeftError, Result};
@@ -49,6 +50,8 @@ struct Parameters {
     matrices: HashMap<String, Parameter>,
     /// All, by their own paths.
     all: HashMap<String, Parameter>,
+    /// Tensors of experts with their own paths, in the model's order.
+    experts: Vec<(String, Parameter)>,
 }
 
 impl Parameters {
@@ -58,6 +61,7 @@ impl Parameters {
             targets: HashMap::new(),
             matrices: HashMap::new(),
             all: HashMap::new(),
+            experts: Vec::new(),
         };
         for parameter in model.parameters() {
             let path = match parameter.module() {
@@ -65,7 +69,7 @@ impl Parameters {
                 module => match names.to_file(module) {
                     Err(_) => continue,
                     Ok(module) => {
-                        if parameter.layer.is_some() {
+                        if parameter.is_target() {
                             found.targets.insert(module.clone(), parameter.clone());
                         }
                         if let Some(LayerKind::Embedding | LayerKind::Linear) = parameter.layer {
@@ -75,9 +79,28 @@ impl Parameters {
                     }
                 },
             };
+            if parameter.is_experts() {
+                found.experts.push((path.clone(), parameter.clone()));
+            }
             found.all.insert(path, parameter);
         }
         found
+    }
+
+    /// The tensor of experts that factors under this module path are for: PEFT wraps a module once for each of its tensors, the
+    /// first of them innermost.
+    fn take_experts(&mut self, path: &str, targets: &[String]) -> Option<Parameter> {
+        let (module, depth) = without_base_layers(path);
+        let of_module = |path: &str| {
+            let named = targets.iter().any(|target| is_named(path, target));
+            named && path.rsplit_once('.').is_some_and(|(of, _)| of == module)
+        };
+        let own = self.experts.iter().filter(|(path, _)| of_module(path));
+        let own: Vec<_> = own.collect();
+        let place = own.len().checked_sub(depth + 1)?;
+        let (path, _) = own[place];
+        let (_, parameter) = self.all.remove_entry(&path.clone())?;
+        Some(parameter)
     }
 }
 
@@ -147,20 +170,32 @@ impl AdapterFile {
         let mut fits = Vec::with_capacity(self.tensors.len());
         for tensors in &self.tensors {
             let path = &tensors.path;
-            let of_kind = |parameter: &&Parameter| {
-                (parameter.layer == Some(LayerKind::Embedding)) == tensors.embedding
+            let found = match tensors.experts {
+                true => parameters.take_experts(path, &self.config.target_parameters),
+                false => None,
             };
-            if parameters.targets.get(path).filter(of_kind).is_none() {
+            let found = found.or_else(|| {
+                let target = parameters.targets.remove(path)?;
+                let is_embedding = target.layer == Some(LayerKind::Embedding);
+                (is_embedding == tensors.embedding).then_some(target)
+            });
+            let Some(parameter) = found else {
                 let keys = tensors.iter().map(|(factor, _)| tensor_key(path, factor));
                 match self.is_tied_head(tensors) {
                     true => report.loaded.extend(keys),
                     false => report.unexpected.extend(keys),
                 }
                 continue;
-            }
-            let parameter = parameters.targets.remove(path).expect("just found");
-            let rank = matcher.rank_for(path, self.config.r)?;
-            let alpha = matcher.alpha_for(path, self.config.lora_alpha)?;
+            };
+            // The patterns see a tensor of experts by its own path.
+            let of_experts = format!("{}.{}", without_base_layers(path).0, parameter.torch_name);
+            let seen = if parameter.is_experts() {
+                &of_experts
+            } else {
+                path
+            };
+            let rank = matcher.rank_for(seen, self.config.r)?;
+            let alpha = matcher.alpha_for(seen, self.config.lora_alpha)?;
             let shape = parameter.module_shape(&tensors.module_shape());
             let mut fit = true;
             let mut loaded = Vec::new();
@@ -299,20 +334,33 @@ impl Parameter {
     /// has the channels of one.
     fn module_shape(&self, factors: &ModuleShape) -> ModuleShape {
         let layout = self.layer.map_or(WeightLayout::Matrix, LayerKind::layout);
+        let [d_in, d_out] = layout.dims(&self.shape);
         match layout {
-            WeightLayout::Matrix => {
-                let [d_in, d_out] = layout.dims(&self.shape);
-                ModuleShape::matrix(d_in, d_out)
+            WeightLayout::Matrix => ModuleShape::matrix(d_in, d_out),
+            WeightLayout::Experts(_) => {
+                let experts = self.shape[0];
+                ModuleShape::matrix(d_in, d_out / experts.max(1)).of_experts(experts)
             }
             WeightLayout::Kernel => {
                 let groups = factors.kernel.as_ref().map_or(1, |(groups, _)| *groups);
+                let d_in = self.shape[1].saturating_mul(groups);
+                let kernel = Some((groups, self.shape[2..].to_vec()));
                 ModuleShape {
-                    d_in: self.shape[1].saturating_mul(groups),
-                    d_out: self.shape[0],
-                    kernel: Some((groups, self.shape[2..].to_vec())),
+                    kernel,
+                    ..ModuleShape::matrix(d_in, d_out)
                 }
             }
         }
+    }
+
+    /// Whether it is the weight of a layer that targets name.
+    pub(super) fn is_target(&self) -> bool {
+        self.layer.is_some() && !self.is_experts()
+    }
+
+    /// Whether it may hold the weights of experts.
+    pub(super) fn is_experts(&self) -> bool {
+        matches!(self.layer, Some(LayerKind::Experts(_)))
     }
 }
 
@@ -374,7 +422,21 @@ impl Fit<'_> {
         };
         let mut config = config.clone().with_alpha(alpha);
         config.rank = rank;
-        let mut lora = config.with_factors(matrix(&tensors.a), matrix(&tensors.b))?;
+        let mut b = matrix(&tensors.b);
+        let shape = self.parameter.module_shape(&tensors.module_shape());
+        if self.parameter.is_experts() {
+            let experts = shape.experts;
+            config.slices = Slices::equal(vec![true; experts]);
+            // Rank by rank in the file, expert by expert here.
+            let by_rank: Tensor<3> = b.reshape([rank, experts, shape.d_out]);
+            b = by_rank.reshape([rank, experts * shape.d_out]);
+        } else if let Some((groups @ 2.., _)) = shape.kernel {
+            // Each group has its share of the features to itself, at the same scale.
+            config.slices = Slices::equal(vec![true; groups]);
+            config.rank = rank / groups;
+            config.alpha = ungrown_alpha(alpha, config.rslora, groups);
+        }
+        let mut lora = config.with_factors(matrix(&tensors.a), b)?;
         if let Some(bias) = &tensors.bias {
             lora = lora.with_bias(vector(bias))?;
         }

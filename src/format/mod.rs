@@ -30,6 +30,7 @@ mod save;
 mod serving;
 mod shapes;
 mod sites;
+mod stored;
 mod write;
 
 #[cfg(feature = "optim")]

@@ -91,10 +91,11 @@ fn read_tensors(
         })
     };
     let mut tensors = Vec::with_capacity(found.modules.len());
-    for (path, factors) in found.modules {
-        let mut keys = Vec::with_capacity(factors.len());
-        let mut module = LoraTensors::new(path, empty(), empty());
-        for (factor, tensor) in factors {
+    for found in found.modules {
+        let mut keys = Vec::with_capacity(found.factors.len());
+        let mut module = LoraTensors::new(found.path, empty(), empty());
+        module.experts = found.experts;
+        for (factor, tensor) in found.factors {
             let data = read(&tensor)?;
             match factor {
                 Factor::A => module.a = data,

@@ -6,17 +6,17 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use burn::module::{Module, Param};
-use burn::tensor::{Tensor, TensorData};
+use burn::module::Module;
+use burn::tensor::TensorData;
 
 use super::adapter::{AdapterFile, LoraTensors, ParameterTensor, adapter_dir};
 use super::config::{AdapterConfig, InitLoraWeights};
 use super::elements::{reshaped, transposed};
 use super::explicit;
 use super::names::NameMap;
+use super::stored::host;
 use super::write::WriteOptions;
 use crate::adapter::{Change, Lora, LoraConfig, LoraInit, converted_alpha};
-use crate::layer::LayerKind;
 use crate::model::{Adapted, BiasMode, Parameter, PeftModel, TrainableTokens, is_named};
 use crate::{PeftError, Result};
 
@@ -85,6 +85,7 @@ impl AdapterFile {
         let mut adapted = Vec::new();
         let mut file = Self::new(AdapterConfig::new(1, 1.0, targets.clone()), Vec::new());
         let (mut saved, mut tokens) = (SavedModules::default(), BTreeMap::new());
+        let mut experts: Vec<(String, &Parameter, Lora)> = Vec::new();
         for (path, change) in model.changes(name)? {
             let parameter = parameters.iter().find(|parameter| parameter.path == path);
             let parameter = parameter.expect("a parameter of the model");
@@ -93,17 +94,19 @@ impl AdapterFile {
                 module => options.names.to_file(module)?,
             };
             match change {
+                Change::Lora(lora) if parameter.is_experts() => {
+                    check_like(&path, &lora, defaults)?;
+                    experts.push((module, parameter, lora));
+                }
                 Change::Lora(lora) => {
-                    // As PEFT converts what begins with a part of the weight: the file is to be right on the untouched base.
-                    let lora = lora.converted();
+                    let tensors = LoraTensors::of(&lora, module.clone(), parameter)?;
                     check_like(&module, &lora, defaults)?;
-                    let config = lora.config();
                     adapted.push(Adapted {
-                        path: module.clone(),
-                        rank: config.rank,
-                        alpha: config.alpha,
+                        path: module,
+                        rank: tensors.lora_rank,
+                        alpha: tensors.lora_alpha,
                     });
-                    file.tensors.push(tensors(&lora, module, parameter)?);
+                    file.tensors.push(tensors.tensors);
                 }
                 Change::Copy(copy) => {
                     let (path, values) = (saved.path(parameter, module), copy.values.val());
@@ -119,23 +122,22 @@ impl AdapterFile {
             }
         }
         // Modules that the map cannot name are not in the file's naming, so no pattern of the file can mean them.
-        let target = parameters
-            .iter()
-            .filter(|parameter| parameter.layer.is_some());
+        let target = parameters.iter().filter(|parameter| parameter.is_target());
         let target: Vec<_> = target
             .filter_map(|parameter| options.names.to_file(parameter.module()).ok())
             .collect();
         let (mut rank, mut alpha) = (defaults.rank, defaults.alpha);
-        if defaults.init.folds() {
-            let doubled = |alpha| converted_alpha(alpha, defaults.rslora);
-            (rank, alpha) = (2 * rank, doubled(alpha));
+        let times = defaults.growth();
+        if times > 1 {
+            let grown = |alpha| converted_alpha(alpha, defaults.rslora, times);
+            (rank, alpha) = (times * rank, grown(alpha));
             let ranks = targets.rank_pattern.iter();
             targets.rank_pattern = ranks
-                .map(|(key, &rank)| (key.to_owned(), 2 * rank))
+                .map(|(key, &rank)| (key.to_owned(), times * rank))
                 .collect();
             let alphas = targets.alpha_pattern.iter();
             targets.alpha_pattern = alphas
-                .map(|(key, &alpha)| (key.to_owned(), doubled(alpha)))
+                .map(|(key, &alpha)| (key.to_owned(), grown(alpha)))
                 .collect();
         }
         let modules_to_save = saved.names(config.bias, &adapted, &parameters, &options.names)?;
@@ -151,6 +153,28 @@ impl AdapterFile {
             .with_use_dora(defaults.dora);
         if config.ensure_weight_tying {
             file.tie_head(&options.names.to_file(model.head())?)?;
+        }
+        for (place, (module, parameter, lora)) in experts.iter().enumerate() {
+            let path = format!("{module}.{}", parameter.torch_name);
+            // The first of a module's tensors is innermost of PEFT's wrappers.
+            let later = experts[place + 1..]
+                .iter()
+                .filter(|(other, ..)| other == module);
+            let wrapped = format!("{module}{}", ".base_layer".repeat(later.count()));
+            let tensors = LoraTensors::of(lora, wrapped, parameter)?;
+            file.tensors.push(tensors.tensors);
+            let patterns = &mut file.config.targets;
+            if tensors.lora_rank != rank {
+                patterns
+                    .rank_pattern
+                    .insert(regex::escape(&path), tensors.lora_rank);
+            }
+            if tensors.lora_alpha != alpha {
+                patterns
+                    .alpha_pattern
+                    .insert(regex::escape(&path), tensors.lora_alpha);
+            }
+            file.config.target_parameters.push(path);
         }
         file.config.lora_bias = defaults.bias;
         file.config.bias = config.bias;
@@ -221,40 +245,6 @@ fn check_like(path: &str, lora: &Lora, defaults: &LoraConfig) -> Result<()> {
             defaults.rslora, defaults.dropout
         ),
     })
-}
-
-/// The tensors of a low-rank change of this parameter, in PyTorch's layout.
-fn tensors(lora: &Lora, path: String, parameter: &Parameter) -> Result<LoraTensors> {
-    let matrix = |factor: &Param<Tensor<2>>| {
-        let factor = factor.val().without_autodiff();
-        host(factor.transpose(), &path)
-    };
-    let vector = |vector: &Option<Param<Tensor<1>>>| {
-        let vector = vector.as_ref().map(|vector| vector.val());
-        vector
-            .map(|vector| host(vector.without_autodiff(), &path))
-            .transpose()
-    };
-    let mut tensors = LoraTensors::new(path.clone(), matrix(&lora.a)?, matrix(&lora.b)?);
-    tensors.bias = vector(&lora.bias)?;
-    tensors.magnitude = vector(&lora.magnitude)?;
-    tensors.embedding = parameter.layer == Some(LayerKind::Embedding);
-    if parameter.layer == Some(LayerKind::Conv) {
-        let [_, inside @ ..] = &parameter.shape[..] else {
-            unreachable!("a convolution's weight has axes");
-        };
-        let shape = |rows: usize, rest: &[usize]| [&[rows], rest].concat();
-        let point = vec![1; inside.len() - 1];
-        let rank = lora.rank();
-        let (a, b) = (tensors.a, tensors.b);
-        let d_out = lora.dims()[1];
-        tensors.a = reshaped(a, &shape(rank, inside));
-        tensors.b = reshaped(b, &shape(d_out, &shape(rank, &point)));
-        let magnitude = tensors.magnitude.take();
-        tensors.magnitude =
-            magnitude.map(|magnitude| reshaped(magnitude, &shape(1, &shape(d_out, &point))));
-    }
-    Ok(tensors)
 }
 
 impl Parameter {
@@ -338,14 +328,4 @@ impl SavedModules {
         }
         Ok(saved.into_keys().collect())
     }
-}
-
-/// A factor, on the host.
-fn host<const D: usize>(factor: Tensor<D>, path: &str) -> Result<TensorData> {
-    factor
-        .try_into_data()
-        .map_err(|error| PeftError::DeviceRead {
-            tensor: path.to_owned(),
-            reason: error.to_string(),
-        })
 }

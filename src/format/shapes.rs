@@ -10,6 +10,8 @@ pub(super) struct ModuleShape {
     pub d_out: usize,
     /// Of a convolution: how many groups it has, and the sizes of its kernel.
     pub kernel: Option<(usize, Vec<usize>)>,
+    /// How many experts have factors of the rank.
+    pub experts: usize,
 }
 
 impl ModuleShape {
@@ -19,6 +21,7 @@ impl ModuleShape {
             d_in,
             d_out,
             kernel: None,
+            experts: 1,
         }
     }
 
@@ -40,11 +43,18 @@ impl ModuleShape {
                 let kernel = kernel.iter().map(|&size| size.max(1));
                 (groups.max(1), kernel.collect())
             }),
+            experts: 1,
         }
+    }
+
+    /// Of so many experts.
+    pub fn of_experts(self, experts: usize) -> Self {
+        Self { experts, ..self }
     }
 
     /// The shape of a tensor of rank `rank`.
     pub fn shape(&self, factor: Factor, rank: usize) -> Vec<usize> {
+        let rank = rank.saturating_mul(self.experts);
         let axes = self.kernel.as_ref().map_or(0, |(_, kernel)| kernel.len());
         let point = |shape: [usize; 2]| [&shape[..], &vec![1; axes]].concat();
         match factor {
@@ -71,6 +81,20 @@ impl LoraTensors {
     pub(super) fn module_shape(&self) -> ModuleShape {
         ModuleShape::of(Some(self.a.shape()), Some(self.b.shape()))
     }
+
+    /// How many experts these factors of this rank are of; 1 where they are of none.
+    pub(super) fn count_experts(&self, rank: usize) -> usize {
+        match self.experts {
+            true => count_experts(Some(self.a.shape()), rank),
+            false => 1,
+        }
+    }
+}
+
+/// How many experts a factor `A [E·r, d_in]` is of; at least 1.
+pub(super) fn count_experts(a: Option<&[usize]>, rank: usize) -> usize {
+    let rows = a.and_then(|a| a.first()).copied().unwrap_or(0);
+    (rows / rank.max(1)).max(1)
 }
 
 #[cfg(test)]

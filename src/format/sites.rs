@@ -6,7 +6,7 @@ use super::config::AdapterConfig;
 use super::file::SafetensorsFile;
 use super::keys::{Factor, Role, read_key, rows_key, tensor_key};
 use super::report::{LoadReport, Mismatch};
-use super::shapes::ModuleShape;
+use super::shapes::{ModuleShape, count_experts};
 use crate::Result;
 use crate::model::{BiasMode, is_named};
 
@@ -21,11 +21,20 @@ pub(super) struct FoundTensor {
     shape: Vec<usize>,
 }
 
+/// A module that has factors.
+#[derive(Debug)]
+pub(super) struct FoundModule {
+    pub path: String,
+    pub factors: Vec<(Factor, FoundTensor)>,
+    /// Whether they may be of experts.
+    pub experts: bool,
+}
+
 /// All tensors of a file.
 #[derive(Debug, Default)]
 pub(super) struct Found {
     /// The modules that have factors, with all that they must have, in the order of [`Factor::of`].
-    pub modules: Vec<(String, Vec<(Factor, FoundTensor)>)>,
+    pub modules: Vec<FoundModule>,
     /// Whole parameters by their paths.
     pub parameters: Vec<(String, FoundTensor)>,
     /// Rows of embeddings by the paths of those.
@@ -79,13 +88,20 @@ pub(super) fn find(file: &SafetensorsFile, config: &AdapterConfig) -> Result<Fou
         let embedding = [Factor::EmbeddingA, Factor::EmbeddingB]
             .iter()
             .any(|factor| tensors.contains_key(factor));
-        let rank = matcher.rank_for(&path, config.r)?;
+        let mut rank = matcher.rank_for(&path, config.r)?;
+        let experts: Vec<_> = config.experts_at(&path).collect();
+        if let [parameter] = &experts[..] {
+            rank = matcher.rank_for(parameter, config.r)?;
+        }
         let wanted = Factor::of(embedding, config.lora_bias, config.use_dora);
         let shape_of = |factor| {
             let tensor: Option<&FoundTensor> = tensors.get(factor);
             tensor.map(|tensor| tensor.shape.as_slice())
         };
-        let shape = ModuleShape::of(shape_of(&wanted[0]), shape_of(&wanted[1]));
+        let mut shape = ModuleShape::of(shape_of(&wanted[0]), shape_of(&wanted[1]));
+        if !experts.is_empty() && shape.kernel.is_none() {
+            shape = shape.of_experts(count_experts(shape_of(&wanted[0]), rank));
+        }
         let mut factors = Vec::with_capacity(wanted.len());
         for factor in wanted {
             let Some(tensor) = tensors.remove(&factor) else {
@@ -100,7 +116,11 @@ pub(super) fn find(file: &SafetensorsFile, config: &AdapterConfig) -> Result<Fou
         }
         let left = tensors.into_values().map(|tensor| tensor.key);
         report.unexpected.extend(left);
-        found.modules.push((path, factors));
+        found.modules.push(FoundModule {
+            experts: !experts.is_empty(),
+            path,
+            factors,
+        });
     }
     let loaded = parameters.values().chain(rows.values());
     report

@@ -39,8 +39,13 @@ fn weights(adapter: &AdapterFile) -> Result<Vec<u8>> {
     let mut tensors = Tensors::default();
     for module in &adapter.tensors {
         let path = &module.path;
-        let r = matcher.rank_for(path, adapter.config.r)?;
-        let shape = module.module_shape();
+        let experts: Vec<_> = adapter.config.experts_at(path).collect();
+        let seen = match &experts[..] {
+            [only] if module.experts => only,
+            _ => path,
+        };
+        let r = matcher.rank_for(seen, adapter.config.r)?;
+        let shape = module.module_shape().of_experts(module.count_experts(r));
         for (key, found, expected) in [
             (
                 "use_dora",
@@ -79,7 +84,8 @@ fn weights(adapter: &AdapterFile) -> Result<Vec<u8>> {
             tensors.add(path, key.clone(), data)?;
         }
         check_dtypes(module, &keys)?;
-        if !matcher.matches(path)? && !adapter.is_tied_head(module) {
+        let of_experts = module.experts && !experts.is_empty();
+        if !of_experts && !matcher.matches(path)? && !adapter.is_tied_head(module) {
             return Err(bad_path(
                 path,
                 "modules that `target_modules` names, or PEFT would not load them",

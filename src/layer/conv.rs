@@ -1,7 +1,11 @@
 //! Convolutions as frozen layers: `f(x; W) = x * W`, the weight seen as a matrix `[channels_in/groups·k, channels_out]`.
 //!
 //! A low-rank change is a convolution to `r` channels by `A`, with the layer's own stride, padding and dilation, and one of
-//! kernel size 1 by `B`.
+//! kernel size 1 by `B`. (PEFT leaves out the dilation, and fails where there is one.)
+//!
+//! With `g` groups there are two forms. One changes the weight: the outputs of a group are `B` times `A * x` of the group's own
+//! channels, the same `A` for all. PEFT's is another: its `A` sees the channels of all groups, each group has `r/g` of the `r` features
+//! to itself, and that is no change of a weight which has the channels of one group only. It has to run by `forward_peft`.
 
 use burn::module::{Param, ParamId};
 use burn::nn::conv::{Conv1d, Conv2d};
@@ -20,11 +24,14 @@ pub(crate) trait Conv<const D: usize>: Clone {
     /// Its bias.
     fn bias(&self) -> Option<Tensor<1>>;
 
-    /// The same convolution with another weight, and no bias.
-    fn convolve(&self, x: Tensor<D>, weight: Tensor<D>) -> Tensor<D>;
+    /// How many groups its channels are in.
+    fn groups(&self) -> usize;
 
-    /// The convolution with a kernel of size 1, `[channels_out, channels_in, 1, …]`.
-    fn pointwise(x: Tensor<D>, weight: Tensor<D>) -> Tensor<D>;
+    /// The same convolution with another weight and number of groups, and no bias.
+    fn convolve(&self, x: Tensor<D>, weight: Tensor<D>, groups: usize) -> Tensor<D>;
+
+    /// The convolution with a kernel of size 1, `[channels_out, channels_in/groups, 1, …]`.
+    fn pointwise(x: Tensor<D>, weight: Tensor<D>, groups: usize) -> Tensor<D>;
 }
 
 /// A parameter for the moment of a call: Burn's own forward pass is what knows paddings.
@@ -41,14 +48,18 @@ impl Conv<3> for Conv1d {
         self.bias.as_ref().map(|bias| bias.val())
     }
 
-    fn convolve(&self, x: Tensor<3>, weight: Tensor<3>) -> Tensor<3> {
+    fn groups(&self) -> usize {
+        self.groups
+    }
+
+    fn convolve(&self, x: Tensor<3>, weight: Tensor<3>, groups: usize) -> Tensor<3> {
         let mut conv = self.clone();
-        (conv.weight, conv.bias) = (passing(weight), None);
+        (conv.weight, conv.bias, conv.groups) = (passing(weight), None, groups);
         conv.forward(x)
     }
 
-    fn pointwise(x: Tensor<3>, weight: Tensor<3>) -> Tensor<3> {
-        conv1d(x, weight, None, ConvOptions::new([1], [0], [1], 1))
+    fn pointwise(x: Tensor<3>, weight: Tensor<3>, groups: usize) -> Tensor<3> {
+        conv1d(x, weight, None, ConvOptions::new([1], [0], [1], groups))
     }
 }
 
@@ -61,14 +72,23 @@ impl Conv<4> for Conv2d {
         self.bias.as_ref().map(|bias| bias.val())
     }
 
-    fn convolve(&self, x: Tensor<4>, weight: Tensor<4>) -> Tensor<4> {
+    fn groups(&self) -> usize {
+        self.groups
+    }
+
+    fn convolve(&self, x: Tensor<4>, weight: Tensor<4>, groups: usize) -> Tensor<4> {
         let mut conv = self.clone();
-        (conv.weight, conv.bias) = (passing(weight), None);
+        (conv.weight, conv.bias, conv.groups) = (passing(weight), None, groups);
         conv.forward(x)
     }
 
-    fn pointwise(x: Tensor<4>, weight: Tensor<4>) -> Tensor<4> {
-        conv2d(x, weight, None, ConvOptions::new([1; 2], [0; 2], [1; 2], 1))
+    fn pointwise(x: Tensor<4>, weight: Tensor<4>, groups: usize) -> Tensor<4> {
+        conv2d(
+            x,
+            weight,
+            None,
+            ConvOptions::new([1; 2], [0; 2], [1; 2], groups),
+        )
     }
 }
 
@@ -82,19 +102,28 @@ impl<C: Conv<D>, const D: usize> FrozenLayer<D> for ConvLayer<'_, C, D> {
     type Input = Tensor<D>;
 
     fn apply(&self, x: Tensor<D>) -> Tensor<D> {
-        self.conv.convolve(x, self.weight.clone())
+        self.conv
+            .convolve(x, self.weight.clone(), self.conv.groups())
     }
 
     fn low_rank(&self, x: Tensor<D>, a: Tensor<2>, b: Tensor<2>) -> Tensor<D> {
         let x = cast(x, a.dtype().into());
-        let [rank, d_out] = b.dims();
+        let ([d_in, _], [rank, d_out]) = (a.dims(), b.dims());
         let mut kernel = self.weight.dims();
-        kernel[0] = rank;
-        let a = WeightLayout::Kernel.of_matrix(a, kernel);
+        let [seen, groups] = [kernel[1], self.conv.groups()];
+        let size = kernel[2..].iter().product::<usize>().max(1);
+        (kernel[0], kernel[1]) = (rank, d_in / size);
+        let mut a: Tensor<D> = WeightLayout::Kernel.of_matrix(a, kernel);
         let mut point = [1; D];
         (point[0], point[1]) = (d_out, rank);
         let b = WeightLayout::Kernel.of_matrix(b, point);
-        C::pointwise(self.conv.convolve(x, a), b)
+        // An `A` of the channels of one group is there for every group, whose outputs see its features alone. PEFT's sees
+        // all channels, and what comes of it is for `B` to share out.
+        let groups = if kernel[1] == seen { groups } else { 1 };
+        if groups > 1 {
+            a = Tensor::cat(vec![a; groups], 0);
+        }
+        C::pointwise(self.conv.convolve(x, a, groups), b, groups)
     }
 
     fn dropped(&self, x: &Tensor<D>, lora: &Lora) -> Option<Tensor<D>> {

@@ -18,6 +18,7 @@ pub use base::FrozenLinear;
 pub(crate) use base::{DenseMap, Nf4Map, weight_dims};
 pub(crate) use conv::{Conv, ConvLayer};
 pub(crate) use embedding::{EmbeddingLayer, attend_low_rank};
+pub use layout::ExpertLayout;
 pub(crate) use layout::{LayerKind, WeightLayout};
 #[cfg(feature = "faer")]
 pub use loftq::LoftqReport;

@@ -25,6 +25,11 @@ pub struct PeftConfig {
     pub lora: LoraConfig,
     /// The modules that get one, and the ranks and alphas that differ.
     pub targets: TargetConfig,
+    /// Tensors of three axes that hold the weights of experts, `[experts, d_in, d_out]` or as
+    /// [`PeftModel::with_expert_layout`](super::PeftModel::with_expert_layout) says, and that get factors for each expert: their
+    /// paths, or the ends of those, as in `mlp.experts.gate_up_proj`. They are composed, `W_e + s·A_e·B_e`, in any forward pass.
+    /// Without dropout, DoRA and bias, as in PEFT. Default: none.
+    pub target_parameters: Vec<String>,
     /// Modules whose every parameter is trained whole, as a copy that belongs to the adapter: paths or their last segments.
     /// They get no delta. Default: none.
     pub modules_to_save: Vec<String>,
@@ -67,11 +72,21 @@ impl PeftConfig {
         Self {
             lora,
             targets,
+            target_parameters: Vec::new(),
             modules_to_save: Vec::new(),
             bias: BiasMode::None,
             trainable_tokens: None,
             ensure_weight_tying: false,
         }
+    }
+
+    /// Gives the experts in these tensors factors too.
+    pub fn with_target_parameters<S: Into<String>>(
+        mut self,
+        names: impl IntoIterator<Item = S>,
+    ) -> Self {
+        self.target_parameters = names.into_iter().map(Into::into).collect();
+        self
     }
 
     /// Trains these modules whole, as copies that belong to the adapter: an output head, or the norms.

@@ -104,6 +104,8 @@ impl<M: Module> PeftModel<M> {
             own.alpha *= config.scale() / own.scale();
             let mut lora = fresh(&own, site, &device, &dense)?;
             let a = cast(found.factor(rank, &device), config.dtype);
+            // Every slice begins with the same directions: its inputs are the same.
+            let a = a.repeat_dim(1, config.slices.chosen());
             lora.a = Param::from_tensor(a);
             if rank != config.rank {
                 let key = regex::escape(&path);

@@ -118,7 +118,11 @@ fn convolution<const D: usize, C: Conv<D>>(
     x: Tensor<D>,
     forward: fn(&C, Tensor<D>) -> Tensor<D>,
 ) -> Tensor<D> {
-    match conv.weight().reparameterization::<PeftWeight>() {
+    let state = conv.weight().reparameterization::<PeftWeight>();
+    if let Some(state) = state {
+        state.note_groups(conv.groups());
+    }
+    match state {
         Some(state) if state.is_changed() && !has_copy(state) => {
             let weight = conv.weight().base();
             let batch = x.dims()[0];

@@ -6,7 +6,7 @@ use burn::module::{Module, Param};
 use burn::tensor::{Device, FloatDType, Tensor};
 
 use super::traverse::{See, Site, walk};
-use crate::adapter::{Lora, LoraConfig, TrainedCopy, TrainedRows, cast};
+use crate::adapter::{Lora, LoraConfig, Slices, TrainedCopy, TrainedRows, cast};
 use crate::layer::{DenseMap, LayerKind, Nf4Map};
 use crate::{PeftError, Result};
 
@@ -28,6 +28,27 @@ pub(super) fn fresh(
                 let weight = dense[&site.path].clone();
                 config.with_norms(lora, &DenseMap { weight, bias })
             }
+        };
+    }
+    if let Some(experts) = site.experts() {
+        let of_all = [
+            ("dora", config.dora),
+            ("bias of B", config.bias),
+            ("dropout", config.dropout > 0.0),
+            ("slices", config.slices != Slices::Whole),
+            ("init", config.init.folds()),
+        ];
+        return match of_all.into_iter().find(|(_, has)| *has) {
+            None => {
+                let each = Slices::equal(vec![true; experts]);
+                let config = config.clone().with_slices(each);
+                config.init(dims[0], dims[1], device)
+            }
+            Some((name, _)) => Err(PeftError::Config {
+                name: format!("{name} of `{}`", site.path),
+                value: "set".into(),
+                expected: "plain LoRA, without dropout, on a tensor of experts".into(),
+            }),
         };
     }
     match site.nf4() {

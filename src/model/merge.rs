@@ -49,7 +49,8 @@ impl<M: Module> PeftModel<M> {
     /// # Errors
     ///
     /// [`PeftError::NotFinite`] with the path of a weight that would hold a NaN or an infinity;
-    /// [`PeftError::Config`] while the rows of a batch have adapters of their own, and for a bias of `B` on a layer without a bias;
+    /// [`PeftError::Config`] while the rows of a batch have adapters of their own, for a bias of `B` on a layer without a bias, and
+    /// for an adapter of PEFT on a convolution of several groups;
     /// [`PeftError::ForeignReparameterization`], as Burn would fold that one in too.
     pub fn merged(&self) -> Result<(M, MergeReport)> {
         self.clone().merge_and_unload()
@@ -130,7 +131,15 @@ impl<M: Module> PeftModel<M> {
         sites.iter().try_for_each(refuse_foreign)?;
         let mut shifts: HashMap<String, Tensor<1>> = HashMap::new();
         for site in &sites {
-            let Some(shift) = site.state.as_ref().and_then(shift) else {
+            let state = site.state.as_ref();
+            if state.is_some_and(|state| state.mixing_groups(&site.shape).is_some()) {
+                return Err(PeftError::Config {
+                    name: format!("groups of `{}`", site.module()),
+                    value: "a change that sees the channels of all".into(),
+                    expected: "a change of the weight, which has the channels of one group".into(),
+                });
+            }
+            let Some(shift) = state.and_then(shift) else {
                 continue;
             };
             let bias = format!("{}.bias", site.module());
@@ -166,7 +175,7 @@ fn shift(state: &PeftWeight) -> Option<Tensor<1>> {
 }
 
 /// The states of the parameters that adapters change, by their paths.
-fn changed_states<M: Module>(module: &M) -> HashMap<String, PeftWeight> {
+pub(super) fn changed_states<M: Module>(module: &M) -> HashMap<String, PeftWeight> {
     let sites = collect(module).into_iter();
     let states = sites.filter_map(|site| Some((site.path, site.state?)));
     states.filter(|(_, state)| state.is_changed()).collect()

@@ -11,6 +11,8 @@ mod choose;
 mod combine;
 mod config;
 #[cfg(feature = "faer")]
+mod convert;
+#[cfg(feature = "faer")]
 mod eva;
 mod forward;
 mod fresh;

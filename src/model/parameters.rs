@@ -54,6 +54,32 @@ fn ancestors(path: &str) -> impl Iterator<Item = &str> {
     path.rmatch_indices('.').map(move |(dot, _)| &path[..dot])
 }
 
+/// The tensors of experts, and weights of linear layers, that `names` mean: by their whole paths, or the ends of those.
+///
+/// # Errors
+///
+/// [`PeftError::UnmatchedPatterns`] with every name that means none, and the nearest ones.
+pub(super) fn target_parameters<'a>(sites: &'a [Site], names: &[String]) -> Result<Vec<&'a Site>> {
+    let is_target = |site: &&Site| site.experts().is_some() || site.is_linear();
+    let known: Vec<&Site> = sites.iter().filter(is_target).collect();
+    let patterns = names
+        .iter()
+        .filter(|name| !known.iter().any(|site| is_named(&site.path, name)));
+    let patterns: Vec<UnmatchedPattern> = patterns
+        .map(|name| {
+            let paths = known.iter().map(|site| site.path.as_str());
+            unmatched("target_parameters", name, paths)
+        })
+        .collect();
+    if !patterns.is_empty() {
+        return Err(PeftError::UnmatchedPatterns { patterns });
+    }
+    let named = known.into_iter();
+    Ok(named
+        .filter(|site| names.iter().any(|name| is_named(&site.path, name)))
+        .collect())
+}
+
 /// The biases that `mode` trains, beside the layers at `adapted`.
 pub(super) fn biases<'a>(sites: &'a [Site], mode: BiasMode, adapted: &[&Site]) -> Vec<&'a Site> {
     let is_chosen = |site: &&Site| match mode {

@@ -8,14 +8,14 @@ use burn::tensor::Device;
 use super::active::Active;
 use super::config::PeftConfig;
 use super::fresh::{copies, dense_weights, fresh};
-use super::parameters::{biases, named_modules, tokens};
+use super::parameters::{biases, named_modules, target_parameters, tokens};
 use super::quantize::{self, QuantizeReport};
 use super::report::{AttachReport, ModelReport};
 use super::target::{TargetConfig, TargetModules, TargetReport};
 use super::traverse::{Site, collect, edit};
 use super::weight::{NF4, NamedChange, PeftWeight};
 use crate::adapter::{Change, Lora};
-use crate::layer::LayerKind;
+use crate::layer::{ExpertLayout, LayerKind, WeightLayout};
 use crate::nf4::Nf4Config;
 use crate::{PeftError, Result};
 
@@ -50,6 +50,7 @@ pub struct PeftModel<M> {
     pub(super) active: Active,
     pub(super) enabled: bool,
     pub(super) head: String,
+    pub(super) experts: ExpertLayout,
 }
 
 /// A float parameter of a model, as files need to know it.
@@ -63,6 +64,8 @@ pub(crate) struct Parameter {
     pub shape: Vec<usize>,
     /// What layer it is the weight of, if it is that of one an adapter can change.
     pub layer: Option<LayerKind>,
+    /// How many groups a convolution has, where that was seen; else 1.
+    pub groups: usize,
     /// Where it lies.
     pub device: Device,
 }
@@ -83,6 +86,7 @@ impl<M: Module> PeftModel<M> {
             active: Active::none(),
             enabled: true,
             head: "lm_head".into(),
+            experts: ExpertLayout::default(),
         }
     }
 
@@ -90,6 +94,12 @@ impl<M: Module> PeftModel<M> {
     /// `lm_head`.
     pub fn with_head(mut self, head: impl Into<String>) -> Self {
         self.head = head.into();
+        self
+    }
+
+    /// Says how tensors of experts lie, which [`target_parameters`](PeftConfig::target_parameters) name.
+    pub fn with_expert_layout(mut self, layout: ExpertLayout) -> Self {
+        self.experts = layout;
         self
     }
 
@@ -141,7 +151,7 @@ impl<M: Module> PeftModel<M> {
     ///
     /// [`LoraConfig::init_on`]: crate::adapter::LoraConfig::init_on
     pub fn add_adapter(&mut self, name: &str, config: &PeftConfig) -> Result<AttachReport> {
-        let all = collect(self.module());
+        let all = self.sites();
         let saved = named_modules("modules_to_save", &all, &config.modules_to_save)?;
         let is_saved = |site: &Site| saved.iter().any(|saved| saved.path == site.path);
         let mut sites: Vec<&Site> = all.iter().filter(|site| site.is_target()).collect();
@@ -151,18 +161,25 @@ impl<M: Module> PeftModel<M> {
         let matcher = config.targets.compile(self.head_of(&all))?;
         let candidates = sites.iter().filter(|site| !is_saved(site));
         let candidates: Vec<_> = candidates.map(|site| site.module().to_owned()).collect();
-        let targets = matcher.resolve(&candidates)?;
-        let mut matched = Vec::with_capacity(targets.matched.len());
+        let mut matched = target_parameters(&all, &config.target_parameters)?;
+        let named = !matches!(&config.targets.target_modules, TargetModules::List(names) if names.is_empty());
+        let targets = match named || matched.is_empty() {
+            true => matcher.resolve(&candidates)?,
+            false => TargetReport::default(),
+        };
         for target in &targets.matched {
-            matched.push(*find(&sites, &target.path)?);
+            let site = *find(&sites, &target.path)?;
+            if !matched.iter().any(|matched| matched.path == site.path) {
+                matched.push(site);
+            }
         }
         let needing = matched.iter().filter(|_| config.lora.needs_weight());
         let dense = dense_weights(self.module(), needing.copied());
         let mut changes: Vec<(String, Change)> = Vec::with_capacity(matched.len());
         for site in &matched {
             let mut lora = config.lora.clone();
-            lora.rank = matcher.rank_for(site.module(), lora.rank)?;
-            lora.alpha = matcher.alpha_for(site.module(), lora.alpha)?;
+            lora.rank = matcher.rank_for(site.target_path(), lora.rank)?;
+            lora.alpha = matcher.alpha_for(site.target_path(), lora.alpha)?;
             let lora = fresh(&lora, site, &self.device_of(site), &dense)?;
             changes.push((site.path.clone(), lora.into()));
         }
@@ -196,7 +213,7 @@ impl<M: Module> PeftModel<M> {
         config: &PeftConfig,
         factors: Vec<(String, Lora)>,
     ) -> Result<()> {
-        self.insert_changes(name, config, of_weights(factors))
+        self.insert_changes(name, config, self.of_weights(factors))
     }
 
     /// Adds an adapter of given changes, by the path of their parameter, and makes it the active one.
@@ -231,7 +248,7 @@ impl<M: Module> PeftModel<M> {
         config: &PeftConfig,
         factors: Vec<(String, Lora)>,
     ) -> Result<()> {
-        self.swap_changes(name, config, of_weights(factors))
+        self.swap_changes(name, config, self.of_weights(factors))
     }
 
     /// As [`swap_adapter`](Self::swap_adapter), of changes by the path of their parameter.
@@ -258,6 +275,20 @@ impl<M: Module> PeftModel<M> {
         Ok(())
     }
 
+    /// These factors by the paths of their parameters: that of a module's weight, or of a tensor of experts.
+    fn of_weights(&self, factors: Vec<(String, Lora)>) -> Vec<(String, Change)> {
+        let sites = self.sites();
+        let factors = factors.into_iter();
+        factors
+            .map(
+                |(path, lora)| match sites.iter().any(|site| site.path == path) {
+                    true => (path, lora.into()),
+                    false => (format!("{path}.weight"), lora.into()),
+                },
+            )
+            .collect()
+    }
+
     /// The states of the parameters that get these changes, by their paths, each with the adapter in its old place or the last.
     fn attached(
         &self,
@@ -265,7 +296,7 @@ impl<M: Module> PeftModel<M> {
         config: &PeftConfig,
         changes: Vec<(String, Change)>,
     ) -> Result<HashMap<String, PeftWeight>> {
-        let sites = collect(self.module());
+        let sites = self.sites();
         let mut states: HashMap<String, PeftWeight> = HashMap::new();
         for (path, change) in changes {
             let site = sites.iter().find(|site| site.path == path);
@@ -275,6 +306,7 @@ impl<M: Module> PeftModel<M> {
             let old = site.state_or_new();
             let state = states.entry(path).or_insert_with(|| {
                 let mut state = old.clone();
+                state.layout = site.layout();
                 // What has nothing new is gone, but the place among the adapters stays.
                 state.adapters.retain(|adapter| adapter.name != name);
                 state
@@ -387,14 +419,27 @@ impl<M: Module> PeftModel<M> {
         ModelReport::new(collect(self.module()), self.active.clone(), self.enabled)
     }
 
+    /// Every float parameter with what is attached to it, in the model's order. One of three axes that is no convolution's may be
+    /// the weights of experts.
+    pub(super) fn sites(&self) -> Vec<Site> {
+        let mut sites = collect(self.module());
+        for site in &mut sites {
+            if site.layer.is_none() && site.shape.len() == 3 {
+                site.layer = Some(LayerKind::Experts(self.experts));
+            }
+        }
+        sites
+    }
+
     /// Every float parameter, in the model's order.
     pub(crate) fn parameters(&self) -> Vec<Parameter> {
-        let sites = collect(self.module());
+        let sites = self.sites();
         let parameters = sites.iter().map(|site| Parameter {
             path: site.path.clone(),
             torch_name: site.torch_name().to_owned(),
             shape: site.dense_shape(),
             layer: site.layer,
+            groups: site.state.as_ref().map_or(1, PeftWeight::groups),
             device: self.device_of(site),
         });
         parameters.collect()
@@ -441,7 +486,7 @@ impl<M: Module> PeftModel<M> {
         }
     }
 
-    fn check_new_name(&self, name: &str) -> Result<()> {
+    pub(super) fn check_new_name(&self, name: &str) -> Result<()> {
         let reason = if name.is_empty() || name.len() > MAX_NAME {
             format!("it must have 1 to {MAX_NAME} bytes")
         } else if name == NF4 {
@@ -497,13 +542,6 @@ fn module_of(path: &str) -> &str {
     path.strip_suffix(".weight").unwrap_or(path)
 }
 
-fn of_weights(factors: Vec<(String, Lora)>) -> Vec<(String, Change)> {
-    let factors = factors.into_iter();
-    factors
-        .map(|(module, lora)| (format!("{module}.weight"), lora.into()))
-        .collect()
-}
-
 /// The weight of the module at `path`.
 pub(super) fn find<'a, S: std::borrow::Borrow<Site>>(sites: &'a [S], path: &str) -> Result<&'a S> {
     let mut sites = sites.iter();
@@ -523,11 +561,28 @@ fn check_fit(name: &str, config: &PeftConfig, site: &Site, change: &Change) -> R
         }),
     };
     match change {
-        Change::Lora(_) if !site.is_target() => Err(PeftError::UnknownModule {
+        Change::Lora(_) if site.layer.is_none() => Err(PeftError::UnknownModule {
             path: site.module().into(),
         }),
         Change::Lora(lora) => {
-            shape(site.dims().into(), lora.dims().into())?;
+            let (dims, found) = (site.dims(), lora.dims());
+            let slices = lora.config().slices.all_equal();
+            // PEFT's factor `A` of a convolution sees the channels of all groups, of which the weight has one's.
+            let of_all_groups = site.layout() == WeightLayout::Kernel
+                && lora.magnitude.is_none()
+                && slices.is_some_and(|groups| found == [groups.saturating_mul(dims[0]), dims[1]]);
+            if !of_all_groups {
+                shape(dims.into(), found.into())?;
+            }
+            if let Some(experts) = site.experts()
+                && (slices != Some(experts) || lora.magnitude.is_some() || lora.bias.is_some())
+            {
+                return Err(PeftError::Config {
+                    name: format!("the change of `{}`", site.path),
+                    value: format!("{:?}", lora.config()),
+                    expected: format!("plain factors for each of {experts} experts: equal slices"),
+                });
+            }
             for (what, found, expected) in [
                 ("dora", lora.magnitude.is_some(), config.lora.dora),
                 ("bias of B", lora.bias.is_some(), config.lora.bias),

@@ -85,7 +85,9 @@ impl Site {
 
     /// How the weight is a matrix.
     pub fn layout(&self) -> WeightLayout {
-        self.layer.map_or(WeightLayout::Matrix, LayerKind::layout)
+        let attached = self.state.as_ref().map(|state| state.layout);
+        let attached = attached.unwrap_or_default();
+        self.layer.map_or(attached, LayerKind::layout)
     }
 
     /// What is attached to it, or what is to be filled.
@@ -98,9 +100,25 @@ impl Site {
         self.layer == Some(LayerKind::Linear)
     }
 
-    /// The layer's kind, of a weight whose module is named by targets.
+    /// Whether it is the weight of a layer that targets name by its module.
     pub fn is_target(&self) -> bool {
-        self.layer.is_some()
+        self.layer.is_some() && self.experts().is_none()
+    }
+
+    /// How many experts it has the weights of.
+    pub fn experts(&self) -> Option<usize> {
+        match self.layer {
+            Some(LayerKind::Experts(_)) => self.shape.first().copied(),
+            _ => None,
+        }
+    }
+
+    /// What the patterns of ranks and alphas see: the module of a layer, the whole path of a tensor of experts.
+    pub fn target_path(&self) -> &str {
+        match self.experts() {
+            None => self.module(),
+            Some(_) => &self.path,
+        }
     }
 }
 

@@ -6,7 +6,7 @@
 
 use std::cell::RefCell;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::atomic::{AtomicU8, AtomicUsize, Ordering};
 
 use burn::module::{Devices, Module, ModuleMapper, ModuleVisitor, Param, Reparameterization};
 use burn::tensor::{DType, Device, FloatDType, Tensor, module::linear};
@@ -68,6 +68,8 @@ pub struct PeftWeight {
     pub(super) materialize: Option<Materialize>,
     /// How forward passes have read this weight, for the report only: clones of a model share it.
     way: Arc<AtomicU8>,
+    /// How many groups a convolution has, once `forward_peft` has seen it; 0 before. Burn shows it to no visitor.
+    groups: Arc<AtomicUsize>,
 }
 
 impl PeftWeight {
@@ -81,6 +83,7 @@ impl PeftWeight {
             enabled: true,
             materialize: None,
             way: Arc::default(),
+            groups: Arc::default(),
         }
     }
 
@@ -168,6 +171,16 @@ impl PeftWeight {
         }
     }
 
+    /// How many groups a convolution is known to have.
+    pub(super) fn groups(&self) -> usize {
+        self.groups.load(Ordering::Relaxed).max(1)
+    }
+
+    /// Notes how many groups a convolution has.
+    pub(super) fn note_groups(&self, groups: usize) {
+        self.groups.store(groups, Ordering::Relaxed);
+    }
+
     /// Notes that a forward pass has read this weight factored.
     pub(super) fn read_factored(&self) {
         self.way.fetch_max(1, Ordering::Relaxed);
@@ -215,6 +228,14 @@ impl PeftWeight {
             }
             Active::Rows(_) => map.apply(x),
         }
+    }
+
+    /// Whether an adapter in use sees the channels of all groups of a convolution, whose weight of shape `dims` has those of one.
+    pub(super) fn mixing_groups(&self, dims: &[usize]) -> Option<&Lora> {
+        let is_kernel = self.layout == WeightLayout::Kernel;
+        let loras = self.loras().into_iter().map(|(lora, _)| lora);
+        let mut mixing = loras.filter(|lora| lora.dims()[0] != self.layout.dims(dims)[0]);
+        mixing.next().filter(|_| is_kernel)
     }
 
     /// The effective value in f32, in the parameter's shape, differentiable in what trains.
@@ -310,6 +331,10 @@ impl Reparameterization for PeftWeight {
             assert!(
                 !self.loras().iter().any(|(lora, _)| lora.bias.is_some()),
                 "an adapter with a bias of B is no change of a weight alone: call `forward_peft`"
+            );
+            assert!(
+                self.mixing_groups(&base.dims()).is_none(),
+                "an adapter that mixes the groups of a convolution is no change of its weight: call `forward_peft`"
             );
             if self.is_composed() {
                 self.way.store(2, Ordering::Relaxed);

@@ -3,6 +3,8 @@
 mod lifecycle;
 mod quantize;
 mod several;
+#[cfg(feature = "faer")]
+mod svd;
 mod ways;
 
 use burn::module::{Module, ModuleVisitor, Param, ParamId};
