@@ -107,15 +107,18 @@ fn steps_are_those_of_peft() {
             .insert_adapter("fa", &config(lora.clone()), factors.collect())
             .unwrap();
         let projections = LoraFa::of(&model).unwrap();
+        // PEFT's ε is not corrected for the bias: at the first step it stands for this one, and for others later.
+        let epsilon = case.eps / (1.0 - 0.999_f32).sqrt();
+        let steps = if case.eps > 1e-9 { 1 } else { case.b.len() };
         let mut optimizer = AdamWConfig::new()
             .with_beta_2(0.999)
-            .with_epsilon(case.eps)
+            .with_epsilon(epsilon)
             .with_weight_decay(case.weight_decay)
             .init();
         let (x, target) = (tensor(&case.x), tensor(&case.target));
         // PEFT decays after the step, and Burn before it: what Burn's factor is then is decayed once less.
         let decay = 1.0 - case.lr * f64::from(case.weight_decay);
-        for (step, expected) in case.b.iter().enumerate() {
+        for (step, expected) in case.b.iter().take(steps).enumerate() {
             let loss = (model.forward(x.clone()) - target.clone()).square().sum();
             let mut grads = GradientsParams::from_grads(loss.backward(), &model);
             projections.project(&mut grads);
@@ -123,20 +126,19 @@ fn steps_are_those_of_peft() {
             for ((path, lora), expected) in model.factors("fa").unwrap().iter().zip(expected) {
                 let found = lora.b.val().inner() * decay;
                 let difference = largest(&(found - tensor(expected).transpose().inner()));
-                let tolerance = match (case.eps > 1e-9, case.weight_decay > 0.0) {
-                    // Factors of at most 0.06 after six steps, each a quotient that rounding of sums of 12 terms reaches.
-                    (false, false) => 1e-6,
-                    // The factor that the gradients of the later steps are of is another one by `lr²·decay`, 5e-5, each.
-                    (false, true) => 1e-5,
-                    // PEFT's ε stands for ε/√(1 - β₂ᵗ), 3e-5 at first; over projected gradients of order 1, times lr.
-                    (true, _) => 3e-6,
+                let tolerance = match case.weight_decay > 0.0 {
+                    // Factors of at most 0.06, sums of quotients that the rounding of sums of 12 terms reaches.
+                    false => 1e-6,
+                    // The factors that later gradients are of are others by `lr·decay`, 5e-4, of their 0.006; a step of 1e-3 in
+                    // a normalised gradient. Not decayed once less, the last factor would be off by 3e-6.
+                    true => 1e-7,
                 };
                 assert!(difference < tolerance, "{path}, step {step}: {difference}");
             }
         }
         for ((_, lora), a) in model.factors("fa").unwrap().iter().zip(&case.a) {
             assert_eq!(values(&lora.a.val()), values(&tensor(a).transpose()));
-            assert!(largest(&lora.b.val()) > 0.02, "B has moved");
+            assert!(largest(&lora.b.val()) > 0.9 * case.lr as f32, "B has moved");
         }
     }
 }

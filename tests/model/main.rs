@@ -3,6 +3,7 @@
 mod lifecycle;
 mod quantize;
 mod several;
+mod slices;
 #[cfg(feature = "faer")]
 mod svd;
 mod ways;

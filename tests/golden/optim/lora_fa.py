@@ -17,16 +17,15 @@ from peft.optimizers import lorafa
 
 D_IN, HIDDEN, D_OUT, ROWS, STEPS = 6, 5, 4, 12, 6
 CASES = [
-    # rank, alpha, rslora, weight_decay, eps
-    (2, 6, False, 0.0, 1e-12),
-    (3, 6, True, 0.0, 1e-12),
-    (2, 2, False, 0.5, 1e-12),
-    (2, 6, False, 0.0, 1e-6),
+    # rank, alpha, rslora, lr, weight_decay, eps
+    (2, 6, False, 0.01, 0.0, 1e-12),
+    (3, 6, True, 0.01, 0.0, 1e-12),
+    (2, 2, False, 0.001, 0.5, 1e-12),
+    (2, 6, False, 0.01, 0.0, 1e-6),
 ]
-LR = 0.01
 
 
-def case(rank: int, alpha: int, rslora: bool, decay: float, eps: float) -> dict:
+def case(rank: int, alpha: int, rslora: bool, lr: float, decay: float, eps: float) -> dict:
     net = torch.nn.Sequential(
         torch.nn.Linear(D_IN, HIDDEN, bias=False), torch.nn.Tanh(), torch.nn.Linear(HIDDEN, D_OUT, bias=False),
     )
@@ -34,7 +33,7 @@ def case(rank: int, alpha: int, rslora: bool, decay: float, eps: float) -> dict:
     model = peft.get_peft_model(net, config)
     layers = [model.base_model.model[place] for place in (0, 2)]
     optimizer = lorafa.create_lorafa_optimizer(
-        model, r=rank, lora_alpha=alpha, lr=LR, weight_decay=decay, use_rslora=rslora,
+        model, r=rank, lora_alpha=alpha, lr=lr, weight_decay=decay, use_rslora=rslora,
     )
     optimizer.param_groups[0]["eps"] = eps
     x, target = torch.randn(ROWS, D_IN), 3.0 * torch.randn(ROWS, D_OUT)
@@ -47,7 +46,7 @@ def case(rank: int, alpha: int, rslora: bool, decay: float, eps: float) -> dict:
         steps.append(factors("lora_B"))
     assert factors("lora_A") == a
     return {
-        "rank": rank, "alpha": alpha, "rslora": rslora, "lr": LR, "weight_decay": decay, "eps": eps,
+        "rank": rank, "alpha": alpha, "rslora": rslora, "lr": lr, "weight_decay": decay, "eps": eps,
         "weights": [layer.base_layer.weight.tolist() for layer in layers], "a": a,
         "x": x.tolist(), "target": target.tolist(), "b": steps,
     }
