@@ -38,6 +38,11 @@ const TASK_TYPES: [&str; 6] = [
     "FEATURE_EXTRACTION",
 ];
 
+/// Whether PEFT may save the whole weight of the module at this path where it is adapted.
+pub(super) fn is_embedding(module: &str) -> bool {
+    EMBEDDINGS.iter().any(|name| is_named(module, name))
+}
+
 /// A module's path without the `base_layer`s at its end, and how many there were.
 pub(super) fn without_base_layers(path: &str) -> (&str, usize) {
     let (mut path, mut count) = (path, 0);
@@ -202,7 +207,7 @@ impl AdapterConfig {
             let mut names = self.modules_to_save.iter();
             names.any(|name| !name.is_empty() && module.ends_with(name.as_str()))
         }) || (name == "bias" && self.bias != BiasMode::None)
-            || (name == "weight" && EMBEDDINGS.iter().any(|name| is_named(module, name)))
+            || (name == "weight" && is_embedding(module))
     }
 
     /// The paths of the parameters that factors under this module path may be for, where `target_parameters` are named: without

@@ -10,7 +10,7 @@ use burn::module::Module;
 use burn::tensor::TensorData;
 
 use super::adapter::{AdapterFile, LoraTensors, ParameterTensor, adapter_dir};
-use super::config::{AdapterConfig, InitLoraWeights};
+use super::config::{AdapterConfig, InitLoraWeights, is_embedding};
 use super::elements::{reshaped, transposed};
 use super::explicit;
 use super::names::NameMap;
@@ -276,7 +276,8 @@ impl SavedModules {
         path
     }
 
-    /// The `modules_to_save` that PEFT needs to be told of: all but biases that `bias` tells of.
+    /// The `modules_to_save` that PEFT needs to be told of: all but biases that `bias` tells of, and weights of adapted
+    /// embeddings.
     ///
     /// # Errors
     ///
@@ -289,10 +290,16 @@ impl SavedModules {
         parameters: &[Parameter],
         names: &NameMap,
     ) -> Result<Vec<String>> {
-        let told = |module: &str| match bias {
-            BiasMode::None => false,
-            BiasMode::All => true,
-            BiasMode::LoraOnly => adapted.iter().any(|adapted| adapted.path == module),
+        let is_adapted = |module: &str| adapted.iter().any(|adapted| adapted.path == module);
+        let told = |module: &str, found: &[String]| match found {
+            [only] if only == "bias" => match bias {
+                BiasMode::None => false,
+                BiasMode::All => true,
+                BiasMode::LoraOnly => is_adapted(module),
+            },
+            // PEFT has the base's own weight beside the factors of an embedding.
+            [only] if only == "weight" => is_adapted(module) && is_embedding(module),
+            _ => false,
         };
         let mut of_model: BTreeMap<String, Vec<&str>> = BTreeMap::new();
         for parameter in parameters {
@@ -303,7 +310,7 @@ impl SavedModules {
         }
         let modules = self.modules.into_iter();
         let saved: BTreeMap<_, _> = modules
-            .filter(|(module, found)| !(told(module) && found[..] == ["bias"]))
+            .filter(|(module, found)| !told(module, found))
             .collect();
         for (module, found) in &saved {
             let error = |value: String, expected: &str| {

@@ -96,7 +96,9 @@ fn of_kernel(lora: &Lora, path: String, parameter: &Parameter) -> Result<StoredL
         return Err(PeftError::Config {
             name: format!("dora of `{path}`"),
             value: "true".into(),
-            expected: "false on a convolution of several groups, whose norms PEFT takes of another weight".into(),
+            expected:
+                "false on a convolution of several groups, whose norms PEFT takes of another weight"
+                    .into(),
         });
     }
     let lora = if mixes {

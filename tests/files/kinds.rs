@@ -8,21 +8,24 @@ use std::path::{Path, PathBuf};
 use burn::module::{Module, ModuleVisitor, Param};
 use burn::tensor::{Device, Gradients, Int, Tensor, TensorData};
 use burn_peft::format::{LoadOptions, SaveOptions, WEIGHTS_FILE};
+use burn_peft::layer::ExpertLayout;
 use burn_peft::model::PeftModel;
 use safetensors::{Dtype, SafeTensors};
 
 use super::kinds_model::Kinds;
+use super::llama::model::LlamaForCausalLm;
 
 const DIR: &str = "tests/golden/kinds";
 
-/// The cases on the small model that need no more than their directory, and whether their experts are `[E, in, out]`.
-const CASES: [(&str, bool); 15] = [
+/// The cases on the small model, and whether their experts are `[E, in, out]`.
+const CASES: [(&str, bool); 20] = [
     ("embedding", false),
     ("embedding-rslora", false),
     ("embedding-dora", false),
     ("conv1d", false),
     ("conv2d", false),
     ("conv-dora", false),
+    ("grouped", false),
     ("lora-bias", false),
     ("bias-lora-only", false),
     ("bias-all", false),
@@ -31,15 +34,27 @@ const CASES: [(&str, bool); 15] = [
     ("tokens-list", false),
     ("tokens-dict", false),
     ("tokens-with-lora", false),
+    ("experts-one", false),
+    ("experts-two", false),
+    ("experts-transposed", true),
+    ("everything", false),
     ("everything-bias", false),
 ];
+
+/// Those that are no changes of weights: a bias of B, or an `A` that sees the channels of all groups.
+const FACTORED_ONLY: [&str; 4] = ["lora-bias", "grouped", "everything", "everything-bias"];
 
 fn dir(case: &str) -> PathBuf {
     Path::new(DIR).join(case)
 }
 
 fn model(transposed: bool, device: &Device) -> PeftModel<Kinds> {
-    PeftModel::new(Kinds::load(Path::new(DIR), transposed, device).unwrap())
+    let layout = match transposed {
+        true => ExpertLayout::InOut,
+        false => ExpertLayout::OutIn,
+    };
+    let model = Kinds::load(Path::new(DIR), transposed, device).unwrap();
+    PeftModel::new(model).with_expert_layout(layout)
 }
 
 fn loaded(case: &str, transposed: bool, device: &Device) -> PeftModel<Kinds> {
@@ -105,8 +120,7 @@ fn outputs_and_merges_are_those_of_peft_in_both_ways() {
         let expected = golden.get("adapted");
         let factored = model.forward_peft(tokens.clone()).into_data();
         check(case, &factored, expected, BOUND);
-        // A bias of B is no change of a weight.
-        if case != "lora-bias" {
+        if !FACTORED_ONLY.contains(&case) {
             let composed = model.forward(tokens.clone()).into_data();
             check(&format!("{case} composed"), &composed, expected, BOUND);
         }
@@ -152,15 +166,10 @@ fn gradients_are_those_of_peft_in_both_ways() {
         let tokens = Tensor::<2, Int>::from_data(tokens.get("tokens").clone(), &device);
         let weights = Tensor::<2>::from_data(golden.get("weights").clone(), &device);
         for composed in [false, true] {
-            if composed && case == "lora-bias" {
+            if composed && FACTORED_ONLY.contains(&case) {
                 continue;
             }
             let model = loaded(case, transposed, &device);
-            // Dropout is of training only, and of the golden values there is none.
-            let model = match case {
-                "embedding" => model,
-                _ => model,
-            };
             let y = match composed {
                 true => model.forward(tokens.clone()),
                 false => model.forward_peft(tokens.clone()),
@@ -176,6 +185,53 @@ fn gradients_are_those_of_peft_in_both_ways() {
             }
             assert_eq!(found.0.len(), golden.0.len() - 1, "{case}");
         }
+    }
+}
+
+/// What each case of a Llama is: its name, and whether its head is its embedding.
+const LLAMAS: [(&str, bool); 8] = [
+    ("llama-modules-to-save", false),
+    ("llama-bias", false),
+    ("llama-tokens-tied", true),
+    ("llama-tokens-untied", false),
+    ("llama-tied-weights", true),
+    ("llama-tied-lora", true),
+    ("llama-embedding-lora", false),
+    ("llama-embedding-lora-base", false),
+];
+
+#[test]
+fn embeddings_heads_and_tied_weights_of_a_llama_are_as_in_peft() {
+    let device = Device::flex();
+    for (case, tied) in LLAMAS {
+        let base = Path::new("tests/golden/llama").join(if tied { "tied" } else { "untied" });
+        let (_, base) = LlamaForCausalLm::from_pretrained(&base, &device).unwrap();
+        let golden = Tensors::read(&dir(case).join("outputs.safetensors"));
+        let tokens = Tensor::<2, Int>::from_data(golden.get("tokens").clone(), &device);
+        let mut model = PeftModel::new(base.clone());
+        let options = LoadOptions::default();
+        let report = model.load_adapter("default", &dir(case), &options);
+        let report = report.unwrap_or_else(|error| panic!("{case}: {error}"));
+        let files = Tensors::read(&dir(case).join(WEIGHTS_FILE));
+        assert_eq!(report.loaded.len(), files.0.len(), "{case}");
+        let found = model.forward(tokens.clone()).into_data();
+        // Logits of two layers; those of other goldens differ by as much.
+        check(case, &found, golden.get("adapted"), 1e-5);
+        if let Some(expected) = golden.0.get("merged") {
+            let (merged, _) = model.merged().unwrap();
+            check(
+                case,
+                &merged.forward(tokens.clone()).into_data(),
+                expected,
+                1e-5,
+            );
+        }
+        // And out again, with the same tensors.
+        let scratch = tempfile::tempdir().unwrap();
+        let saved = model.save_adapter("default", scratch.path(), &SaveOptions::default());
+        let saved = saved.unwrap_or_else(|error| panic!("{case}: {error}"));
+        let written = Tensors::read(&saved.join(WEIGHTS_FILE));
+        assert_eq!(written.0, files.0, "{case}");
     }
 }
 

@@ -89,15 +89,16 @@ fn all_tensors_that_do_not_fit_are_listed() {
 
 #[test]
 fn shapes_that_are_no_factors_are_mismatches() {
-    for shape in [
-        &[][..],
-        &[2],
-        &[2, 3, 1],
-        &[3, 2],
-        &[1, 3],
-        &[2, 0],
-        &[0, 3],
-        &[0, usize::MAX],
+    for (shape, mismatched) in [
+        (&[][..], &[][..]),
+        (&[2], &[2]),
+        // The factor of a convolution, whose partner is not.
+        (&[2, 3, 1], &[4, 2]),
+        (&[3, 2], &[3, 2]),
+        (&[1, 3], &[1, 3]),
+        (&[2, 0], &[2, 0]),
+        (&[0, 3], &[0, 3]),
+        (&[0, usize::MAX], &[0, usize::MAX]),
     ] {
         let mut header = json!({QB: f32_entry(&[4, 2], 0)});
         let numel = if shape.contains(&0) {
@@ -110,7 +111,7 @@ fn shapes_that_are_no_factors_are_mismatches() {
             .tensors(&header, &vec![0; 32 + 4 * numel])
             .error();
         match inside(&error, WEIGHTS_FILE) {
-            PeftError::Incomplete { report } => assert_eq!(report.mismatched[0].found, shape),
+            PeftError::Incomplete { report } => assert_eq!(report.mismatched[0].found, mismatched),
             other => panic!("{shape:?}: {other}"),
         }
     }
