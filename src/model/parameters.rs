@@ -116,17 +116,19 @@ pub(super) fn tokens<'a>(
             chosen.insert(site.path.clone(), (site, indices.clone()));
         }
         Some(TrainableTokens::Named(named)) => {
+            let matrices = sites.iter().filter(|site| {
+                matches!(site.layer, Some(LayerKind::Embedding | LayerKind::Linear))
+            });
+            let matrices: Vec<&Site> = matrices.collect();
             for (name, indices) in named {
-                let of_name = embeddings
-                    .iter()
-                    .filter(|site| is_named(site.module(), name));
+                let of_name = matrices.iter().filter(|site| is_named(site.module(), name));
                 let mut any = false;
                 for site in of_name {
                     any = true;
                     chosen.insert(site.path.clone(), (*site, indices.clone()));
                 }
                 if !any {
-                    let modules = embeddings.iter().map(|site| site.module());
+                    let modules = matrices.iter().map(|site| site.module());
                     return Err(PeftError::UnmatchedPatterns {
                         patterns: vec![unmatched(OPTION, name, modules)],
                     });

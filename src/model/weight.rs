@@ -104,7 +104,9 @@ impl PeftWeight {
 
     /// Whether a forward pass by Burn's own layers forms a dense weight that one by this crate would not.
     fn is_composed(&self) -> bool {
-        self.nf4.is_some() || !self.loras().is_empty()
+        // Of experts there is no other way.
+        let experts = matches!(self.layout, WeightLayout::Experts(_));
+        self.nf4.is_some() || (!self.loras().is_empty() && !experts)
     }
 
     /// Uses those of `active` that this weight has. Only the factors of those that are summed require a gradient.

@@ -14,7 +14,7 @@ use crate::{PeftError, Result};
 pub struct LoraPlusGroups {
     /// The factors `A`, which learn at the base rate.
     pub a: ParamGroup,
-    /// The factors `B`, and DoRA's magnitudes, which learn at the rate times the ratio.
+    /// The factors `B` with their biases, and DoRA's magnitudes, which learn at the rate times the ratio.
     pub b: ParamGroup,
 }
 
@@ -28,6 +28,7 @@ impl LoraPlusGroups {
                 a.push(lora.a.id);
                 b.push(lora.b.id);
                 b.extend(lora.magnitude.map(|magnitude| magnitude.id));
+                b.extend(lora.bias.map(|bias| bias.id));
             }
         }
         Self {
@@ -37,7 +38,7 @@ impl LoraPlusGroups {
     }
 }
 
-/// The learning rates of LoRA+: `lr` for the factors `A` and all that is no adapter, `ratio · lr` for `B` and magnitudes.
+/// The learning rates of LoRA+: `lr` for the factors `A` and all that is no factor, `ratio · lr` for `B`, its bias and magnitudes.
 ///
 /// The paper finds a ratio about 16 good, with an `lr` somewhat below LoRA's. For rates that change, give a scheduler for each
 /// group of [`LoraPlusGroups`] to Burn's [`ModuleLrScheduler`].

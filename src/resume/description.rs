@@ -6,7 +6,7 @@ use std::fmt;
 use burn::module::Module;
 
 use crate::Result;
-use crate::adapter::{Lora, Slices};
+use crate::adapter::{Change, Lora, Slices};
 use crate::model::{Base, PeftModel};
 
 /// Properties of a model and their values: equal texts are equal properties.
@@ -47,12 +47,27 @@ pub(super) fn describe<M: Module>(model: &PeftModel<M>) -> Result<Description> {
         .collect();
     let mut description = Description::new();
     for name in model.adapters() {
-        for (path, lora) in model.factors(name)? {
-            let base = bases.get(path.as_str()).copied();
-            description.insert(
-                format!("adapter `{name}` of `{path}`"),
-                lora_text(&lora, base),
-            );
+        for (path, change) in model.changes(name)? {
+            let module = path.strip_suffix(".weight").unwrap_or(&path);
+            let (what, text) = match change {
+                Change::Lora(lora) => {
+                    let base = bases.get(module).copied();
+                    let what = format!("adapter `{name}` of `{module}`");
+                    (what, lora_text(&lora, base))
+                }
+                Change::Copy(copy) => {
+                    let what = format!("adapter `{name}`, its copy of `{path}`");
+                    (what, format!("{:?} {:?}", copy.dtype(), copy.shape()))
+                }
+                Change::Rows(rows) => {
+                    let what = format!("adapter `{name}`, its rows of `{path}`");
+                    (
+                        what,
+                        format!("{:?}, rows {:?}", rows.dtype(), rows.indices()),
+                    )
+                }
+            };
+            description.insert(what, text);
         }
     }
     description.insert("the active adapter".into(), model.active().to_string());
@@ -71,8 +86,9 @@ fn lora_text(lora: &Lora, base: Option<Base>) -> String {
         Slices::Whole => String::new(),
         slices => format!(", slices {slices:?}"),
     };
+    let frozen = if config.freeze_a { ", A frozen" } else { "" };
     format!(
-        "rank {}, alpha {}, dropout {}, rslora {}, dora {}, {:?}{slices} on a {base} [{d_in}, {d_out}]",
+        "rank {}, alpha {}, dropout {}, rslora {}, dora {}, {:?}{slices}{frozen} on a {base} [{d_in}, {d_out}]",
         config.rank, config.alpha, config.dropout, config.rslora, config.dora, config.dtype,
     )
 }

@@ -1,5 +1,6 @@
 //! Adapters on whole models.
 
+mod kinds;
 mod lifecycle;
 mod quantize;
 mod several;
@@ -7,6 +8,9 @@ mod slices;
 #[cfg(feature = "faer")]
 mod svd;
 mod ways;
+
+#[path = "../golden/kinds/model.rs"]
+mod kinds_model;
 
 use burn::module::{Module, ModuleVisitor, Param, ParamId};
 use burn::nn::{Linear, LinearConfig, LinearLayout, Relu};

@@ -122,6 +122,7 @@ impl Kinds {
     }
 
     /// `[batch, 7]` to `[batch, 5]`, by Burn's layers.
+    #[allow(dead_code)] // Whatever takes the model by its path uses one of the two ways, or both.
     pub fn forward(&self, tokens: Tensor<2, Int>) -> Tensor<2> {
         let x = self.embed.forward(tokens).swap_dims(1, 2);
         let x = self.grouped.forward(self.conv1.forward(x).tanh()).tanh();
