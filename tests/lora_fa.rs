@@ -260,6 +260,29 @@ fn a_stays_frozen_through_the_life_of_a_model() {
 }
 
 #[test]
+fn an_adapter_that_is_there_can_be_frozen_and_trained_again() {
+    let mut model = model(LoraConfig::new(2).with_dora(true));
+    for frozen in [false, true] {
+        let before = model.factors("fa").unwrap();
+        let factors = before
+            .iter()
+            .map(|(path, lora)| (path.clone(), lora.clone().with_frozen_a(frozen)));
+        let lora = LoraConfig::new(2).with_dora(true).with_freeze_a(frozen);
+        let config = PeftConfig::new(lora, TargetConfig::list(["first", "second"]));
+        model
+            .swap_adapter("fa", &config, factors.collect())
+            .unwrap();
+        assert_eq!(LoraFa::of(&model).is_ok(), frozen);
+        for ((_, before), (_, now)) in before.iter().zip(model.factors("fa").unwrap()) {
+            assert_eq!(trained(&now), [!frozen, true]);
+            assert_eq!((now.a.id, now.b.id), (before.a.id, before.b.id));
+            assert!(now.magnitude.is_some());
+            assert_eq!(values(&now.a.val()), values(&before.a.val()));
+        }
+    }
+}
+
+#[test]
 fn what_cannot_be_projected_is_an_error() {
     let mut plain = PeftModel::new(net());
     let config = PeftConfig::new(LoraConfig::new(2), TargetConfig::list(["first"]));
