@@ -165,8 +165,8 @@ fn the_step_is_the_nearest_to_that_of_the_weight() {
         let projected = grads.get::<2>(lora.b.id).unwrap();
         assert!(largest(&(projected.clone() - plain)) > 0.1);
         let a = lora.a.val().inner();
-        let ranges = match slices {
-            Slices::Whole => vec![0..8],
+        let ranges: Vec<_> = match slices {
+            Slices::Whole => std::iter::once(0..8).collect(),
             _ => vec![0..2, 4..6, 6..8],
         };
         let mut column = 0;

@@ -8,10 +8,11 @@ use std::collections::HashMap;
 
 use burn::module::Module;
 
+use super::combine::ModuleChanges;
 use super::merge::visit_changed;
 use super::peft_model::PeftModel;
+use crate::Result;
 use crate::adapter::{Combination, DeltaReport, Lora, Truncation, change_of};
-use crate::{PeftError, Result};
 
 impl<M: Module> PeftModel<M> {
     /// Adds the plain LoRA nearest to the weighted sum of what these adapters change, and makes it the active one: converts one, a
@@ -50,9 +51,10 @@ impl<M: Module> PeftModel<M> {
     ///
     /// # Errors
     ///
-    /// [`PeftError::UnknownAdapter`]; [`PeftError::AdapterName`] for a new name that is none or is taken, or an adapter named
-    /// twice; [`PeftError::NoTargets`] without adapters; those of [`Combination::combine_svd`], in [`PeftError::InModule`]. The model
-    /// has not changed then.
+    /// [`PeftError::UnknownAdapter`](crate::PeftError::UnknownAdapter);
+    /// [`PeftError::AdapterName`](crate::PeftError::AdapterName) for a new name that is none or is taken, or an adapter named twice;
+    /// [`PeftError::NoTargets`](crate::PeftError::NoTargets) without adapters; those of [`Combination::combine_svd`], in
+    /// [`PeftError::InModule`](crate::PeftError::InModule). The model has not changed then.
     pub fn add_weighted_adapter_svd(
         &mut self,
         name: &str,
@@ -62,17 +64,17 @@ impl<M: Module> PeftModel<M> {
     ) -> Result<Vec<(String, DeltaReport)>> {
         self.check_new_name(name)?;
         let modules = self.changes_by_module(adapters)?;
-        let made = self.on_weights(&modules, combination, truncation, adapters)?;
+        let made = self.on_weights(&modules, adapters, combination, truncation)?;
         let (mut factors, mut reports) = (Vec::new(), Vec::new());
-        for (path, changes) in modules {
-            let (lora, report) = match made.get(&path) {
+        for module in modules {
+            let (lora, report) = match made.get(&module.path) {
                 Some(made) => made.clone(),
                 None => combination
-                    .combine_svd(&by_reference(&changes), truncation)
-                    .map_err(in_module(&path))?,
+                    .combine_svd(&module.by_reference(), truncation)
+                    .map_err(|source| module.error(source))?,
             };
-            factors.push((path.clone(), lora));
-            reports.push((path, report));
+            factors.push((module.path.clone(), lora));
+            reports.push((module.path, report));
         }
         self.insert_made(name, factors)?;
         Ok(reports)
@@ -81,49 +83,35 @@ impl<M: Module> PeftModel<M> {
     /// The new factors of those modules where a change depends on the weight.
     fn on_weights(
         &self,
-        modules: &[(String, Vec<(Lora, f64)>)],
+        modules: &[ModuleChanges],
+        adapters: &[(&str, f64)],
         combination: Combination,
         truncation: Truncation,
-        adapters: &[(&str, f64)],
     ) -> Result<HashMap<String, (Lora, DeltaReport)>> {
-        let depends =
-            |changes: &[(Lora, f64)]| changes.iter().any(|(lora, _)| lora.magnitude.is_some());
-        let depending = modules.iter().filter(|(_, changes)| depends(changes));
-        let depending: HashMap<&str, &[(Lora, f64)]> = depending
-            .map(|(path, changes)| (path.as_str(), changes.as_slice()))
+        let on_weight = |module: &&ModuleChanges| {
+            let mut changes = module.changes.iter();
+            changes.any(|(lora, _)| lora.magnitude.is_some())
+        };
+        let modules = modules.iter().filter(on_weight);
+        let modules: HashMap<_, _> = modules
+            .map(|module| (format!("{}.weight", module.path), module))
             .collect();
         let mut made = HashMap::new();
-        if depending.is_empty() {
+        if modules.is_empty() {
             return Ok(made);
         }
-        visit_changed(
-            self.with_adapters(adapters)?.module(),
-            |path, state, base| {
-                let module = path.strip_suffix(".weight").unwrap_or(path);
-                if let Some(changes) = depending.get(module) {
-                    let weight = state.base(base).detach();
-                    let dense = |lora: &Lora| change_of(lora, &weight).detach();
-                    let result = combination.nearest(&by_reference(changes), truncation, dense);
-                    made.insert(module.to_owned(), result.map_err(in_module(module))?);
-                }
-                Ok(())
-            },
-        )?;
+        let model = self.with_adapters(adapters)?;
+        visit_changed(model.module(), |path, state, base| {
+            let Some(module) = modules.get(path) else {
+                return Ok(());
+            };
+            let weight = state.base(base).detach();
+            let dense = |lora: &Lora| change_of(lora, &weight).detach();
+            let result = combination.nearest(&module.by_reference(), truncation, dense);
+            let result = result.map_err(|source| module.error(source))?;
+            made.insert(module.path.clone(), result);
+            Ok(())
+        })?;
         Ok(made)
-    }
-}
-
-fn by_reference(changes: &[(Lora, f64)]) -> Vec<(&Lora, f64)> {
-    changes
-        .iter()
-        .map(|(lora, weight)| (lora, *weight))
-        .collect()
-}
-
-fn in_module(path: &str) -> impl FnOnce(PeftError) -> PeftError {
-    let path = path.to_owned();
-    move |source| PeftError::InModule {
-        path,
-        source: Box::new(source),
     }
 }
