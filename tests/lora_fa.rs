@@ -165,8 +165,8 @@ fn the_step_is_the_nearest_to_that_of_the_weight() {
         let projected = grads.get::<2>(lora.b.id).unwrap();
         assert!(largest(&(projected.clone() - plain)) > 0.1);
         let a = lora.a.val().inner();
-        let ranges = match slices {
-            Slices::Whole => vec![0..8],
+        let ranges: Vec<_> = match slices {
+            Slices::Whole => std::iter::once(0..8).collect(),
             _ => vec![0..2, 4..6, 6..8],
         };
         let mut column = 0;
@@ -255,6 +255,29 @@ fn a_stays_frozen_through_the_life_of_a_model() {
         let grads = model.forward(random([3, 6])).sum().backward();
         for (_, lora) in model.factors("fa").unwrap() {
             assert!(lora.a.val().grad(&grads).is_none() && lora.b.val().grad(&grads).is_some());
+        }
+    }
+}
+
+#[test]
+fn an_adapter_that_is_there_can_be_frozen_and_trained_again() {
+    let mut model = model(LoraConfig::new(2).with_dora(true));
+    for frozen in [false, true] {
+        let before = model.factors("fa").unwrap();
+        let factors = before
+            .iter()
+            .map(|(path, lora)| (path.clone(), lora.clone().with_frozen_a(frozen)));
+        let lora = LoraConfig::new(2).with_dora(true).with_freeze_a(frozen);
+        let config = PeftConfig::new(lora, TargetConfig::list(["first", "second"]));
+        model
+            .swap_adapter("fa", &config, factors.collect())
+            .unwrap();
+        assert_eq!(LoraFa::of(&model).is_ok(), frozen);
+        for ((_, before), (_, now)) in before.iter().zip(model.factors("fa").unwrap()) {
+            assert_eq!(trained(&now), [!frozen, true]);
+            assert_eq!((now.a.id, now.b.id), (before.a.id, before.b.id));
+            assert!(now.magnitude.is_some());
+            assert_eq!(values(&now.a.val()), values(&before.a.val()));
         }
     }
 }

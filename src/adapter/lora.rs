@@ -378,6 +378,15 @@ impl Lora {
         Ok(self)
     }
 
+    /// The same with its `A` kept as it is, or trained again: [`LoraConfig::freeze_a`] for an adapter that is there already. In a
+    /// model, [`swap_adapter`](crate::model::PeftModel::swap_adapter) puts it back.
+    pub fn with_frozen_a(mut self, frozen: bool) -> Self {
+        let trains = self.b.is_require_grad();
+        self.freeze_a = frozen;
+        self.a = self.a.set_require_grad(trains && !frozen);
+        self
+    }
+
     /// These values as new values of `other`'s parameters, where they have its shapes.
     pub(crate) fn with_ids_of(mut self, other: &Self) -> Self {
         take_id(&mut self.a, &other.a);

@@ -8,6 +8,27 @@ use super::target::{Adapted, TargetConfig};
 use crate::adapter::{Combination, Lora};
 use crate::{PeftError, Result};
 
+/// What several adapters change in one module, each with its weight.
+pub(super) struct ModuleChanges {
+    pub path: String,
+    pub changes: Vec<(Lora, f64)>,
+}
+
+impl ModuleChanges {
+    pub fn by_reference(&self) -> Vec<(&Lora, f64)> {
+        let changes = self.changes.iter();
+        changes.map(|(lora, weight)| (lora, *weight)).collect()
+    }
+
+    /// An error about this module.
+    pub fn error(&self, source: PeftError) -> PeftError {
+        PeftError::InModule {
+            path: self.path.clone(),
+            source: Box::new(source),
+        }
+    }
+}
+
 impl<M: Module> PeftModel<M> {
     /// Adds an adapter that combines others of this model, each with its weight, and makes it the active one: PEFT's
     /// `add_weighted_adapter`. A module has those of them that it has; the others stay as they are.
@@ -28,30 +49,20 @@ impl<M: Module> PeftModel<M> {
     ) -> Result<()> {
         let modules = self.changes_by_module(adapters)?;
         let mut factors = Vec::with_capacity(modules.len());
-        for (path, changes) in modules {
-            let changes: Vec<_> = changes
-                .iter()
-                .map(|(lora, weight)| (lora, *weight))
-                .collect();
+        for module in modules {
             let lora = combination
-                .combine(&changes)
-                .map_err(|source| PeftError::InModule {
-                    path: path.clone(),
-                    source: Box::new(source),
-                })?;
-            factors.push((path, lora));
+                .combine(&module.by_reference())
+                .map_err(|source| module.error(source))?;
+            factors.push((module.path, lora));
         }
         self.insert_made(name, factors)
     }
 
     /// The changes that these adapters make, each with its weight, module by module.
-    pub(super) fn changes_by_module(
-        &self,
-        adapters: &[(&str, f64)],
-    ) -> Result<Vec<(String, Vec<(Lora, f64)>)>> {
+    pub(super) fn changes_by_module(&self, adapters: &[(&str, f64)]) -> Result<Vec<ModuleChanges>> {
         // Checks names and weights.
         self.with_adapters(adapters)?;
-        let mut modules: Vec<(String, Vec<(Lora, f64)>)> = Vec::new();
+        let mut modules: Vec<ModuleChanges> = Vec::new();
         for &(adapter, weight) in adapters {
             for (path, change) in self.changes(adapter)? {
                 if change.lora().is_none_or(|lora| lora.bias.is_some()) {
@@ -63,9 +74,12 @@ impl<M: Module> PeftModel<M> {
                 }
             }
             for (path, lora) in self.factors(adapter)? {
-                match modules.iter_mut().find(|(known, _)| *known == path) {
-                    Some((_, changes)) => changes.push((lora, weight)),
-                    None => modules.push((path, vec![(lora, weight)])),
+                match modules.iter_mut().find(|module| module.path == path) {
+                    Some(module) => module.changes.push((lora, weight)),
+                    None => modules.push(ModuleChanges {
+                        path,
+                        changes: vec![(lora, weight)],
+                    }),
                 }
             }
         }

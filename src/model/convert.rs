@@ -9,12 +9,13 @@ use std::collections::HashMap;
 use burn::module::{Module, Param};
 use burn::tensor::Tensor;
 
+use super::combine::ModuleChanges;
 use super::merge::changed_states;
 use super::peft_model::PeftModel;
 use super::traverse::{See, walk};
 use super::weight::PeftWeight;
+use crate::Result;
 use crate::adapter::{Combination, DeltaReport, Lora, Truncation, change_of};
-use crate::{PeftError, Result};
 
 impl<M: Module> PeftModel<M> {
     /// Adds the plain LoRA nearest to the weighted sum of what these adapters change, and makes it the active one: converts one, a
@@ -53,9 +54,10 @@ impl<M: Module> PeftModel<M> {
     ///
     /// # Errors
     ///
-    /// [`PeftError::UnknownAdapter`]; [`PeftError::AdapterName`] for a new name that is none or is taken, or an adapter named
-    /// twice; [`PeftError::NoTargets`] without adapters; those of [`Combination::combine_svd`], in [`PeftError::InModule`]. The model
-    /// has not changed then.
+    /// [`PeftError::UnknownAdapter`](crate::PeftError::UnknownAdapter);
+    /// [`PeftError::AdapterName`](crate::PeftError::AdapterName) for a new name that is none or is taken, or an adapter named twice;
+    /// [`PeftError::NoTargets`](crate::PeftError::NoTargets) without adapters; those of [`Combination::combine_svd`], in
+    /// [`PeftError::InModule`](crate::PeftError::InModule). The model has not changed then.
     pub fn add_weighted_adapter_svd(
         &mut self,
         name: &str,
@@ -65,17 +67,17 @@ impl<M: Module> PeftModel<M> {
     ) -> Result<Vec<(String, DeltaReport)>> {
         self.check_new_name(name)?;
         let modules = self.changes_by_module(adapters)?;
-        let made = self.on_weights(&modules, combination, truncation, adapters)?;
+        let made = self.on_weights(&modules, adapters, combination, truncation)?;
         let (mut factors, mut reports) = (Vec::new(), Vec::new());
-        for (path, changes) in modules {
-            let (lora, report) = match made.get(&path) {
+        for module in modules {
+            let (lora, report) = match made.get(&module.path) {
                 Some(made) => made.clone(),
                 None => combination
-                    .combine_svd(&by_reference(&changes), truncation)
-                    .map_err(in_module(&path))?,
+                    .combine_svd(&module.by_reference(), truncation)
+                    .map_err(|source| module.error(source))?,
             };
-            factors.push((path.clone(), lora));
-            reports.push((path, report));
+            factors.push((module.path.clone(), lora));
+            reports.push((module.path, report));
         }
         self.insert_made(name, factors)?;
         Ok(reports)
@@ -84,24 +86,26 @@ impl<M: Module> PeftModel<M> {
     /// The new factors of those modules where a change depends on the weight.
     fn on_weights(
         &self,
-        modules: &[(String, Vec<(Lora, f64)>)],
+        modules: &[ModuleChanges],
+        adapters: &[(&str, f64)],
         combination: Combination,
         truncation: Truncation,
-        adapters: &[(&str, f64)],
     ) -> Result<HashMap<String, (Lora, DeltaReport)>> {
-        let depends =
-            |changes: &[(Lora, f64)]| changes.iter().any(|(lora, _)| lora.magnitude.is_some());
-        let depending = modules.iter().filter(|(_, changes)| depends(changes));
-        let depending: HashMap<&str, &[(Lora, f64)]> = depending
-            .map(|(path, changes)| (path.as_str(), changes.as_slice()))
+        let on_weight = |module: &&ModuleChanges| {
+            let mut changes = module.changes.iter();
+            changes.any(|(lora, _)| lora.magnitude.is_some())
+        };
+        let modules = modules.iter().filter(on_weight);
+        let modules: HashMap<_, _> = modules
+            .map(|module| (format!("{}.weight", module.path), module))
             .collect();
-        if depending.is_empty() {
+        if modules.is_empty() {
             return Ok(HashMap::new());
         }
         let model = self.with_adapters(adapters)?;
         let mut nearest = Nearest {
             states: changed_states(model.module()),
-            depending,
+            modules,
             combination,
             truncation,
             made: Ok(HashMap::new()),
@@ -114,7 +118,8 @@ impl<M: Module> PeftModel<M> {
 /// Combines the changes of those modules where one depends on the weight.
 struct Nearest<'a> {
     states: HashMap<String, PeftWeight>,
-    depending: HashMap<&'a str, &'a [(Lora, f64)]>,
+    /// By the paths of the weights.
+    modules: HashMap<String, &'a ModuleChanges>,
     combination: Combination,
     truncation: Truncation,
     made: Result<HashMap<String, (Lora, DeltaReport)>>,
@@ -122,9 +127,8 @@ struct Nearest<'a> {
 
 impl See for Nearest<'_> {
     fn see<const D: usize>(&mut self, path: &str, param: &Param<Tensor<D>>) {
-        let module = path.strip_suffix(".weight").unwrap_or(path);
-        let (Some(changes), Some(state), Ok(made)) = (
-            self.depending.get(module),
+        let (Some(module), Some(state), Ok(made)) = (
+            self.modules.get(path),
             self.states.get(path),
             &mut self.made,
         ) else {
@@ -134,27 +138,12 @@ impl See for Nearest<'_> {
         let dense = |lora: &Lora| change_of(lora, &weight).detach();
         let result = self
             .combination
-            .nearest(&by_reference(changes), self.truncation, dense);
-        match result.map_err(in_module(module)) {
+            .nearest(&module.by_reference(), self.truncation, dense);
+        match result.map_err(|source| module.error(source)) {
             Ok(lora) => {
-                made.insert(module.to_owned(), lora);
+                made.insert(module.path.clone(), lora);
             }
             Err(error) => self.made = Err(error),
         }
-    }
-}
-
-fn by_reference(changes: &[(Lora, f64)]) -> Vec<(&Lora, f64)> {
-    changes
-        .iter()
-        .map(|(lora, weight)| (lora, *weight))
-        .collect()
-}
-
-fn in_module(path: &str) -> impl FnOnce(PeftError) -> PeftError {
-    let path = path.to_owned();
-    move |source| PeftError::InModule {
-        path,
-        source: Box::new(source),
     }
 }
