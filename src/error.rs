@@ -257,6 +257,20 @@ pub enum PeftError {
         /// The fate of every tensor.
         report: Box<LoadReport>,
     },
+    /// An adapter's files are not those that the digest in their metadata was made of, or one was asked for and there is
+    /// none.
+    #[error(
+        "{path}: expected {expected}, found {found}: one of the adapter's files was damaged, or is another adapter's",
+        path = path.display()
+    )]
+    Digest {
+        /// The file of tensors, which holds the digest.
+        path: PathBuf,
+        /// The digest in the file, or in words what should be there.
+        expected: String,
+        /// The digest of the files, or in words what is there.
+        found: String,
+    },
     /// A file is there already, and overwriting it was not asked for.
     #[error("{path}: already there, and overwriting was not asked for", path = path.display())]
     Exists {
@@ -309,7 +323,10 @@ impl PeftError {
     /// Names the file that this error is about, unless it names one already.
     pub(crate) fn in_file(self, path: &Path) -> Self {
         match self {
-            Self::InFile { .. } | Self::Malformed { .. } | Self::Io { .. } => self,
+            Self::InFile { .. }
+            | Self::Malformed { .. }
+            | Self::Io { .. }
+            | Self::Digest { .. } => self,
             other => Self::InFile {
                 path: path.to_owned(),
                 source: Box::new(other),

@@ -77,7 +77,7 @@ impl AdapterFile {
     ///
     /// Those of [`AdapterConfig::read`] and [`SafetensorsFile::open`](super::SafetensorsFile::open), and, in
     /// [`PeftError::InFile`], [`PeftError::Incomplete`] with the names of all tensors that do not fit,
-    /// [`PeftError::DType`] and [`PeftError::NotFinite`].
+    /// [`PeftError::DType`] and [`PeftError::NotFinite`]; [`PeftError::Digest`] as [`ReadOptions::digest`] has it.
     pub fn read(dir: &Path, options: &ReadOptions) -> Result<Self> {
         read::read(dir, options)
     }

@@ -14,6 +14,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use super::fields::{self, Rule};
+use super::json;
 use super::read::{ReadOptions, read_bounded};
 use crate::adapter::LoraInit;
 use crate::model::{TargetConfig, TargetMatcher};
@@ -183,10 +184,10 @@ impl AdapterConfig {
     ///
     /// # Errors
     ///
-    /// [`PeftError::Json`] for what is no JSON object, [`PeftError::UnsupportedKey`] for a key that would change the
+    /// [`PeftError::Json`] for what is no JSON object or has a key twice, [`PeftError::UnsupportedKey`] for a key that would change the
     /// mathematics or is unknown, and those of [`validate`](Self::validate).
     pub fn from_json(json: &[u8], options: &ReadOptions) -> Result<Self> {
-        let object: Map<String, Value> = serde_json::from_slice(json).map_err(PeftError::json)?;
+        let object = json::object(json)?;
         let fields = Fields(&object);
         fields.refuse_other_methods()?;
         // A second pass over the text, because a `Value` may lose the order of a pattern's keys, which has meaning.

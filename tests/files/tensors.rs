@@ -327,7 +327,13 @@ fn nothing_is_overwritten_unless_asked() {
     assert_eq!(content(), before);
 
     other
-        .write(scratch.path(), &WriteOptions { overwrite: true })
+        .write(
+            scratch.path(),
+            &WriteOptions {
+                overwrite: true,
+                ..Default::default()
+            },
+        )
         .unwrap();
     let found = read(scratch.path()).unwrap();
     assert_eq!((found.config.lora_alpha, found.tensors.len()), (99.0, 1));
