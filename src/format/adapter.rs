@@ -108,7 +108,7 @@ pub fn adapter_dir(dir: &Path, name: &str) -> Result<PathBuf> {
     let forbidden = |c: char| c.is_control() || matches!(c, '.' | '/' | '\\' | ':');
     if name.is_empty() || name.contains(forbidden) || name.contains("lora_") {
         return Err(PeftError::AdapterName {
-            name: name.escape_debug().to_string(),
+            name: name.to_owned(),
             reason: "it must not be empty, nor have dots, separators, colons, control characters or `lora_`".into(),
         });
     }

@@ -331,7 +331,8 @@ impl Fields<'_> {
     ) -> Result<T> {
         match self.get(key) {
             None => Ok(default),
-            Some(value) => T::deserialize(value).map_err(|_| config_error(key, value, expected)),
+            Some(value) => T::deserialize(value)
+                .map_err(|_| config_error(key, fields::shorten(value), expected)),
         }
     }
 

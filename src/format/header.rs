@@ -62,9 +62,9 @@ fn data_len(tensors: &BTreeMap<String, TensorInfo>) -> Result<usize, String> {
                 "its values begin at {begin}, those before it end at {start}"
             )));
         }
-        let values = info.shape.iter().copied();
-        let bits = values
-            .fold(Some(1_usize), |n, side| n?.checked_mul(side))
+        let mut sides = info.shape.iter().copied();
+        let bits = sides
+            .try_fold(1_usize, usize::checked_mul)
             .and_then(|n| n.checked_mul(info.dtype.bitsize()));
         if bits.is_none_or(|bits| bits % 8 != 0 || end.checked_sub(begin) != Some(bits / 8)) {
             let (shape, dtype) = (&info.shape, info.dtype);

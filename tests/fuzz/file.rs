@@ -97,18 +97,11 @@ fn check_in(input: &[u8], dir: &TempDir, out: &TempDir) -> String {
         }
     }
     assert_eq!(count, file.len());
-    let bytes = found
-        .tensors
-        .iter()
-        .flat_map(LoraTensors::iter)
-        .map(|(_, data)| data.as_bytes().len());
-    assert_eq!(
-        bytes.sum::<usize>(),
-        file.tensors()
-            .iter()
-            .map(|(_, view)| view.data().len())
-            .sum()
-    );
+    let read = found.tensors.iter().flat_map(LoraTensors::iter);
+    let read: usize = read.map(|(_, data)| data.as_bytes().len()).sum();
+    let views = file.tensors();
+    let there: usize = views.iter().map(|(_, view)| view.data().len()).sum();
+    assert_eq!(read, there);
 
     // The targets need not name what there is; those that are written must.
     let mut again = found.clone();
@@ -116,7 +109,7 @@ fn check_in(input: &[u8], dir: &TempDir, out: &TempDir) -> String {
         TargetConfig::list(again.tensors.iter().map(|module| module.path.clone()));
     let options = WriteOptions {
         overwrite: true,
-        digest: input.len() % 2 == 0,
+        digest: input.len().is_multiple_of(2),
     };
     again
         .write(out.path(), &options)

@@ -236,7 +236,7 @@ pub fn safetensors(rng: &mut Rng, input: &[u8], other: &[u8]) -> Vec<u8> {
         .map_or(u64::MAX, |length| u64::from_le_bytes(*length));
     let Some(header) = usize::try_from(length)
         .ok()
-        .and_then(|n| input[8..].get(..n))
+        .and_then(|n| input.get(8..)?.get(..n))
     else {
         return bytes(rng, input, other);
     };

@@ -55,8 +55,8 @@ fn savers_that_are_killed_leave_one_whole_adapter_or_none() {
             killed += 1;
         }
         match whole(dir) {
-            Ok(first) if first == 1.0 => left[0] += 1,
-            Ok(first) if first == 2.0 => left[1] += 1,
+            Ok(1.0) => left[0] += 1,
+            Ok(2.0) => left[1] += 1,
             Ok(other) => panic!("nobody saved {other}"),
             // Between taking the old files away and placing the new ones.
             Err(PeftError::Io { path, source }) => {

@@ -15,7 +15,7 @@ fn report(scratch: &Scratch) -> LoadReport {
     }
 }
 
-fn f32s<'a>(name: String, shape: &'a [usize]) -> (String, &'a str, usize, &'a [usize]) {
+fn f32s(name: String, shape: &[usize]) -> (String, &'static str, usize, &[usize]) {
     (name, "F32", 4, shape)
 }
 

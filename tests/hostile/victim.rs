@@ -49,6 +49,9 @@ const MULTIPLE: usize = 6;
 /// No attack may take long; the slowest here takes 0.3 s on a quiet machine.
 const LIMIT: Duration = Duration::from_secs(10);
 
+/// How often what seems to take too much is tried again.
+const TRIES: usize = 30;
+
 /// A model with one adapter, `kept`, in use.
 pub struct Victim {
     pub model: PeftModel<Net>,
@@ -56,7 +59,7 @@ pub struct Victim {
 }
 
 /// All that loading could change.
-#[derive(Debug, PartialEq)]
+#[derive(Debug)]
 struct State {
     params: Vec<(ParamId, Option<TensorData>)>,
     adapters: Vec<String>,
@@ -81,7 +84,10 @@ impl Victim {
             .unwrap();
         let x = (0..12).map(|i| i as f32 / 12.0).collect::<Vec<_>>();
         let x = Tensor::from_data(TensorData::new(x, [2, 6]), &device);
-        Self { model, x }
+        let victim = Self { model, x };
+        // Burn makes weights, and what it keeps of them, when they are first used.
+        victim.output();
+        victim
     }
 
     fn state(&self) -> State {
@@ -117,28 +123,47 @@ impl Victim {
     }
 
     /// The error of an operation on files of so many bytes, which changes nothing, and takes neither memory nor time.
+    ///
+    /// It is repeated while it seems to take too much: the allocator counts for the whole process, and other tests may
+    /// have allocated meanwhile.
     pub fn fails<T>(
         &mut self,
         bytes: usize,
-        operation: impl FnOnce(&mut PeftModel<Net>) -> Result<T, PeftError>,
+        operation: impl Fn(&mut PeftModel<Net>) -> Result<T, PeftError>,
     ) -> PeftError {
         let before = self.state();
-        let quiet = QUIET.write().unwrap_or_else(PoisonError::into_inner);
-        let used = ALLOCATOR.current_usage();
-        ALLOCATOR.reset_peak_usage();
-        let start = Instant::now();
-        let result = operation(&mut self.model);
-        let elapsed = start.elapsed();
-        let peak = ALLOCATOR.peak_usage().saturating_sub(used);
-        drop(quiet);
-        let Err(error) = result else {
-            panic!("it was not refused")
+        let most = MULTIPLE * bytes + ALLOWANCE;
+        let mut tries = 0..TRIES;
+        let (error, peak, elapsed) = loop {
+            let quiet = QUIET.write().unwrap_or_else(PoisonError::into_inner);
+            let used = ALLOCATOR.current_usage();
+            ALLOCATOR.reset_peak_usage();
+            let start = Instant::now();
+            let result = operation(&mut self.model);
+            let elapsed = start.elapsed();
+            let peak = ALLOCATOR.peak_usage().saturating_sub(used);
+            drop(quiet);
+            let Err(error) = result else {
+                panic!("it was not refused")
+            };
+            if (peak <= most && elapsed <= LIMIT) || tries.next().is_none() {
+                break (error, peak, elapsed);
+            }
         };
-        assert!(self.state() == before, "the model has changed: {error}");
-        assert!(
-            peak <= MULTIPLE * bytes + ALLOWANCE,
-            "{peak} bytes for files of {bytes}: {error}"
-        );
+        let after = self.state();
+        for (what, same) in [
+            ("parameters", after.params == before.params),
+            ("adapters", after.adapters == before.adapters),
+            ("active adapter", after.active == before.active),
+            ("report", after.report == before.report),
+            ("outputs", after.output == before.output),
+        ] {
+            assert!(
+                same,
+                "the model's {what}: {before:?} and now {after:?}: {error}"
+            );
+        }
+        assert!(peak <= most, "{peak} bytes for files of {bytes}: {error}");
         assert!(elapsed <= LIMIT, "{elapsed:?}: {error}");
         let text = error.to_string();
         assert!(!text.contains(char::is_control), "{text:?}");
