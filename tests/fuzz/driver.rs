@@ -112,7 +112,7 @@ pub fn run(target: &Target) {
 /// An outcome without its numbers and names, of which there is no end.
 fn kind(outcome: &str) -> String {
     let mut kind = String::new();
-    for (i, part) in outcome.split('`').enumerate() {
+    for (i, part) in outcome.split(['`', '"']).enumerate() {
         let outside = i % 2 == 0;
         kind.extend(part.chars().filter(|c| outside && !c.is_ascii_digit()));
     }

@@ -54,7 +54,7 @@ fn each_change(bytes: &[u8], mut check: impl FnMut(usize, &[u8])) -> usize {
 #[test]
 fn a_truncated_file_is_refused_at_every_byte() {
     for digest in [false, true] {
-        let scratch = Scratch::of(&tiny(), digest);
+        let scratch = Scratch::in_memory(&tiny(), digest);
         for file in [WEIGHTS_FILE, CONFIG_FILE] {
             let bytes = scratch.bytes(file);
             for end in 0..bytes.len() {
@@ -67,7 +67,7 @@ fn a_truncated_file_is_refused_at_every_byte() {
         assert!(scratch.read().is_ok());
     }
     // And into a model, which stays as it was.
-    let scratch = Scratch::new();
+    let scratch = Scratch::in_memory(&adapter(0.5), false);
     let bytes = scratch.bytes(WEIGHTS_FILE);
     for end in (0..bytes.len()).step_by(if long() { 1 } else { 61 }) {
         scratch.weights(&bytes[..end]).malformed(WEIGHTS_FILE);
@@ -103,7 +103,7 @@ fn independent(bytes: &[u8]) -> Vec<LoraTensors> {
 
 #[test]
 fn a_changed_byte_of_the_tensors_is_refused_or_read_as_it_stands() {
-    let scratch = Scratch::of(&tiny(), false);
+    let scratch = Scratch::in_memory(&tiny(), false);
     let original = scratch.read().unwrap();
     let bytes = scratch.bytes(WEIGHTS_FILE);
     let (mut read, mut values) = (0, 0);
@@ -151,7 +151,7 @@ fn says(text: &[u8]) -> Option<(usize, f64, f64, bool, Vec<String>)> {
 
 #[test]
 fn a_changed_byte_of_the_configuration_is_refused_or_read_as_it_stands() {
-    let scratch = Scratch::of(&tiny(), false);
+    let scratch = Scratch::in_memory(&tiny(), false);
     let text = scratch.bytes(CONFIG_FILE);
     let mut read = 0;
     let _noise = noise();
@@ -180,7 +180,7 @@ fn a_changed_byte_of_the_configuration_is_refused_or_read_as_it_stands() {
 
 #[test]
 fn with_a_digest_every_changed_byte_of_either_file_is_refused() {
-    let scratch = Scratch::of(&tiny(), true);
+    let scratch = Scratch::in_memory(&tiny(), true);
     assert!(scratch.read().is_ok());
     let _noise = noise();
     let (mut by_digest, mut cases) = (0, 0);
@@ -204,7 +204,7 @@ fn with_a_digest_every_changed_byte_of_either_file_is_refused() {
 /// A byte here and there, into a model: what is refused leaves it as it was, what is read does what it says.
 #[test]
 fn a_changed_byte_never_leaves_a_part_of_an_adapter_on_a_model() {
-    let scratch = Scratch::of(&adapter(0.5), false);
+    let scratch = Scratch::in_memory(&adapter(0.5), false);
     for file in [WEIGHTS_FILE, CONFIG_FILE] {
         let bytes = scratch.bytes(file);
         for place in (0..bytes.len()).step_by(if long() { 3 } else { 101 }) {

@@ -79,7 +79,17 @@ impl Scratch {
     }
 
     fn of(adapter: &AdapterFile, digest: bool) -> Self {
-        let dir = tempfile::tempdir().unwrap();
+        Self::at(tempfile::tempdir().unwrap(), adapter, digest)
+    }
+
+    /// In memory where the system has a place for that: to write a file again waits for some disks, and who writes it ten
+    /// thousand times waits for a minute.
+    fn in_memory(adapter: &AdapterFile, digest: bool) -> Self {
+        let dir = tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir());
+        Self::at(dir.unwrap(), adapter, digest)
+    }
+
+    fn at(dir: tempfile::TempDir, adapter: &AdapterFile, digest: bool) -> Self {
         let options = WriteOptions {
             digest,
             ..Default::default()
