@@ -1,5 +1,6 @@
 //! The one error type of this crate.
 
+use std::fmt;
 use std::path::{Path, PathBuf};
 
 use crate::format::LoadReport;
@@ -16,7 +17,10 @@ pub type Result<T, E = PeftError> = std::result::Result<T, E>;
 #[non_exhaustive]
 pub enum PeftError {
     /// A weight to be quantised holds a NaN or an infinity.
-    #[error("tensor `{tensor}`: value {value} at flat index {index} is not finite")]
+    #[error(
+        "tensor `{}`: value {value} at flat index {index} is not finite",
+        Printable(tensor)
+    )]
     NotFinite {
         /// Name of the tensor.
         tensor: String,
@@ -32,7 +36,10 @@ pub enum PeftError {
         found: usize,
     },
     /// A tensor has another shape than its place in the model or file demands.
-    #[error("tensor `{tensor}`: expected shape {expected:?}, found {found:?}")]
+    #[error(
+        "tensor `{}`: expected shape {expected:?}, found {found:?}",
+        Printable(tensor)
+    )]
     Shape {
         /// Name of the tensor.
         tensor: String,
@@ -42,7 +49,10 @@ pub enum PeftError {
         found: Vec<usize>,
     },
     /// A tensor has an element type that is not supported where it stands.
-    #[error("tensor `{tensor}`: expected dtype {expected}, found {found}")]
+    #[error(
+        "tensor `{}`: expected dtype {expected}, found {found}",
+        Printable(tensor)
+    )]
     DType {
         /// Name of the tensor.
         tensor: String,
@@ -52,7 +62,7 @@ pub enum PeftError {
         found: String,
     },
     /// A configuration value is out of its range.
-    #[error("{name} = {value}: expected {expected}")]
+    #[error("{} = {}: expected {expected}", Printable(name), Printable(value))]
     Config {
         /// Name of the option.
         name: String,
@@ -70,7 +80,7 @@ pub enum PeftError {
         source: std::io::Error,
     },
     /// An adapter's name is not allowed or taken.
-    #[error("adapter `{name}`: {reason}")]
+    #[error("adapter `{}`: {reason}", name.escape_debug())]
     AdapterName {
         /// The name.
         name: String,
@@ -78,7 +88,7 @@ pub enum PeftError {
         reason: String,
     },
     /// The model has no adapter of this name.
-    #[error("no adapter `{name}`; the model has {adapters:?}")]
+    #[error("no adapter `{}`; the model has {adapters:?}", name.escape_debug())]
     UnknownAdapter {
         /// The name asked for.
         name: String,
@@ -116,7 +126,7 @@ pub enum PeftError {
         path: String,
     },
     /// A regular expression of a configuration does not compile, or would take too much memory.
-    #[error("{option} `{pattern}`: {reason}")]
+    #[error("{option} `{}`: {}", Printable(pattern), Printable(reason))]
     Pattern {
         /// The option it stands in, for instance `target_modules`.
         option: &'static str,
@@ -126,7 +136,11 @@ pub enum PeftError {
         reason: String,
     },
     /// A regular expression with look-around took more than the allowed number of steps.
-    #[error("{option} `{pattern}` on module `{path}`: {reason}")]
+    #[error(
+        "{option} `{}` on module `{}`: {reason}",
+        Printable(pattern),
+        Printable(path)
+    )]
     PatternMatch {
         /// The option it stands in.
         option: &'static str,
@@ -228,7 +242,7 @@ pub enum PeftError {
         source: Box<PeftError>,
     },
     /// A file is not what its place demands, or larger than what is read.
-    #[error("{path}: {reason}", path = path.display())]
+    #[error("{path}: {}", Printable(reason), path = path.display())]
     Malformed {
         /// The file.
         path: PathBuf,
@@ -236,13 +250,17 @@ pub enum PeftError {
         reason: String,
     },
     /// A text is not the JSON expected.
-    #[error("not the JSON expected: {source}")]
+    #[error("not the JSON expected: {}", Printable(&source.to_string()))]
     Json {
         /// The parser's reason, with line and column.
         source: serde_json::Error,
     },
     /// A key of an adapter's configuration asks for what this crate does not compute.
-    #[error("`{key}` = {value} is not supported: {reason}")]
+    #[error(
+        "`{}` = {} is not supported: {reason}",
+        Printable(key),
+        Printable(value)
+    )]
     UnsupportedKey {
         /// The key.
         key: String,
@@ -256,6 +274,20 @@ pub enum PeftError {
     Incomplete {
         /// The fate of every tensor.
         report: Box<LoadReport>,
+    },
+    /// An adapter's files are not those that the digest in their metadata was made of, or one was asked for and there is
+    /// none.
+    #[error(
+        "{path}: expected {expected}, found {found}: one of the adapter's files was damaged, or is another adapter's",
+        path = path.display()
+    )]
+    Digest {
+        /// The file of tensors, which holds the digest.
+        path: PathBuf,
+        /// The digest in the file, or in words what should be there.
+        expected: String,
+        /// The digest of the files, or in words what is there.
+        found: String,
     },
     /// A file is there already, and overwriting it was not asked for.
     #[error("{path}: already there, and overwriting was not asked for", path = path.display())]
@@ -277,6 +309,21 @@ pub enum PeftError {
         /// What is wrong with it.
         reason: String,
     },
+}
+
+/// A text, perhaps of a file, with control characters escaped, which a terminal that shows an error would obey.
+struct Printable<'a>(&'a str);
+
+impl fmt::Display for Printable<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        for c in self.0.chars() {
+            match c.is_control() {
+                false => write!(f, "{c}")?,
+                true => write!(f, "{}", c.escape_default())?,
+            }
+        }
+        Ok(())
+    }
 }
 
 /// As many differences as one can read, and how many more there are.
@@ -309,7 +356,10 @@ impl PeftError {
     /// Names the file that this error is about, unless it names one already.
     pub(crate) fn in_file(self, path: &Path) -> Self {
         match self {
-            Self::InFile { .. } | Self::Malformed { .. } | Self::Io { .. } => self,
+            Self::InFile { .. }
+            | Self::Malformed { .. }
+            | Self::Io { .. }
+            | Self::Digest { .. } => self,
             other => Self::InFile {
                 path: path.to_owned(),
                 source: Box::new(other),

@@ -22,8 +22,14 @@ use burn_peft::nf4::Nf4Config;
 use burn_peft::optim::{LoraPlusGroups, clip_grad_norm, lora_plus};
 use burn_peft::resume::{Checkpoint, Seed};
 
-const KEEP: WriteOptions = WriteOptions { overwrite: false };
-const REPLACE: WriteOptions = WriteOptions { overwrite: true };
+const KEEP: WriteOptions = WriteOptions {
+    overwrite: false,
+    digest: false,
+};
+const REPLACE: WriteOptions = WriteOptions {
+    overwrite: true,
+    digest: false,
+};
 
 const STEPS: u64 = 12;
 const STOP: u64 = 5;

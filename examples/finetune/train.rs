@@ -109,7 +109,15 @@ pub fn train(
                 .push((step, loss::mean_loss(&model, look, 2 * args.batch)?));
         }
         if let Some(path) = args.checkpoint.as_ref().filter(|_| step % every == 0) {
-            place.save(path, &model, &optimizer, &WriteOptions { overwrite: true })?;
+            place.save(
+                path,
+                &model,
+                &optimizer,
+                &WriteOptions {
+                    overwrite: true,
+                    ..Default::default()
+                },
+            )?;
         }
         let heldout = curve
             .heldout

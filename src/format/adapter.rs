@@ -135,7 +135,7 @@ impl AdapterFile {
     ///
     /// Those of [`AdapterConfig::read`] and [`SafetensorsFile::open`](super::SafetensorsFile::open), and, in
     /// [`PeftError::InFile`], [`PeftError::Incomplete`] with the names of all tensors that do not fit,
-    /// [`PeftError::DType`] and [`PeftError::NotFinite`].
+    /// [`PeftError::DType`] and [`PeftError::NotFinite`]; [`PeftError::Digest`] as [`ReadOptions::digest`] has it.
     pub fn read(dir: &Path, options: &ReadOptions) -> Result<Self> {
         read::read(dir, options)
     }
@@ -166,7 +166,7 @@ pub fn adapter_dir(dir: &Path, name: &str) -> Result<PathBuf> {
     let forbidden = |c: char| c.is_control() || matches!(c, '.' | '/' | '\\' | ':');
     if name.is_empty() || name.contains(forbidden) || name.contains("lora_") {
         return Err(PeftError::AdapterName {
-            name: name.escape_debug().to_string(),
+            name: name.to_owned(),
             reason: "it must not be empty, nor have dots, separators, colons, control characters or `lora_`".into(),
         });
     }

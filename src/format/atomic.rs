@@ -5,19 +5,23 @@
 //! are first moved aside, the last file before the others; the new ones take their places, the last file at the end.
 //! A reader, or a crash, between the two sees no last file at all rather than one that belongs to other files; an
 //! error moves everything back. Savers of one directory take turns where the system can lock a directory.
+//!
+//! A process that is killed leaves its scratch files, the old ones that it had moved aside among them. The next saver
+//! that may overwrite removes them once its own files are in place.
 
-use std::fs::{self, File};
-use std::io::{self, Write};
+use std::fs;
+use std::io;
 use std::path::{Path, PathBuf};
 
-use tempfile::{Builder, NamedTempFile, TempPath};
+use tempfile::TempPath;
 
+use super::disk;
 use crate::{PeftError, Result};
 
 /// Writes `files`, names and contents, into `dir`, which is made with its parents where it is not there.
 ///
-/// New files get ordinary modes (0666 less the umask), files that replace others keep theirs. A file that is there with
-/// the same content is left alone.
+/// New files get ordinary modes (0666 less the umask), files that replace others keep theirs. A link in a file's place is
+/// replaced, not followed. A file that is there with the same content is left alone.
 ///
 /// # Errors
 ///
@@ -33,15 +37,11 @@ pub(crate) fn write_files(dir: &Path, files: &[(&str, &[u8])], overwrite: bool) 
 }
 
 fn write_in(dir: &Path, files: &[(&str, &[u8])], overwrite: bool) -> Result<()> {
-    let _turn = lock(dir)?;
+    let turn = disk::lock(dir).map_err(PeftError::io(dir))?;
     let mut staged = Vec::with_capacity(files.len());
     for (name, content) in files {
         let path = dir.join(name);
-        let old = match fs::metadata(&path) {
-            Ok(old) => Some(old),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => None,
-            Err(error) => return Err(PeftError::io(&path)(error)),
-        };
+        let old = disk::metadata(&path).map_err(PeftError::io(&path))?;
         match &old {
             Some(_) if !overwrite => return Err(PeftError::Exists { path }),
             Some(old) if !old.is_file() => {
@@ -55,58 +55,52 @@ fn write_in(dir: &Path, files: &[(&str, &[u8])], overwrite: bool) -> Result<()> 
         let same_length = old
             .as_ref()
             .is_some_and(|old| old.len() == content.len() as u64);
-        if same_length && fs::read(&path).map_err(PeftError::io(&path))? == *content {
+        if same_length && disk::read(&path).map_err(PeftError::io(&path))? == *content {
             continue;
         }
         let scratch =
             stage(dir, content, old.map(|old| old.permissions())).map_err(PeftError::io(&path))?;
         staged.push((path, scratch));
     }
-    commit(dir, staged, overwrite)
+    commit(dir, staged, overwrite)?;
+    if overwrite && turn.is_some() {
+        remove_stale(dir);
+    }
+    Ok(())
 }
 
 /// A scratch file in `dir` with `content` on disk.
 fn stage(dir: &Path, content: &[u8], mode: Option<fs::Permissions>) -> io::Result<TempPath> {
-    let mut scratch = scratch_file(dir)?;
-    scratch.write_all(content)?;
+    let mut scratch = disk::scratch(dir)?;
+    disk::write_all(&mut scratch, content)?;
     if let Some(mode) = mode {
-        scratch.as_file().set_permissions(mode)?;
+        disk::set_permissions(scratch.as_file(), mode)?;
     }
-    scratch.as_file().sync_all()?;
+    disk::sync(scratch.as_file())?;
     Ok(scratch.into_temp_path())
-}
-
-/// An empty scratch file, which is removed when it is dropped.
-fn scratch_file(dir: &Path) -> io::Result<NamedTempFile> {
-    let mut builder = Builder::new();
-    builder.prefix(".adapter-");
-    // The default, 0600, would keep a server of another user from reading the adapter. The umask still applies.
-    #[cfg(unix)]
-    builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
-    builder.tempfile_in(dir)
 }
 
 /// Gives the staged files their names, or changes nothing.
 fn commit(dir: &Path, staged: Vec<(PathBuf, TempPath)>, overwrite: bool) -> Result<()> {
     let mut undo = Undo::default();
-    if staged.len() > 1 && overwrite {
-        for (path, _) in staged.iter().rev() {
-            undo.move_aside(dir, path).map_err(PeftError::io(path))?;
+    match &staged[..] {
+        [(path, _)] if overwrite => undo.keep(dir, path).map_err(PeftError::io(path))?,
+        [_, _, ..] if overwrite => {
+            for (path, _) in staged.iter().rev() {
+                undo.move_aside(dir, path).map_err(PeftError::io(path))?;
+            }
+            disk::sync_dir(dir).map_err(PeftError::io(dir))?;
         }
-        sync_dir(dir)?;
+        _ => {}
     }
     for (path, scratch) in staged {
         // After moving aside nothing is there, unless somebody just put it there; then the later save wins.
-        let placed = match overwrite {
-            true => scratch.persist(&path),
-            false => scratch.persist_noclobber(&path),
-        };
-        placed.map_err(|error| match error.error.kind() {
+        disk::place(scratch, &path, overwrite).map_err(|(error, _)| match error.kind() {
             io::ErrorKind::AlreadyExists => PeftError::Exists { path: path.clone() },
-            _ => PeftError::io(&path)(error.error),
+            _ => PeftError::io(&path)(error),
         })?;
         undo.placed.push(path);
-        sync_dir(dir)?;
+        disk::sync_dir(dir).map_err(PeftError::io(dir))?;
     }
     undo.forget();
     Ok(())
@@ -117,16 +111,30 @@ fn commit(dir: &Path, staged: Vec<(PathBuf, TempPath)>, overwrite: bool) -> Resu
 struct Undo {
     /// New files under their names.
     placed: Vec<PathBuf>,
-    /// Old files under scratch names.
+    /// Old files under scratch names, the last file first.
     aside: Vec<(PathBuf, TempPath)>,
+    /// A single old file, which is replaced where it stands, and its scratch name.
+    kept: Option<(PathBuf, TempPath)>,
 }
 
 impl Undo {
     fn move_aside(&mut self, dir: &Path, path: &Path) -> io::Result<()> {
-        if path.exists() {
-            let scratch = scratch_file(dir)?.into_temp_path();
-            fs::rename(path, &scratch)?;
+        if path.symlink_metadata().is_ok() {
+            let scratch = disk::scratch(dir)?.into_temp_path();
+            disk::rename(path, &scratch)?;
             self.aside.push((path.to_owned(), scratch));
+        }
+        Ok(())
+    }
+
+    /// Gives a file that is about to be replaced a second name, or moves it aside where a file has only one.
+    fn keep(&mut self, dir: &Path, path: &Path) -> io::Result<()> {
+        if path.symlink_metadata().is_err() {
+            return Ok(());
+        }
+        match disk::link(dir, path) {
+            Ok(scratch) => self.kept = Some((path.to_owned(), scratch)),
+            Err(_) => self.move_aside(dir, path)?,
         }
         Ok(())
     }
@@ -135,20 +143,44 @@ impl Undo {
     fn forget(mut self) {
         self.placed.clear();
         self.aside.clear();
+        self.kept = None;
     }
 }
 
 impl Drop for Undo {
     fn drop(&mut self) {
-        for path in self.placed.drain(..) {
-            // A failure here has no one left to report to; the error that led here is on its way.
-            let _ = fs::remove_file(path);
-        }
-        while let Some((path, scratch)) = self.aside.pop() {
-            if let Err(error) = scratch.persist(path) {
-                // Better a scratch file with the old content than none.
-                let _ = error.path.keep();
+        if let Some(kept) = self.kept.take() {
+            // Not placed, it still has its name, and the scratch name goes.
+            if self.placed.pop().is_some() {
+                self.aside.push(kept);
             }
+        }
+        // A failure here has no one left to report to, the error that led here is on its way. But from the first on
+        // nothing more is changed: an old last file beside new others would be a mixture.
+        let mut placed = self.placed.drain(..).rev();
+        let mut failed = placed.any(|path| disk::remove(&path).is_err());
+        drop(placed);
+        while let Some((path, scratch)) = self.aside.pop() {
+            let kept = match failed {
+                true => Err(scratch),
+                false => disk::place(scratch, &path, true).map_err(|(_, scratch)| scratch),
+            };
+            if let Err(scratch) = kept {
+                failed = true;
+                // Better a scratch file with the old content than none.
+                let _ = scratch.keep();
+            }
+        }
+    }
+}
+
+/// Removes what killed savers left. Whoever has the directory's lock is its only saver, so nothing of this is in use.
+fn remove_stale(dir: &Path) {
+    for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
+        let is_file = entry.file_type().is_ok_and(|kind| kind.is_file());
+        if is_file && entry.file_name().to_str().is_some_and(disk::is_scratch) {
+            // The files are saved; one that cannot be removed is no reason to say otherwise.
+            let _ = fs::remove_file(entry.path());
         }
     }
 }
@@ -159,7 +191,7 @@ fn make_dirs(dir: &Path) -> Result<Vec<PathBuf>> {
     let missing: Vec<_> = dir.ancestors().take_while(absent).collect();
     let mut made = Vec::with_capacity(missing.len());
     for dir in missing.into_iter().rev() {
-        match fs::create_dir(dir) {
+        match disk::create_dir(dir) {
             Ok(()) => made.push(dir.to_owned()),
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
             Err(error) => {
@@ -176,25 +208,6 @@ fn remove_dirs(made: &[PathBuf]) {
     for dir in made.iter().rev() {
         let _ = fs::remove_dir(dir);
     }
-}
-
-/// Holds the directory until it is dropped. Systems and file systems without such locks go without.
-fn lock(dir: &Path) -> Result<Option<File>> {
-    if !cfg!(unix) {
-        return Ok(None);
-    }
-    let handle = File::open(dir).map_err(PeftError::io(dir))?;
-    Ok(handle.lock().is_ok().then_some(handle))
-}
-
-/// Makes renames in `dir` last through a loss of power, where directories can be synchronised.
-fn sync_dir(dir: &Path) -> Result<()> {
-    if cfg!(unix) {
-        File::open(dir)
-            .and_then(|dir| dir.sync_all())
-            .map_err(PeftError::io(dir))?;
-    }
-    Ok(())
 }
 
 #[cfg(test)]

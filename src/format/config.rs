@@ -14,6 +14,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use super::fields::{self, Rule};
+use super::json;
 use super::read::{ReadOptions, read_bounded};
 use crate::adapter::LoraInit;
 use crate::model::{BiasMode, PatternMap, TargetConfig, TargetMatcher, TrainableTokens, is_named};
@@ -252,10 +253,10 @@ impl AdapterConfig {
     ///
     /// # Errors
     ///
-    /// [`PeftError::Json`] for what is no JSON object, [`PeftError::UnsupportedKey`] for a key that would change the
+    /// [`PeftError::Json`] for what is no JSON object or has a key twice, [`PeftError::UnsupportedKey`] for a key that would change the
     /// mathematics or is unknown, and those of [`validate`](Self::validate).
     pub fn from_json(json: &[u8], options: &ReadOptions) -> Result<Self> {
-        let object: Map<String, Value> = serde_json::from_slice(json).map_err(PeftError::json)?;
+        let object = json::object(json)?;
         let fields = Fields(&object);
         fields.refuse_other_methods()?;
         // A second pass over the text, because a `Value` may lose the order of a pattern's keys, which has meaning.
@@ -425,7 +426,8 @@ impl Fields<'_> {
     ) -> Result<T> {
         match self.get(key) {
             None => Ok(default),
-            Some(value) => T::deserialize(value).map_err(|_| config_error(key, value, expected)),
+            Some(value) => T::deserialize(value)
+                .map_err(|_| config_error(key, fields::shorten(value), expected)),
         }
     }
 

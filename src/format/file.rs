@@ -4,10 +4,10 @@
 //! u64 n, little-endian | n bytes of JSON: name -> {dtype, shape, [begin, end)} | the values
 //! ```
 //!
-//! The order of the checks: a regular file, the length `n` against a limit and the file's size, the header as the
-//! [`safetensors`](https://github.com/huggingface/safetensors) crate demands it (offsets without gap or overlap that
-//! agree with shape and type), the number of tensors, and that the values end where the file ends. Nothing is
-//! allocated before the size it needs was checked. The file is not mapped into memory: a mapped file that another
+//! The order of the checks: a regular file, the length `n` against a limit and the file's size, the header as
+//! [`safetensors`](https://github.com/huggingface/safetensors) demands it (offsets without gap or overlap that agree with
+//! shape and type) and with no name twice, the number of tensors, and that the values end where the file ends. Nothing
+//! is allocated before the size it needs was checked. The file is not mapped into memory: a mapped file that another
 //! process truncates kills the reader.
 
 use std::collections::BTreeMap;
@@ -16,16 +16,16 @@ use std::io::{Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 
 use burn::tensor::TensorData;
-use safetensors::tensor::{Metadata, TensorInfo};
+use safetensors::tensor::TensorInfo;
 
+use super::digest::{Digest, DigestCheck};
 use super::elements;
+use super::header::Header;
 use super::read::open_regular;
 use crate::{PeftError, Result};
 
 /// Largest header read, in bytes. The largest adapters known have a few thousand tensors of 100 to 200 bytes each.
 pub const MAX_HEADER_BYTES: u64 = 16 << 20;
-/// Most tensors of a file.
-pub const MAX_TENSORS: usize = 100_000;
 
 /// An open safetensors file whose header was checked.
 #[derive(Debug)]
@@ -35,6 +35,7 @@ pub struct SafetensorsFile {
     /// Where the values begin.
     start: u64,
     tensors: BTreeMap<String, TensorInfo>,
+    digest: Digest,
 }
 
 impl SafetensorsFile {
@@ -65,37 +66,40 @@ impl SafetensorsFile {
         }
         let mut header = vec![0; length as usize];
         file.read_exact(&mut header).map_err(PeftError::io(path))?;
-        let header: Metadata = serde_json::from_slice(&header)
-            .map_err(|error| malformed(format!("the header is not safetensors': {error}")))?;
+        let Header {
+            tensors,
+            metadata,
+            data_len,
+        } = Header::parse(&header).map_err(malformed)?;
         let start = 8 + length;
-        let (expected, found) = (header.data_len() as u64, size - start);
-        if expected != found {
+        let found = size - start;
+        if data_len as u64 != found {
             return Err(malformed(format!(
-                "the header describes {expected} bytes of values, the file has {found}"
+                "the header describes {data_len} bytes of values, the file has {found}"
             )));
         }
-        let tensors = header.tensors();
-        if tensors.len() > MAX_TENSORS {
-            let count = tensors.len();
-            return Err(malformed(format!(
-                "{count} tensors: at most {MAX_TENSORS} are read"
-            )));
-        }
-        let tensors = tensors
-            .into_iter()
-            .map(|(name, info)| (name, info.clone()))
-            .collect();
+        let digest = Digest::find(&header, &metadata);
         Ok(Self {
             path: path.to_owned(),
             file,
             start,
             tensors,
+            digest,
         })
     }
 
     /// The file's path.
     pub fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// Checks the digest in the file's metadata against all its bytes and those of its configuration.
+    ///
+    /// # Errors
+    ///
+    /// [`PeftError::Digest`] and [`PeftError::Io`].
+    pub(super) fn check_digest(&mut self, config: &[u8], check: DigestCheck) -> Result<()> {
+        self.digest.check(&self.path, &mut self.file, config, check)
     }
 
     /// The names of the tensors, sorted, each with its shape.

@@ -10,14 +10,12 @@
 //!
 //! Source: `tuner/utils.py` and `tuner/dora.py` of [mlx-lm](https://github.com/ml-explore/mlx-lm).
 
-use std::path::Path;
-
 use serde::Deserialize;
-use serde_json::{Map, Value};
+use serde_json::Value;
 
-use super::config::{AdapterConfig, CONFIG_FILE, MAX_CONFIG_BYTES};
+use super::config::AdapterConfig;
 use super::fields;
-use super::read::read_bounded;
+use super::json;
 use crate::model::TargetConfig;
 use crate::{PeftError, Result};
 
@@ -44,20 +42,14 @@ fn lora() -> String {
     "lora".into()
 }
 
-/// The configuration in `dir`, for the modules at `paths`.
+/// The configuration in the text of the file, for the modules at `paths`.
 ///
 /// # Errors
 ///
-/// As [`AdapterConfig::read`]; [`PeftError::UnsupportedKey`] for a fine-tune that is neither LoRA nor DoRA, and for an `alpha`
+/// As [`AdapterConfig::from_json`]; [`PeftError::UnsupportedKey`] for a fine-tune that is neither LoRA nor DoRA, and for an `alpha`
 /// that changes the scale in some versions of mlx-lm.
-pub(super) fn read_config(dir: &Path, paths: Vec<String>) -> Result<AdapterConfig> {
-    let path = dir.join(CONFIG_FILE);
-    let bytes = read_bounded(&path, MAX_CONFIG_BYTES)?;
-    parse(&bytes, paths).map_err(|error| error.in_file(&path))
-}
-
-fn parse(bytes: &[u8], paths: Vec<String>) -> Result<AdapterConfig> {
-    let object: Map<String, Value> = serde_json::from_slice(bytes).map_err(PeftError::json)?;
+pub(super) fn parse(bytes: &[u8], paths: Vec<String>) -> Result<AdapterConfig> {
+    let object = json::object(bytes)?;
     if object
         .get("peft_type")
         .is_some_and(|method| !method.is_null())

@@ -15,11 +15,17 @@
 mod adapter;
 mod atomic;
 mod config;
+mod digest;
+mod disk;
 pub(crate) mod elements;
 mod explicit;
+#[cfg(test)]
+mod faulty;
 mod fields;
 mod file;
 mod fit;
+mod header;
+mod json;
 mod keys;
 mod load;
 mod mlx;
@@ -42,7 +48,9 @@ pub use adapter::{AdapterFile, LoraTensors, ParameterTensor, adapter_dir};
 pub use config::{
     AdapterConfig, CONFIG_FILE, InitLoraWeights, MAX_CONFIG_BYTES, MAX_RANK, PEFT_VERSION,
 };
-pub use file::{MAX_HEADER_BYTES, MAX_TENSORS, SafetensorsFile};
+pub use digest::DigestCheck;
+pub use file::{MAX_HEADER_BYTES, SafetensorsFile};
+pub use header::MAX_TENSORS;
 pub use keys::{Factor, PREFIX, parse_key, tensor_key};
 pub use load::LoadOptions;
 pub use mlx::MLX_WEIGHTS_FILE;

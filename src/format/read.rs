@@ -7,7 +7,8 @@ use std::path::Path;
 use burn::tensor::TensorData;
 
 use super::adapter::{AdapterFile, LoraTensors, ParameterTensor};
-use super::config::{AdapterConfig, CONFIG_FILE};
+use super::config::{AdapterConfig, CONFIG_FILE, MAX_CONFIG_BYTES};
+use super::digest::DigestCheck;
 use super::elements::{check_finite, transposed};
 use super::file::SafetensorsFile;
 use super::keys::{Factor, read_key};
@@ -33,6 +34,8 @@ pub struct ReadOptions {
     pub allow_non_finite: bool,
     /// The largest file of tensors that is read, in bytes; [`MAX_WEIGHTS_BYTES`] by default.
     pub max_bytes: u64,
+    /// What is done with a digest of the two files, which [`WriteOptions::digest`](super::WriteOptions::digest) writes.
+    pub digest: DigestCheck,
 }
 
 impl Default for ReadOptions {
@@ -41,34 +44,51 @@ impl Default for ReadOptions {
             allow_unknown_keys: false,
             allow_non_finite: false,
             max_bytes: MAX_WEIGHTS_BYTES,
+            digest: DigestCheck::default(),
         }
     }
 }
 
 /// See [`AdapterFile::read`].
 pub(super) fn read(dir: &Path, options: &ReadOptions) -> Result<AdapterFile> {
-    let weights = dir.join(WEIGHTS_FILE);
+    let mut weights = dir.join(WEIGHTS_FILE);
     let mlx_weights = dir.join(MLX_WEIGHTS_FILE);
-    if !weights.exists() && mlx_weights.exists() {
-        let file = SafetensorsFile::open(&mlx_weights, options.max_bytes)?;
+    let config_file = dir.join(CONFIG_FILE);
+    let of_mlx = !weights.exists() && mlx_weights.exists();
+    let json = read_bounded(&config_file, MAX_CONFIG_BYTES)?;
+    let in_config = |error: PeftError| error.in_file(&config_file);
+    let (mut file, config) = if of_mlx {
+        weights = mlx_weights;
+        let file = SafetensorsFile::open(&weights, options.max_bytes)?;
         let keys = file.shapes().filter_map(|(key, _)| read_key(key));
         let mut paths: Vec<_> = keys.map(|key| key.path).collect();
         paths.sort();
         paths.dedup();
-        let config = mlx::read_config(dir, paths)?;
-        return read_tensors(file, &mlx_weights, config, options);
-    }
-    let config = AdapterConfig::read(&dir.join(CONFIG_FILE), options)?;
-    let pickle = dir.join(PICKLE_FILE);
-    if !weights.exists() && pickle.exists() {
+        let config = mlx::parse(&json, paths).map_err(in_config)?;
+        (file, config)
+    } else {
+        let config = AdapterConfig::from_json(&json, options).map_err(in_config)?;
+        let pickle = dir.join(PICKLE_FILE);
+        if !weights.exists() && pickle.exists() {
+            return Err(PeftError::Malformed {
+                path: pickle,
+                reason: format!(
+                    "a pickle, which is never read; `save_pretrained` of PEFT writes {WEIGHTS_FILE}"
+                ),
+            });
+        }
+        let file = SafetensorsFile::open(&weights, options.max_bytes)?;
+        (file, config)
+    };
+    // Whoever saves takes the configuration away before the tensors and puts it back after them. Open files stay what
+    // they were.
+    if read_bounded(&config_file, MAX_CONFIG_BYTES)? != json {
         return Err(PeftError::Malformed {
-            path: pickle,
-            reason: format!(
-                "a pickle, which is never read; `save_pretrained` of PEFT writes {WEIGHTS_FILE}"
-            ),
+            path: config_file,
+            reason: "changed while the adapter was read".to_owned(),
         });
     }
-    let file = SafetensorsFile::open(&weights, options.max_bytes)?;
+    file.check_digest(&json, options.digest)?;
     read_tensors(file, &weights, config, options)
 }
 

@@ -25,6 +25,8 @@ use crate::{PeftError, Result};
 pub struct SaveOptions {
     /// Whether the two files may replace older ones.
     pub overwrite: bool,
+    /// Whether the files carry a digest: see [`WriteOptions::digest`].
+    pub digest: bool,
     /// How the file calls the model's modules.
     pub names: NameMap,
     /// What the model is for, one of PEFT's task types such as `"CAUSAL_LM"`.
@@ -57,6 +59,7 @@ impl<M: Module> PeftModel<M> {
             &dir,
             &WriteOptions {
                 overwrite: options.overwrite,
+                digest: options.digest,
             },
         )?;
         Ok(dir)

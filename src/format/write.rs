@@ -1,6 +1,6 @@
 //! Writing an adapter's directory: deterministic, atomic, and never over something without being asked.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::path::Path;
 
 use burn::tensor::TensorData;
@@ -8,6 +8,7 @@ use burn::tensor::TensorData;
 use super::adapter::AdapterFile;
 use super::atomic;
 use super::config::CONFIG_FILE;
+use super::digest;
 use super::elements::{Stored, check_finite};
 use super::keys::{is_path, parameter_key, parse_key, rows_key, tensor_key};
 use super::read::{WEIGHTS_FILE, check_dtypes};
@@ -19,12 +20,19 @@ use crate::{PeftError, Result};
 pub struct WriteOptions {
     /// Whether the two files may replace older ones.
     pub overwrite: bool,
+    /// Whether the metadata of the tensors' file holds a SHA-256 of both files, by which reading knows any damage to
+    /// either, and files that do not belong together. PEFT passes over it. Without it the bytes are those of PEFT. A
+    /// checkpoint has a digest of its own in any case.
+    pub digest: bool,
 }
 
 /// See [`AdapterFile::write`].
 pub(super) fn write(adapter: &AdapterFile, dir: &Path, options: &WriteOptions) -> Result<()> {
     let config = adapter.config.to_json()?;
-    let weights = weights(adapter)?;
+    let mut weights = weights(adapter, options.digest)?;
+    if options.digest {
+        digest::seal(&mut weights, &config);
+    }
     // The configuration comes last: a directory without it is no adapter.
     atomic::write_files(
         dir,
@@ -34,7 +42,7 @@ pub(super) fn write(adapter: &AdapterFile, dir: &Path, options: &WriteOptions) -
 }
 
 /// The bytes of the file of tensors, in the order of PEFT's own: by element type, then by name.
-fn weights(adapter: &AdapterFile) -> Result<Vec<u8>> {
+fn weights(adapter: &AdapterFile, digest: bool) -> Result<Vec<u8>> {
     let matcher = adapter.config.validate()?;
     let mut tensors = Tensors::default();
     for module in &adapter.tensors {
@@ -112,7 +120,7 @@ fn weights(adapter: &AdapterFile) -> Result<Vec<u8>> {
     if tensors.tensors.is_empty() {
         return Err(bad_path("", "at least one module"));
     }
-    let metadata = HashMap::from([("format".to_owned(), "pt".to_owned())]);
+    let metadata = digest::metadata(digest);
     safetensors::serialize(tensors.tensors, Some(metadata)).map_err(|error| PeftError::Malformed {
         path: WEIGHTS_FILE.into(),
         reason: error.to_string(),

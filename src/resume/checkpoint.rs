@@ -311,7 +311,10 @@ mod tests {
             seed: Seed(1),
             step: 1,
         };
-        let keep = WriteOptions { overwrite: false };
+        let keep = WriteOptions {
+            overwrite: false,
+            digest: false,
+        };
         checkpoint.save(&path, &model, &optimizer, &keep).unwrap();
         let before = content(&optimizer);
         let changes: [(&str, Change); 9] = [

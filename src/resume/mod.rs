@@ -37,7 +37,7 @@
 //!     model = optimizer.step(1e-4, model, gradients.grads());
 //!     run.step += 1;
 //!     if run.step % 100 == 0 {
-//!         run.save(path, &model, &optimizer, &WriteOptions { overwrite: true })?;
+//!         run.save(path, &model, &optimizer, &WriteOptions { overwrite: true, ..Default::default() })?;
 //!     }
 //! }
 //! # Ok(())

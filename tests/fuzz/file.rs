@@ -1,0 +1,132 @@
+//! `adapter_model.safetensors` from any bytes, beside a configuration that is right.
+
+use std::cell::RefCell;
+use std::fs;
+
+use burn::tensor::TensorData;
+use burn_peft::format::{
+    AdapterConfig, AdapterFile, CONFIG_FILE, LoraTensors, ReadOptions, WEIGHTS_FILE, WriteOptions,
+    tensor_key,
+};
+use burn_peft::model::TargetConfig;
+use safetensors::SafeTensors;
+use tempfile::TempDir;
+
+fn adapter(dtype: burn::tensor::DType, dora: bool) -> AdapterFile {
+    let values = |n: usize| (0..n).map(|i| i as f32 / 8.0).collect::<Vec<_>>();
+    let data =
+        |n: usize, shape: &[usize]| TensorData::new(values(n), shape.to_vec()).convert_dtype(dtype);
+    let module = |path: &str| {
+        let mut module = LoraTensors::new(path, data(6, &[2, 3]), data(8, &[4, 2]));
+        module.magnitude = dora.then(|| data(4, &[4]));
+        module
+    };
+    AdapterFile::new(
+        AdapterConfig::new(2, 4.0, TargetConfig::list(["q"])).with_use_dora(dora),
+        ["a.q", "b.q"].map(module).into(),
+    )
+}
+
+/// Files with and without a digest, of three types, with magnitudes.
+pub fn seeds() -> Vec<Vec<u8>> {
+    use burn::tensor::DType::{BF16, F16, F32};
+
+    [(F32, false), (BF16, false), (F16, true)]
+        .into_iter()
+        .flat_map(|(dtype, dora)| {
+            [false, true].map(|digest| {
+                let dir = tempfile::tempdir().unwrap();
+                let options = WriteOptions {
+                    overwrite: false,
+                    digest,
+                };
+                adapter(dtype, dora).write(dir.path(), &options).unwrap();
+                fs::read(dir.path().join(WEIGHTS_FILE)).unwrap()
+            })
+        })
+        .collect()
+}
+
+thread_local! {
+    /// Two directories, whose configurations are without and with DoRA's magnitude, and one to write to.
+    static DIRS: RefCell<Option<[TempDir; 3]>> = const { RefCell::new(None) };
+}
+
+/// A directory in memory where the system has a place for that: some disks keep who writes a file again waiting.
+fn in_memory() -> TempDir {
+    let dir = tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir());
+    dir.unwrap()
+}
+
+/// What was read is what another reader finds under the same names, and is read again from what is written of it.
+pub fn check(input: &[u8]) -> String {
+    DIRS.with_borrow_mut(|dirs| {
+        let dirs = dirs.get_or_insert_with(|| {
+            [false, true, false].map(|dora| {
+                let dir = in_memory();
+                let plain = adapter(burn::tensor::DType::F32, dora);
+                plain.write(dir.path(), &WriteOptions::default()).unwrap();
+                dir
+            })
+        });
+        let [plain, dora, out] = dirs;
+        let plain = check_in(input, plain, out);
+        let dora = check_in(input, dora, out);
+        format!("{plain} | {dora}")
+    })
+}
+
+fn check_in(input: &[u8], dir: &TempDir, out: &TempDir) -> String {
+    fs::write(dir.path().join(WEIGHTS_FILE), input).unwrap();
+    let found = match AdapterFile::read(dir.path(), &ReadOptions::default()) {
+        Ok(found) => found,
+        Err(error) => {
+            let text = error.to_string();
+            assert!(!text.contains(char::is_control), "{text:?}");
+            let file = [WEIGHTS_FILE, CONFIG_FILE]
+                .into_iter()
+                .find_map(|file| text.split_once(file));
+            return file.expect("the file is named").1.to_owned();
+        }
+    };
+    let file = SafeTensors::deserialize(input).expect("what is read is safetensors");
+    let tensors = found
+        .tensors
+        .iter()
+        .flat_map(|module| module.iter().map(move |tensor| (module, tensor)));
+    let mut count = 0;
+    for (module, (factor, data)) in tensors {
+        count += 1;
+        // Those that another writer has named are compared by their sizes below.
+        if let Ok(view) = file.tensor(&tensor_key(&module.path, factor)) {
+            assert_eq!(view.shape(), data.shape().as_slice());
+            assert_eq!(view.data(), data.as_bytes());
+        }
+    }
+    let whole = found.copies.iter().chain(&found.rows);
+    assert_eq!(count + whole.clone().count(), file.len());
+    let read = found.tensors.iter().flat_map(LoraTensors::iter);
+    let read = read
+        .map(|(_, data)| data)
+        .chain(whole.map(|whole| &whole.data));
+    let read: usize = read.map(|data| data.as_bytes().len()).sum();
+    let views = file.tensors();
+    let there: usize = views.iter().map(|(_, view)| view.data().len()).sum();
+    assert_eq!(read, there);
+
+    // The targets need not name what there is; those that are written must.
+    let mut again = found.clone();
+    again.config.targets =
+        TargetConfig::list(again.tensors.iter().map(|module| module.path.clone()));
+    let options = WriteOptions {
+        overwrite: true,
+        digest: input.len().is_multiple_of(2),
+    };
+    again
+        .write(out.path(), &options)
+        .expect("what is read is written");
+    let written = AdapterFile::read(out.path(), &ReadOptions::default()).expect("and read again");
+    assert_eq!(written.tensors, found.tensors);
+    assert_eq!((written.copies, written.rows), (found.copies, found.rows));
+    format!("read, {count} tensors of {:?}", found.tensors[0].a.dtype())
+}
