@@ -1,10 +1,11 @@
-"""Checks with Python's PEFT an adapter of every option that this crate writes, and writes the table of docs/interchange.md.
+"""Checks with Python's PEFT an adapter of every option that this crate writes, and writes the tables of docs/interchange.md.
 
     python scripts/check_interchange.py
 
-Needs cargo, peft, torch and transformers. The base is the small Llama of the tests. `examples/interchange.rs` writes the
-adapters, `check_with_peft.py` says what is checked of each. The exit status is 0 only if all cases held; the table is written
-in any case.
+Needs cargo, peft, torch and transformers. The bases are the small Llama and the small model of every kind of layer of the
+tests. `examples/interchange.rs` writes the adapters, those of the second model into the folder `kinds`, with a list
+`kinds.json`; `check_with_peft.py` and `check_kinds.py` say what is checked of each. The exit status is 0 only if all cases held;
+the tables are written in any case.
 """
 
 import json
@@ -17,6 +18,7 @@ import peft
 import torch
 import transformers
 
+from check_kinds import rows as kinds_rows
 from check_with_peft import check
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -37,6 +39,17 @@ directories that `tests/golden/peft/generate.py` made.
 |---|---|---|---|---|---|
 """
 
+KINDS = """
+## Every kind of layer and parameter
+
+Embeddings, convolutions, biases, whole modules, trained tokens and experts, on the small model of
+`tests/golden/kinds/model.py`, or on a Llama where the name says so. `scripts/check_kinds.py` checked the same of each, with the
+model's outputs for the logits.
+
+| Case | What it has | Tensors | Outputs differ by | Adapter moves them by | |
+|---|---|---|---|---|---|
+"""
+
 
 def row(case: dict, out: pathlib.Path) -> tuple[str, bool]:
     try:
@@ -51,14 +64,16 @@ def row(case: dict, out: pathlib.Path) -> tuple[str, bool]:
 def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         out = pathlib.Path(scratch)
-        command = ["cargo", "run", "--release", "--example", "interchange", "--", "--model", BASE, "--out", out]
+        command = ["cargo", "run", "--release", "--features", "faer", "--example", "interchange", "--"]
+        command += ["--model", BASE, "--kinds", ROOT / "tests/golden/kinds", "--out", out]
         subprocess.run(command, cwd=ROOT, check=True)
         rows = [row(case, out) for case in json.loads((out / "cases.json").read_text())]
+        kinds = kinds_rows(out / "kinds")
     versions = {"peft": peft.__version__, "torch": torch.__version__.split("+")[0], "transformers": transformers.__version__}
-    text = HEAD.format(**versions) + "".join(line for line, _ in rows)
+    text = HEAD.format(**versions) + "".join(line for line, _ in rows) + KINDS + "".join(line for line, _ in kinds)
     TABLE.write_text(text)
     print(text)
-    sys.exit(0 if all(held for _, held in rows) else 1)
+    sys.exit(0 if all(held for _, held in rows + kinds) else 1)
 
 
 if __name__ == "__main__":

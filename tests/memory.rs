@@ -8,7 +8,7 @@ use burn::nn::{Linear, LinearConfig};
 use burn::tensor::{Device, Distribution, Tensor};
 use burn_peft::adapter::{LoraConfig, LoraInit};
 use burn_peft::format::{LoadOptions, SaveOptions};
-use burn_peft::layer::QLoraLinear;
+use burn_peft::layer::{LoraLinear, QLoraLinear};
 use burn_peft::model::{PeftConfig, PeftForward, PeftModel, TargetConfig};
 use burn_peft::nf4::Nf4Config;
 use peak_alloc::PeakAlloc;
@@ -88,6 +88,8 @@ fn training_over_packed_weights_holds_no_dense_ones() {
         "{pass:?}"
     );
 
+    an_a_that_does_not_train_needs_no_input();
+
     // What the two ways of a whole model cost, for the documentation.
     let factored = measure_model(true);
     let composed = measure_model(false);
@@ -99,6 +101,43 @@ fn training_over_packed_weights_holds_no_dense_ones() {
         composed.kept >= 8 * DENSE,
         "the slow way keeps a dense weight a layer"
     );
+}
+
+/// LoRA-FA: with `A` frozen a layer keeps `x·A` alone, packed or dense, and the input of the first is the only one alive.
+fn an_a_that_does_not_train_needs_no_input() {
+    const LAYERS: usize = 16;
+    /// What a node of the graph and its tensors' descriptions take; an input is 256 KiB.
+    const NODE: usize = 16 * KIB;
+    let frozen = LoraConfig::new(RANK).with_freeze_a(true);
+    let needed = LAYERS * TOKENS * RANK * F32 + OUTPUT;
+    let mut all = vec![(
+        "packed",
+        measure(&packed_with(&frozen, LAYERS), true, |layer, x| {
+            layer.forward(x)
+        }),
+    )];
+    let dense: Vec<LoraLinear> = (0..LAYERS)
+        .map(|_| {
+            let linear = LinearConfig::new(WIDTH, WIDTH).with_bias(false);
+            LoraLinear::from_linear(linear.init(&Device::default().autodiff()), &frozen).unwrap()
+        })
+        .collect();
+    // Burn's own product has a scratch that stays.
+    measure(&dense, true, |layer, x| layer.forward(x));
+    all.push(("dense", measure(&dense, true, |layer, x| layer.forward(x))));
+    for (base, pass) in all {
+        println!("A frozen, {LAYERS} {base} layers: {pass:?}");
+        assert!(
+            pass.kept <= needed + LAYERS * NODE,
+            "{base}: {pass:?} against {needed}"
+        );
+        // The gradients of B, and that of the input.
+        let gradients = LAYERS * (WIDTH * RANK * F32 + NODE) + OUTPUT;
+        assert!(pass.gradients <= gradients + 64 * KIB, "{base}: {pass:?}");
+    }
+    // With `A` trained the inputs are there: what is measured is what is meant.
+    let trained = measure(&packed(LAYERS), true, |layer, x| layer.forward(x));
+    assert!(trained.kept >= LAYERS * TOKENS * WIDTH * F32, "{trained:?}");
 }
 
 /// Packing a model holds no second dense copy of a weight, and of weights not yet initialised one at a time.

@@ -15,7 +15,7 @@ use burn::optim::{
 };
 use burn::tensor::{Device, FloatDType, Tensor, TensorData};
 use burn_peft::PeftError;
-use burn_peft::adapter::LoraConfig;
+use burn_peft::adapter::{LoraConfig, Slices};
 use burn_peft::format::WriteOptions;
 use burn_peft::model::{AdaptersOnly, PeftConfig, PeftForward, PeftModel, TargetConfig};
 use burn_peft::nf4::Nf4Config;
@@ -442,6 +442,8 @@ fn a_checkpoint_of_another_run_is_refused_and_nothing_changes() {
     resting.set_adapter("resting").unwrap();
     let mut fewer = model(Kind::Dense, 2);
     fewer.delete_adapter("resting").unwrap();
+    let halves = dense.clone().with_slices(Slices::equal([false, true]));
+    let halves = built("trained", halves, all());
     let models = [
         ("adapter `trained`", built("another", dense.clone(), all())),
         (
@@ -459,6 +461,7 @@ fn a_checkpoint_of_another_run_is_refused_and_nothing_changes() {
         ),
         ("on a NF4", model(Kind::Nf4, 2)),
         ("dora true", model(Kind::Dora, 2)),
+        ("slices Equal([false, true])", halves),
         ("the active adapter: `trained`", resting),
         ("adapter `resting` of `first`", fewer),
     ];

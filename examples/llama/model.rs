@@ -5,8 +5,7 @@ use burn::nn::{
     Embedding, EmbeddingConfig, Initializer, Linear, LinearConfig, RmsNorm, RmsNormConfig,
 };
 use burn::tensor::{Device, Int, Tensor};
-use burn_peft::fused::frozen_linear;
-use burn_peft::model::PeftForward;
+use burn_peft::model::{PeftForward, TiedHead};
 
 use super::attention::{KvCache, Layout};
 use super::block::{Block, normed};
@@ -77,7 +76,7 @@ impl LlamaModel {
         layout: &Layout,
         mut cache: Option<&mut KvCache>,
     ) -> Tensor<3> {
-        let mut x = self.embed_tokens.forward(tokens);
+        let mut x = self.embed_tokens.forward_peft(tokens);
         let rotation = Rotation::new(&self.frequencies, layout.positions.clone());
         for (index, layer) in self.layers.iter().enumerate() {
             let cache = cache.as_deref_mut().map(|cache| (cache, index));
@@ -110,10 +109,7 @@ impl LlamaForCausalLm {
     pub fn head(&self, hidden: Tensor<3>) -> Tensor<3> {
         match &self.lm_head {
             Some(head) => head.forward_peft(hidden),
-            None => {
-                let head = self.model.embed_tokens.weight.val().transpose();
-                frozen_linear(hidden, head)
-            }
+            None => self.model.embed_tokens.attend_peft(hidden),
         }
     }
 }

@@ -1,8 +1,9 @@
 //! One low-rank change from several: `A_1·B_1, …, A_n·B_n` with the weights `w_i` become one `A·B` of scale 1.
 //!
-//! All but [`Combination::Cat`] combine the factors apart, `A` from the `A_i` and `B` from the `B_i`, with `√|w_i·s_i|` on either
+//! All but [`Combination::Cat`] combine the factors apart here, `A` from the `A_i` and `B` from the `B_i`, with `√|w_i·s_i|` on either
 //! side and the sign of `w_i·s_i` on the side of `A`. Since `(ΣA_i)·(ΣB_i)` has the mixed terms `A_i·B_j` too, that is not
-//! `Σ w_i·s_i·A_i·B_i`: cheap, as Python's PEFT has it, and not exact.
+//! `Σ w_i·s_i·A_i·B_i`: cheap, as Python's PEFT has it, and not exact. `Cat` is exact, at the sum of the ranks. Combining the changes in
+//! place of their factors, and cutting the result to a rank, is `combine_svd`'s (feature `faer`).
 //!
 //! The result has the scale 1. (In PEFT it inherits rsLoRA from the first adapter, and with it a scale of `√r` that no weight asked
 //! for; that is not copied.)
@@ -94,8 +95,8 @@ impl Combination {
                     .unzip();
                 let dtype = first.a.val().dtype().into();
                 (
-                    cast(self.of_factors(a), dtype),
-                    cast(self.of_factors(b), dtype),
+                    cast(self.of_values(a), dtype),
+                    cast(self.of_values(b), dtype),
                 )
             }
         };
@@ -117,10 +118,7 @@ impl Combination {
         let Some((first, _)) = changes.first() else {
             return error("adapters to combine", "none".into(), "at least one".into());
         };
-        for (lora, weight) in changes {
-            if !weight.is_finite() {
-                return error("weight", weight.to_string(), "a finite number".into());
-            }
+        for (lora, _) in changes {
             if lora.magnitude.is_some() {
                 return error(
                     "dora",
@@ -136,17 +134,34 @@ impl Combination {
                 });
             }
             if lora.rank() != first.rank() && *self != Self::Cat {
-                let expected =
-                    format!("{}, as the first has: only `Cat` mixes ranks", first.rank());
+                let expected = format!(
+                    "{}, as the first has: only `Cat` and an SVD mix ranks",
+                    first.rank()
+                );
                 return error("rank", lora.rank().to_string(), expected);
             }
         }
-        match self.density() {
-            Some(density) if !(density > 0.0 && density <= 1.0) => {
-                error("density", density.to_string(), "a share in (0, 1]".into())
+        let weights = changes.iter().map(|(_, weight)| *weight);
+        self.check_numbers(weights)
+    }
+
+    /// Weights and density are numbers in their ranges.
+    pub(super) fn check_numbers(&self, mut weights: impl Iterator<Item = f64>) -> Result<()> {
+        let (name, value, expected) = if let Some(weight) = weights.find(|w| !w.is_finite()) {
+            ("weight", weight, "a finite number")
+        } else {
+            match self.density() {
+                Some(density) if !(density > 0.0 && density <= 1.0) => {
+                    ("density", density, "a share in (0, 1]")
+                }
+                _ => return Ok(()),
             }
-            _ => Ok(()),
-        }
+        };
+        Err(PeftError::Config {
+            name: name.into(),
+            value: value.to_string(),
+            expected: expected.into(),
+        })
     }
 
     fn density(&self) -> Option<f64> {
@@ -159,8 +174,8 @@ impl Combination {
         }
     }
 
-    /// One factor from those of all changes with their weights, f32.
-    fn of_factors(&self, factors: Vec<(Tensor<2>, f64)>) -> Tensor<2> {
+    /// One matrix from those of all changes with their weights, f32, value by value: a factor, or a change itself.
+    pub(super) fn of_values(&self, factors: Vec<(Tensor<2>, f64)>) -> Tensor<2> {
         let (kept, weights): (Vec<_>, Vec<_>) = factors
             .into_iter()
             .map(|(factor, weight)| {

@@ -115,6 +115,65 @@ pub(super) fn svd_low_rank(
     })
 }
 
+/// The thin SVD of a product `A·B`, `A [m, r]` and `B [r, n]`, without the product: with `A = Q·R` and `Bᵀ = P·S` it is that of the
+/// small `R·Sᵀ`, times `Q` and `P`. `k` is `min(m, n, r)`.
+///
+/// # Errors
+///
+/// As [`svd`].
+pub(super) fn svd_of_product(name: &str, a: MatRef<f32>, b: MatRef<f32>) -> Result<Svd> {
+    let (q, r) = qr(a);
+    let (p, s) = qr(b.transpose());
+    let small = svd(name, (r * s.transpose()).as_ref())?;
+    Ok(Svd {
+        u: q * small.u,
+        values: small.values,
+        v: p * small.v,
+    })
+}
+
+/// `factor·(Mᵀ·M + δ·I)⁺` of `M [m, n]`, `[n, n]`, in f64 on the host, then f32 on the device of `M`. Singular values below `n·ε` of the
+/// largest, `ε` that of f32, count as zero.
+///
+/// # Errors
+///
+/// As [`to_host`] and [`svd`].
+#[cfg(feature = "optim")]
+pub(crate) fn gram_inverse(
+    name: &str,
+    matrix: &Tensor<2>,
+    delta: f64,
+    factor: f64,
+) -> Result<Tensor<2>> {
+    let host = to_host(name, matrix)?;
+    let n = host.ncols();
+    let wide = Mat::from_fn(host.nrows(), n, |i, j| f64::from(host[(i, j)]));
+    let gram = wide.transpose() * &wide;
+    let eigen =
+        gram.self_adjoint_eigen(faer::Side::Lower)
+            .map_err(|_| PeftError::Decomposition {
+                tensor: name.into(),
+                reason: "the eigenvalues of its Gram matrix did not converge".into(),
+            })?;
+    let values: Vec<f64> = eigen
+        .S()
+        .column_vector()
+        .iter()
+        .map(|v| v + delta)
+        .collect();
+    let largest = values.iter().copied().fold(0.0, f64::max);
+    let least = largest * n as f64 * f64::from(f32::EPSILON);
+    let vectors = eigen.U();
+    let inverse = Mat::from_fn(n, n, |i, j| {
+        let kept = (0..n).filter(|&k| values[k] > least);
+        let sum: f64 = kept
+            .map(|k| vectors[(i, k)] * vectors[(j, k)] / values[k])
+            .sum();
+        (factor * sum) as f32
+    });
+    Ok(to_device(inverse.as_ref(), &matrix.device()))
+}
+
 /// `Q [m, k]` and `R [k, n]`.
 pub(super) fn qr(matrix: MatRef<f32>) -> (Mat<f32>, Mat<f32>) {
     let qr = matrix.qr();
@@ -151,6 +210,27 @@ mod tests {
             let (q, r) = qr(matrix.as_ref());
             assert!(diff(&(&q * r), &matrix) < CLOSE);
             for columns in [&u, &v, &q] {
+                let gram = columns.transpose() * columns;
+                assert!(diff(&gram, &Mat::identity(k, k)) < CLOSE);
+            }
+        }
+    }
+
+    #[test]
+    fn a_product_is_decomposed_by_its_factors() {
+        for (m, r, n) in [(30, 4, 20), (20, 4, 30), (6, 9, 30), (6, 9, 5)] {
+            let (a, b) = (random(m, r), random(r, n));
+            let matrix = &a * &b;
+            let k = m.min(n).min(r);
+            let Svd { u, values, v } = svd_of_product("test", a.as_ref(), b.as_ref()).unwrap();
+            assert_eq!((u.shape(), values.len(), v.shape()), ((m, k), k, (n, k)));
+            let direct = svd("test", matrix.as_ref()).unwrap().values;
+            let scaled = Mat::from_fn(m, k, |i, j| u[(i, j)] * values[j]);
+            assert!(diff(&(scaled * v.transpose()), &matrix) < CLOSE);
+            for (value, direct) in values.iter().zip(&direct) {
+                assert!((value - direct).abs() < CLOSE);
+            }
+            for columns in [&u, &v] {
                 let gram = columns.transpose() * columns;
                 assert!(diff(&gram, &Mat::identity(k, k)) < CLOSE);
             }

@@ -15,7 +15,7 @@ use burn::tensor::Tensor;
 
 #[cfg(feature = "faer")]
 use super::LoraInit;
-use super::{Lora, dora};
+use super::{Lora, LoraConfig, Slices, dora};
 use crate::{PeftError, Result};
 
 /// The constant factors that an adapter began with and whose product it leaves out.
@@ -63,50 +63,78 @@ impl Lora {
         self.with_initial(a0, b0)
     }
 
-    /// The plain adapter of the same change, with the same dropout: of rank `2r` if initial factors are left out, else
-    /// itself. Its scale is that of this one, so `α` doubles too, or grows by `√2` for rsLoRA.
+    /// The plain adapter of the same change, with the same dropout: of rank `2r` if initial factors are left out, `k·r` with `k`
+    /// slices, or both; else itself. Its scale is that of this one, so `α` grows as the rank does, or as its root for rsLoRA.
     pub fn converted(&self) -> Self {
-        if self.initial.is_none() {
+        let times = self.config().growth_of(self.initial.is_some());
+        if times == 1 && self.slices == Slices::Whole {
             return self.clone();
         }
         let (a, b) = self.factors();
-        let require_grad = self.a.is_require_grad();
-        let [a, b] =
-            [a, b].map(|factor| Param::from_tensor(factor.detach()).set_require_grad(require_grad));
+        let param = |factor: Tensor<2>, as_before: &Param<Tensor<2>>| {
+            Param::from_tensor(factor.detach()).set_require_grad(as_before.is_require_grad())
+        };
         Self {
-            a,
-            b,
+            a: param(a, &self.a),
+            b: param(b, &self.b),
             initial: None,
-            alpha: converted_alpha(self.alpha, self.rslora),
+            alpha: converted_alpha(self.alpha, self.rslora, times),
+            slices: Slices::Whole,
             ..self.clone()
         }
     }
 
     /// The factors of the whole change, `[d_in, r']` and `[r', d_out]`.
-    pub(super) fn factors(&self) -> (Tensor<2>, Tensor<2>) {
-        let (a, b) = (self.a.val(), self.b.val());
+    pub(crate) fn factors(&self) -> (Tensor<2>, Tensor<2>) {
+        let (a, b) = (self.a.val(), self.slices.spread(self.b.val()));
         let Some(initial) = &self.initial else {
             return (a, b);
         };
         // A constant even where `unfreeze` has reached it: training it as well would train the difference twice.
         let [a0, b0] = [&initial.a, &initial.b].map(|factor| dora::constant(factor.val()));
+        let b0 = self.slices.spread(b0);
         (Tensor::cat(vec![a, a0], 1), Tensor::cat(vec![b, -b0], 0))
     }
 
-    /// Makes the factors and the magnitude trainable or not; initial factors never are.
+    /// Makes the factors and the magnitude trainable or not; initial factors never are, nor an `A` that is to stay.
     pub(crate) fn set_trainable(self, trainable: bool) -> Self {
         let mut lora = self.set_require_grad(trainable);
         lora.initial = lora.initial.map(Module::no_grad);
+        if lora.freeze_a {
+            lora.a = lora.a.no_grad();
+        }
         lora
     }
 
     /// How many values train.
     pub(crate) fn trainable_params(&self) -> usize {
-        self.num_params() - self.initial.as_ref().map_or(0, Module::num_params)
+        let frozen = if self.freeze_a {
+            self.a.num_params()
+        } else {
+            0
+        };
+        self.num_params() - frozen - self.initial.as_ref().map_or(0, Module::num_params)
     }
 }
 
-/// `α` of the adapter of twice the rank and the same scale.
-pub(crate) fn converted_alpha(alpha: f64, rslora: bool) -> f64 {
-    alpha * if rslora { 2f64.sqrt() } else { 2.0 }
+impl LoraConfig {
+    /// How many times the rank a fresh adapter of this configuration has once it is [converted](Lora::converted).
+    pub(crate) fn growth(&self) -> usize {
+        self.growth_of(self.init.folds())
+    }
+
+    fn growth_of(&self, folded: bool) -> usize {
+        self.slices.chosen() * if folded { 2 } else { 1 }
+    }
+}
+
+/// `α` of the adapter of `1/times` the rank and the same scale.
+pub(crate) fn ungrown_alpha(alpha: f64, rslora: bool, times: usize) -> f64 {
+    alpha / converted_alpha(1.0, rslora, times)
+}
+
+/// `α` of the adapter of `times` the rank and the same scale.
+pub(crate) fn converted_alpha(alpha: f64, rslora: bool, times: usize) -> f64 {
+    let times = times as f64;
+    alpha * if rslora { times.sqrt() } else { times }
 }

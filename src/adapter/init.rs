@@ -83,10 +83,12 @@ impl LoraInit {
 }
 
 #[cfg(feature = "faer")]
-pub(super) use decomposed::{balanced, of_weight, orthogonal};
+pub(super) use decomposed::{balanced, beside, of_weight, orthogonal};
 
 #[cfg(feature = "faer")]
 mod decomposed {
+    use std::ops::Range;
+
     use burn::tensor::{Device, Distribution, FloatDType, Tensor};
     use faer::{Mat, MatRef};
 
@@ -118,6 +120,19 @@ mod decomposed {
             .matmul(normal(half, d_out))
             .mul_scalar(0.1);
         Ok((a, b))
+    }
+
+    /// The factors of every slice side by side: `[A_1 … A_k]` and `[B_1 … B_k]`.
+    pub(crate) fn beside(
+        slices: Vec<Range<usize>>,
+        factors: impl Fn(Range<usize>) -> Result<(Tensor<2>, Tensor<2>)>,
+    ) -> Result<(Tensor<2>, Tensor<2>)> {
+        let pairs = slices
+            .into_iter()
+            .map(factors)
+            .collect::<Result<Vec<_>>>()?;
+        let (a, b) = pairs.into_iter().unzip();
+        Ok((Tensor::cat(a, 1), Tensor::cat(b, 1)))
     }
 
     /// `A [d_in, r]` and `B [r, d_out]` from a part of the weight `[d_in, d_out]`, for an `init` that folds.

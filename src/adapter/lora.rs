@@ -12,7 +12,8 @@ use burn::nn::{Dropout, DropoutConfig};
 use burn::tensor::{Device, Distribution, FloatDType, Tensor};
 
 use super::folded::InitialFactors;
-use super::{Delta, FrozenMap, LoraInit, dora, low_rank};
+use super::frozen_layer::gain;
+use super::{Delta, FrozenMap, LoraInit, Slices, dora, low_rank};
 use crate::{PeftError, Result};
 
 /// Configuration of [`Lora`].
@@ -32,12 +33,24 @@ pub struct LoraConfig {
     /// Train the norms of the weight's columns beside their directions (DoRA). Default: false.
     #[config(default = false)]
     pub dora: bool,
+    /// Train a bias of the factor `B` beside it, `Δ(x) = s·((drop(x)·A)·B + β)`: PEFT's `lora_bias`. Not with DoRA, nor on
+    /// embeddings, and with the initialisations `Kaiming` and `Random` only. Default: false.
+    #[config(default = false)]
+    pub bias: bool,
     /// Initialisation of the factors. Default: kaiming-uniform.
     #[config(default = "LoraInit::Kaiming")]
     pub init: LoraInit,
     /// Dtype of the factors, whatever the dtype of the base. Default: f32.
     #[config(default = "FloatDType::F32")]
     pub dtype: FloatDType,
+    /// The slices of the outputs that have a change, each with factors of the rank `r` of its own. With
+    /// [`dora`](Self::dora), the magnitudes are of all outputs all the same. Default: all outputs as one.
+    #[config(default = "Slices::Whole")]
+    pub slices: Slices,
+    /// Train `B` alone and leave `A` as it is drawn ([LoRA-FA](https://arxiv.org/abs/2308.03303)): nothing keeps a layer's
+    /// input for the backward pass then. Default: false.
+    #[config(default = false)]
+    pub freeze_a: bool,
 }
 
 impl LoraConfig {
@@ -67,6 +80,15 @@ impl LoraConfig {
                 "a probability in [0, 1)",
             );
         }
+        // As PEFT: of an adapter saved otherwise it would load nothing.
+        if self.bias && self.dora {
+            return error("bias", "true".into(), "false with DoRA");
+        }
+        if self.bias && !matches!(self.init, LoraInit::Kaiming | LoraInit::Random) {
+            let init = format!("{:?}", self.init);
+            return error("init", init, "`Kaiming` or `Random` with a bias of B");
+        }
+        self.slices.validate()?;
         self.init.validate(self.rank, self.alpha)
     }
 
@@ -90,6 +112,7 @@ impl LoraConfig {
     /// [takes a part of the weight](LoraInit::folds).
     pub fn init(&self, d_in: usize, d_out: usize, device: &Device) -> Result<Lora> {
         self.validate()?;
+        let slices = self.slices.ranges(d_out)?;
         let rank = self.rank;
         let kaiming = |fan_in: usize| {
             let bound = 1.0 / (fan_in.max(1) as f64).sqrt();
@@ -101,7 +124,9 @@ impl LoraConfig {
             LoraInit::Random => (kaiming(d_in), Some(kaiming(rank))),
             #[cfg(feature = "faer")]
             LoraInit::Orthogonal => {
-                let (a, b) = super::init::orthogonal([d_in, d_out], rank, device)?;
+                let (a, b) = super::init::beside(slices, |slice| {
+                    super::init::orthogonal([d_in, slice.len()], rank, device)
+                })?;
                 return self.with_persistent(a, b, device);
             }
             // Those that take a part of the weight; without `faer` also `Orthogonal`, which `validate` has refused.
@@ -113,19 +138,25 @@ impl LoraConfig {
                 });
             }
         };
+        let kept = slices.iter().map(ExactSizeIterator::len).sum();
         // Drawn in f32 and cast, so that a seed gives the same adapter in every dtype. Factors live as long as their
         // model: keep them out of the pools of transient tensors.
         let (a, b) = device.memory_persistent_allocations((), |()| {
             let options = (device, FloatDType::F32.into());
             (
-                Tensor::<2>::random([d_in, rank], a, options).cast(self.dtype),
+                Tensor::<2>::random([d_in, slices.len() * rank], a, options).cast(self.dtype),
                 match b {
-                    None => Tensor::<2>::zeros([rank, d_out], (device, self.dtype.into())),
-                    Some(b) => Tensor::<2>::random([rank, d_out], b, options).cast(self.dtype),
+                    None => Tensor::<2>::zeros([rank, kept], (device, self.dtype.into())),
+                    Some(b) => Tensor::<2>::random([rank, kept], b, options).cast(self.dtype),
                 },
             )
         });
-        self.with_factors(a, b)
+        let lora = self.with_factors(a, b)?;
+        match self.bias {
+            false => Ok(lora),
+            // As a fresh linear layer's for `Random`, but zero: PEFT's, too, leaves a fresh adapter's output alone.
+            true => lora.with_bias(Tensor::zeros([d_out], (device, self.dtype.into()))),
+        }
     }
 
     /// A fresh adapter for the map `base` from `d_in` to `d_out` features. With [`dora`](Self::dora), its magnitude is
@@ -147,18 +178,67 @@ impl LoraConfig {
             false => self.init(dims[0], dims[1], device)?,
             true => self.init_folded(base, device)?,
         };
-        if !self.dora {
-            return Ok(lora);
+        match self.dora {
+            false => Ok(lora),
+            true => self.with_norms(lora, base),
         }
+    }
+
+    /// `lora` with DoRA's magnitude, so that it changes the map `base` no more than without.
+    pub(crate) fn with_norms(&self, lora: Lora, base: &impl FrozenMap) -> Result<Lora> {
         let (a, b) = lora.factors();
         let norms = base.column_norms(a, b, lora.scale());
         lora.with_magnitude(cast(norms, self.dtype))
     }
 
+    /// A fresh adapter for an embedding of `[tokens, features]`, without DoRA's magnitude: as in PEFT `A` is zero and
+    /// `B ~ N(0, 1)`, or both are `N(0, 1)` for [`LoraInit::Random`].
+    ///
+    /// # Errors
+    ///
+    /// As [`validate`](Self::validate), and [`PeftError::Config`] for a [`bias`](Self::bias), which an embedding has not, and
+    /// for an initialisation other than `Kaiming`, `Gaussian` and `Random`.
+    pub fn init_embedding(&self, [tokens, features]: [usize; 2], device: &Device) -> Result<Lora> {
+        self.validate()?;
+        let error = |name: &str, value: String, expected: &str| PeftError::Config {
+            name: name.into(),
+            value,
+            expected: expected.into(),
+        };
+        if self.bias {
+            return Err(error("bias", "true".into(), "false on an embedding"));
+        }
+        let random = match self.init {
+            LoraInit::Kaiming | LoraInit::Gaussian => false,
+            LoraInit::Random => true,
+            init => {
+                let expected = "`Kaiming`, `Gaussian` or `Random` on an embedding";
+                return Err(error("init", format!("{init:?}"), expected));
+            }
+        };
+        let (a, b) = device.memory_persistent_allocations((), |()| {
+            let normal = |shape: [usize; 2]| {
+                let any = Distribution::Normal(0.0, 1.0);
+                Tensor::<2>::random(shape, any, (device, FloatDType::F32.into())).cast(self.dtype)
+            };
+            let shape = [tokens, self.rank];
+            let a = match random {
+                false => Tensor::zeros(shape, (device, self.dtype.into())),
+                true => normal(shape),
+            };
+            (a, normal([self.rank, features]))
+        });
+        self.with_factors(a, b)
+    }
+
     #[cfg(feature = "faer")]
     fn init_folded(&self, base: &impl FrozenMap, device: &Device) -> Result<Lora> {
-        let (a, b) =
-            super::init::of_weight(self.init, &base.dense(), self.rank, self.scale(), device)?;
+        let weight = base.dense();
+        let slices = self.slices.ranges(weight.dims()[1])?;
+        let (a, b) = super::init::beside(slices, |slice| {
+            let part = weight.clone().narrow(1, slice.start, slice.len());
+            super::init::of_weight(self.init, &part, self.rank, self.scale(), device)
+        })?;
         let lora = self.with_persistent(a, b, device)?;
         // The same tensors, so that what is subtracted is what is added, also in a narrow dtype.
         let (a, b) = (lora.a.val(), lora.b.val());
@@ -189,35 +269,41 @@ impl LoraConfig {
         self.with_factors(a, b)
     }
 
-    /// An adapter of given factors, `a [d_in, r]` and `b [r, d_out]`, kept in the dtype they have; DoRA's magnitude is for
-    /// [`Lora::with_magnitude`].
+    /// An adapter of given factors, `a [d_in, r]` and `b [r, d_out]`, kept in the dtype they have; with `k` chosen
+    /// [`slices`](Self::slices), `a [d_in, k·r]` and `b [r, Σ n_i]`. DoRA's magnitude is for [`Lora::with_magnitude`].
     ///
     /// # Errors
     ///
-    /// As [`validate`](Self::validate), and [`PeftError::Shape`] if a factor has another rank than the configuration.
+    /// As [`validate`](Self::validate), and [`PeftError::Shape`] if a factor has another rank than the configuration, or `b` is not
+    /// of its slices.
     pub fn with_factors(&self, a: Tensor<2>, b: Tensor<2>) -> Result<Lora> {
         self.validate()?;
-        for (name, dims, rank, expected) in [
-            ("A", a.dims(), a.dims()[1], [a.dims()[0], self.rank]),
-            ("B", b.dims(), b.dims()[0], [self.rank, b.dims()[1]]),
+        let columns = self.slices.chosen() * self.rank;
+        let kept = self.slices.kept(b.dims()[1]);
+        for (name, found, expected) in [
+            ("A", a.dims(), [a.dims()[0], columns]),
+            ("B", b.dims(), [self.rank, kept]),
         ] {
-            if rank != self.rank {
+            if found != expected {
                 return Err(PeftError::Shape {
                     tensor: name.into(),
                     expected: expected.into(),
-                    found: dims.into(),
+                    found: found.into(),
                 });
             }
         }
         Ok(Lora {
             // Detached: a parameter is a leaf, whatever its first value came from.
-            a: Param::from_tensor(a.detach()),
+            a: Param::from_tensor(a.detach()).set_require_grad(!self.freeze_a),
             b: Param::from_tensor(b.detach()),
             magnitude: None,
+            bias: None,
             initial: None,
             dropout: DropoutConfig::new(self.dropout).init(),
             alpha: self.alpha,
             rslora: self.rslora,
+            slices: self.slices.clone(),
+            freeze_a: self.freeze_a,
         })
     }
 }
@@ -236,18 +322,23 @@ impl LoraConfig {
 /// has `d_out` values more, and keeps the output before it is scaled.
 #[derive(Module, Debug)]
 pub struct Lora {
-    /// `A`, of shape `[d_in, r]`.
+    /// `A`, of shape `[d_in, r]`; with `k` chosen slices of the outputs, `[d_in, k·r]`.
     pub a: Param<Tensor<2>>,
-    /// `B`, of shape `[r, d_out]`.
+    /// `B`, of shape `[r, d_out]`; with slices, `[r, Σ n_i]`, the sum of their widths.
     pub b: Param<Tensor<2>>,
     /// DoRA's magnitude `m [d_out]`; a plain LoRA has none.
     pub magnitude: Option<Param<Tensor<1>>>,
+    /// The bias `β [d_out]` of the factor `B`, with [`LoraConfig::bias`].
+    pub bias: Option<Param<Tensor<1>>>,
     /// The initial factors that are left out of the change, if there are any.
     pub initial: Option<InitialFactors>,
     /// Dropout on the adapter's input; off in `valid()` and when frozen.
     pub dropout: Dropout,
     pub(super) alpha: f64,
     pub(super) rslora: bool,
+    #[module(skip)]
+    pub(super) slices: Slices,
+    pub(super) freeze_a: bool,
 }
 
 impl Lora {
@@ -269,29 +360,57 @@ impl Lora {
         Ok(self)
     }
 
+    /// Adds a bias `[d_out]` of the factor `B`, which the scale multiplies as it does `B`.
+    ///
+    /// # Errors
+    ///
+    /// [`PeftError::Shape`] for another shape.
+    pub fn with_bias(mut self, bias: Tensor<1>) -> Result<Self> {
+        let [_, d_out] = self.dims();
+        if bias.dims() != [d_out] {
+            return Err(PeftError::Shape {
+                tensor: "bias of B".into(),
+                expected: [d_out].into(),
+                found: bias.dims().into(),
+            });
+        }
+        self.bias = Some(Param::from_tensor(bias.detach()));
+        Ok(self)
+    }
+
     /// These values as new values of `other`'s parameters, where they have its shapes.
     pub(crate) fn with_ids_of(mut self, other: &Self) -> Self {
-        fn take<const D: usize>(value: &mut Param<Tensor<D>>, other: &Param<Tensor<D>>) {
-            if value.lazy_shape() == other.lazy_shape() {
-                *value = Param::initialized(other.id, value.val());
+        take_id(&mut self.a, &other.a);
+        take_id(&mut self.b, &other.b);
+        for (value, other) in [
+            (&mut self.magnitude, &other.magnitude),
+            (&mut self.bias, &other.bias),
+        ] {
+            if let (Some(value), Some(other)) = (value, other) {
+                take_id(value, other);
             }
-        }
-        take(&mut self.a, &other.a);
-        take(&mut self.b, &other.b);
-        if let (Some(value), Some(other)) = (&mut self.magnitude, &other.magnitude) {
-            take(value, other);
         }
         self
     }
 
-    /// Rank `r`.
+    /// Rank `r`, that of each slice.
     pub fn rank(&self) -> usize {
-        self.a.lazy_shape()[1]
+        self.b.lazy_shape()[0]
     }
 
     /// `[d_in, d_out]` of the map.
     pub fn dims(&self) -> [usize; 2] {
-        [self.a.lazy_shape()[0], self.b.lazy_shape()[1]]
+        let kept = self.b.lazy_shape()[1];
+        let d_out = self.slices.d_out(kept).expect("checked with the factors");
+        [self.a.lazy_shape()[0], d_out]
+    }
+
+    /// How many columns of `B` each slice has.
+    #[cfg(all(feature = "faer", feature = "optim"))]
+    pub(crate) fn slice_widths(&self) -> Vec<usize> {
+        let [_, d_out] = self.dims();
+        let ranges = self.slices.ranges(d_out).expect("checked with the factors");
+        ranges.iter().map(ExactSizeIterator::len).collect()
     }
 
     /// The scale `s`: `α/r`, or `α/√r` for rsLoRA.
@@ -307,18 +426,24 @@ impl Lora {
             .with_dropout(self.dropout.prob)
             .with_rslora(self.rslora)
             .with_dora(self.magnitude.is_some())
+            .with_bias(self.bias.is_some())
             .with_dtype(self.a.val().dtype().into())
+            .with_slices(self.slices.clone())
+            .with_freeze_a(self.freeze_a)
     }
 
     /// `Δ(x)`, of the factors alone: `[..., d_in] -> [..., d_out]`, in their dtype.
     pub fn delta<const D: usize>(&self, x: Tensor<D>) -> Tensor<D> {
         let x = self.dropout.forward(x);
         let (a, b) = self.factors();
-        low_rank(x, a, b, self.scale())
+        self.shifted(low_rank(x, a, b, self.scale()), 1.0)
     }
 
     /// The dense change `s·A·B`, less the initial product if there is one, `[d_in, d_out]`, in f32.
     pub fn delta_weight(&self) -> Tensor<2> {
+        if let (Some(count), None) = (self.slices.all_equal(), &self.initial) {
+            return self.delta_of_slices(count);
+        }
         let (a, b) = self.factors();
         let [a, b] = [a, b].map(|factor| cast(factor, FloatDType::F32));
         a.matmul(b).mul_scalar(self.scale())
@@ -326,9 +451,37 @@ impl Lora {
 }
 
 impl Lora {
+    /// The dense change of `count` equal slices that all have one, as as many products: spread, `B` would be zero for the most
+    /// part.
+    fn delta_of_slices(&self, count: usize) -> Tensor<2> {
+        let [a, b] = [&self.a, &self.b].map(|factor| cast(factor.val(), FloatDType::F32));
+        let ([d_in, _], [rank, d_out]) = (a.dims(), b.dims());
+        let a = a.reshape([d_in, count, rank]).swap_dims(0, 1);
+        let b = b.reshape([rank, count, d_out / count]).swap_dims(0, 1);
+        let products = a.matmul(b).mul_scalar(self.scale());
+        products.swap_dims(0, 1).reshape([d_in, d_out])
+    }
+
     /// Whether dropout acts on this input, as `Dropout` itself decides.
-    pub(super) fn drops<const D: usize>(&self, x: &Tensor<D>) -> bool {
+    pub(crate) fn drops<const D: usize>(&self, x: &Tensor<D>) -> bool {
         self.dropout.prob > 0.0 && self.dropout.training.is_enabled() && x.device().is_autodiff()
+    }
+
+    /// `s·β`, what a bias of `B` adds to every output.
+    pub(crate) fn shift(&self) -> Option<Tensor<1>> {
+        let bias = self.bias.as_ref()?;
+        Some(bias.val().mul_scalar(self.scale()))
+    }
+
+    /// `y [.., d_out]` with `weight` times the bias of `B`, if there is one.
+    pub(crate) fn shifted<const D: usize>(&self, y: Tensor<D>, weight: f64) -> Tensor<D> {
+        match self.shift() {
+            None => y,
+            Some(shift) => {
+                let shift = cast(shift.mul_scalar(weight), y.dtype().into());
+                y + shift.unsqueeze()
+            }
+        }
     }
 
     /// What it adds to the frozen map's output `y` for `x`, in the dtype of `y`.
@@ -357,7 +510,7 @@ impl Lora {
     ) -> Tensor<D> {
         let ((a, b), scale) = (self.factors(), self.scale());
         let norms = base.column_norms(a.clone(), b.clone(), scale);
-        let gain = cast(magnitude.val(), FloatDType::F32) / norms;
+        let gain = gain(magnitude, norms);
         base.apply_scaled(x, a, b, scale, gain)
     }
 }
@@ -372,7 +525,7 @@ impl Delta for Lora {
             }
             None => {
                 let (a, b) = self.factors();
-                base.apply_low_rank(x, a, b, self.scale())
+                self.shifted(base.apply_low_rank(x, a, b, self.scale()), 1.0)
             }
             Some(magnitude) => self.rescaled(x, magnitude, base),
         }
@@ -384,6 +537,23 @@ impl Delta for Lora {
             None => weight,
             Some(magnitude) => dora::rescale(weight, magnitude.val()),
         }
+    }
+
+    fn merge_bias(&self, bias: Option<Tensor<1>>) -> Option<Tensor<1>> {
+        match (bias, self.shift()) {
+            (Some(bias), Some(shift)) => {
+                let shift = cast(shift, bias.dtype().into());
+                Some(bias + shift)
+            }
+            (bias, shift) => bias.or(shift),
+        }
+    }
+}
+
+/// Gives a value the id of `other`, where it has its shape.
+pub(super) fn take_id<const D: usize>(value: &mut Param<Tensor<D>>, other: &Param<Tensor<D>>) {
+    if value.lazy_shape() == other.lazy_shape() {
+        *value = Param::initialized(other.id, value.val());
     }
 }
 

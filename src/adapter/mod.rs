@@ -3,7 +3,10 @@
 //! A frozen map `x -> x·W + b`, `x [rows, d_in]`, `W [d_in, d_out]`, becomes `x -> x·W + b + Δ(x)` with a `Δ` of few
 //! parameters. Each delta is one file; [`Lora`] is `Δ(x) = s·((drop(x)·A)·B)`, and DoRA if it has a magnitude.
 
+mod change;
 mod combine;
+#[cfg(feature = "faer")]
+mod combine_svd;
 #[cfg(feature = "faer")]
 mod convert;
 #[cfg(feature = "faer")]
@@ -12,21 +15,34 @@ pub(crate) mod dora;
 #[cfg(feature = "faer")]
 mod eva;
 mod folded;
+mod frozen_layer;
 mod init;
 mod lora;
 mod several;
+mod slices;
+mod trained_copy;
+mod trained_rows;
 
+pub use change::Change;
 pub use combine::{Combination, MajoritySign};
 #[cfg(feature = "faer")]
-pub use convert::DeltaReport;
+pub use convert::{DeltaReport, Truncation};
+#[cfg(all(feature = "faer", feature = "optim"))]
+pub(crate) use decompose::gram_inverse;
 #[cfg(feature = "faer")]
 pub(crate) use eva::{Directions, share_out};
 pub use folded::InitialFactors;
-pub(crate) use folded::converted_alpha;
+pub(crate) use folded::{converted_alpha, ungrown_alpha};
+pub(crate) use frozen_layer::{FrozenLayer, layer_rows, layer_sum};
 pub use init::LoraInit;
 pub(crate) use lora::cast;
 pub use lora::{Lora, LoraConfig};
+#[cfg(feature = "faer")]
+pub(crate) use several::change_of;
 pub(crate) use several::{forward_rows, forward_sum, merge_sum, side_by_side};
+pub use slices::Slices;
+pub use trained_copy::TrainedCopy;
+pub use trained_rows::TrainedRows;
 
 use burn::module::Module;
 use burn::tensor::{Tensor, module::linear};
@@ -101,4 +117,9 @@ pub trait Delta: Module {
     ///
     /// Forms the dense change; used to merge, never in training.
     fn merge(&self, weight: Tensor<2>) -> Tensor<2>;
+
+    /// The bias `[d_out]` of the changed map for that of the frozen one.
+    fn merge_bias(&self, bias: Option<Tensor<1>>) -> Option<Tensor<1>> {
+        bias
+    }
 }

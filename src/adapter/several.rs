@@ -19,7 +19,10 @@ pub(crate) fn forward_sum<const D: usize>(
     let plain = |delta: &Lora| delta.magnitude.is_none() && !delta.drops(&x);
     if !deltas.is_empty() && deltas.iter().all(|(delta, _)| plain(delta)) {
         let (a, b) = side_by_side(deltas);
-        return base.apply_low_rank(x, a, b, 1.0);
+        let y = base.apply_low_rank(x, a, b, 1.0);
+        return deltas
+            .iter()
+            .fold(y, |y, (delta, weight)| delta.shifted(y, *weight));
     }
     let y = base.apply(x.clone());
     deltas.iter().fold(y.clone(), |sum, (delta, weight)| {
@@ -50,12 +53,16 @@ pub(crate) fn merge_sum(weight: Tensor<2>, deltas: &[(&Lora, f64)]) -> Tensor<2>
         return delta.merge(weight);
     }
     deltas.iter().fold(weight.clone(), |sum, (delta, factor)| {
-        let change = match delta.magnitude {
-            None => delta.delta_weight(),
-            Some(_) => delta.merge(weight.clone()) - weight.clone(),
-        };
-        sum + change.mul_scalar(*factor)
+        sum + change_of(delta, &weight).mul_scalar(*factor)
     })
+}
+
+/// What the delta alone adds to the weight `[d_in, d_out]`, both f32.
+pub(crate) fn change_of(delta: &Lora, weight: &Tensor<2>) -> Tensor<2> {
+    match delta.magnitude {
+        None => delta.delta_weight(),
+        Some(_) => delta.merge(weight.clone()) - weight.clone(),
+    }
 }
 
 /// `[A_1 … A_n]` and `[w_1·s_1·B_1; …]`, in the dtype that all have, or f32.

@@ -12,26 +12,70 @@ use crate::model::DEFAULT_ADAPTER;
 use crate::{PeftError, Result};
 
 /// The factors of one module, in PyTorch's layout: `ΔW = s·B·A` has the shape `[d_out, d_in]`.
+///
+/// | module | `a` | `b` | `magnitude` |
+/// |---|---|---|---|
+/// | linear layer | `[r, d_in]` | `[d_out, r]` | `[d_out]` |
+/// | embedding, `ΔE = s·(B·A)ᵀ` | `[r, tokens]` | `[features, r]` | `[features]` |
+/// | `E` experts in one tensor | `[E·r, d_in]`, expert by expert | `[d_out, r·E]`, rank by rank | |
+/// | convolution of `g` groups | `[r, channels_in, k_1, …]` | `[channels_out, r/g, 1, …]` | `[1, channels_out, 1, …]` |
 #[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
 pub struct LoraTensors {
     /// The module's path in the file's naming, for instance `model.layers.0.self_attn.q_proj`.
     pub path: String,
-    /// `[r, d_in]`, of type F32, BF16 or F16.
+    /// The factor `A`, of type F32, BF16 or F16.
     pub a: TensorData,
-    /// `[d_out, r]`, of the same type.
+    /// The factor `B`, of the same type.
     pub b: TensorData,
-    /// `[d_out]`, of the same type: the magnitude that DoRA has and LoRA has not.
+    /// The magnitude that DoRA has and LoRA has not, of the same type.
     pub magnitude: Option<TensorData>,
+    /// The bias `[d_out]` of `B` that `lora_bias` asks for, of the same type.
+    pub bias: Option<TensorData>,
+    /// Whether the module is an embedding, whose keys and layout are its own.
+    pub embedding: bool,
+    /// Whether these are factors of experts in one tensor, of `target_parameters`. `path` is then that of the module that holds the
+    /// tensor, and where it holds several of them that has `.base_layer` behind it once for each later one.
+    pub experts: bool,
 }
 
 impl LoraTensors {
+    /// Plain factors of a linear layer or, by their shapes, of a convolution.
+    pub fn new(path: impl Into<String>, a: TensorData, b: TensorData) -> Self {
+        Self {
+            path: path.into(),
+            a,
+            b,
+            magnitude: None,
+            bias: None,
+            embedding: false,
+            experts: false,
+        }
+    }
+
     /// All there are, as the file calls them.
     pub fn iter(&self) -> impl Iterator<Item = (Factor, &TensorData)> {
+        let (a, b) = match self.embedding {
+            false => (Factor::A, Factor::B),
+            true => (Factor::EmbeddingA, Factor::EmbeddingB),
+        };
+        let bias = self.bias.iter().map(|bias| (Factor::Bias, bias));
         let magnitude = self.magnitude.iter();
-        [(Factor::A, &self.a), (Factor::B, &self.b)]
+        let magnitude = magnitude.map(|magnitude| (Factor::Magnitude, magnitude));
+        [(a, &self.a), (b, &self.b)]
             .into_iter()
-            .chain(magnitude.map(|magnitude| (Factor::Magnitude, magnitude)))
+            .chain(bias)
+            .chain(magnitude)
     }
+}
+
+/// Values that are no factor: those of a whole parameter, or of some rows of an embedding.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ParameterTensor {
+    /// The path in the file's naming: the parameter's, as in `model.norm.weight`, or the embedding's.
+    pub path: String,
+    /// The values in PyTorch's layout, of type F32, BF16 or F16.
+    pub data: TensorData,
 }
 
 /// An adapter as PEFT's directory holds it: `adapter_config.json` and `adapter_model.safetensors`.
@@ -42,15 +86,14 @@ impl LoraTensors {
 /// use burn_peft::model::TargetConfig;
 /// use burn::tensor::TensorData;
 ///
-/// let adapter = AdapterFile {
-///     config: AdapterConfig::new(2, 4.0, TargetConfig::list(["q_proj"])),
-///     tensors: vec![LoraTensors {
-///         path: "model.layers.0.self_attn.q_proj".into(),
-///         a: TensorData::ones::<f32, _>([2, 8]),
-///         b: TensorData::zeros::<f32, _>([6, 2]),
-///         magnitude: None,
-///     }],
-/// };
+/// let adapter = AdapterFile::new(
+///     AdapterConfig::new(2, 4.0, TargetConfig::list(["q_proj"])),
+///     vec![LoraTensors::new(
+///         "model.layers.0.self_attn.q_proj",
+///         TensorData::ones::<f32, _>([2, 8]),
+///         TensorData::zeros::<f32, _>([6, 2]),
+///     )],
+/// );
 /// # let scratch = tempfile::tempdir().unwrap();
 /// # let dir = scratch.path().join("adapter");
 /// adapter.write(&dir, &WriteOptions::default())?;
@@ -59,18 +102,33 @@ impl LoraTensors {
 /// # }
 /// ```
 #[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
 pub struct AdapterFile {
     /// The configuration.
     pub config: AdapterConfig,
     /// The factors; sorted by path when they were read.
     pub tensors: Vec<LoraTensors>,
+    /// Parameters that the adapter has copies of, by their own paths: of `modules_to_save` and `bias`.
+    pub copies: Vec<ParameterTensor>,
+    /// Rows of embeddings, by the embedding's path: of `trainable_token_indices`, which says which rows these are.
+    pub rows: Vec<ParameterTensor>,
 }
 
 impl AdapterFile {
+    /// An adapter of factors alone.
+    pub fn new(config: AdapterConfig, tensors: Vec<LoraTensors>) -> Self {
+        Self {
+            config,
+            tensors,
+            copies: Vec::new(),
+            rows: Vec::new(),
+        }
+    }
+
     /// Reads the adapter in `dir`. Holds the factors once, in the types of the file.
     ///
-    /// Everything in the directory is checked first: the configuration, that every tensor is a factor of a linear
-    /// module, that none lacks its partner, that ranks are the configuration's, that types are F32, BF16 or F16, and
+    /// Everything in the directory is checked first: the configuration, that every tensor is a factor of a module or of what
+    /// the configuration has beside them, that none lacks its partner, that ranks are the configuration's, that types are F32, BF16 or F16, and
     /// that all values are finite. Which modules there are is for the tensors to say, not for `target_modules`.
     ///
     /// # Errors

@@ -17,7 +17,7 @@ use super::fields::{self, Rule};
 use super::json;
 use super::read::{ReadOptions, read_bounded};
 use crate::adapter::LoraInit;
-use crate::model::{TargetConfig, TargetMatcher};
+use crate::model::{BiasMode, PatternMap, TargetConfig, TargetMatcher, TrainableTokens, is_named};
 use crate::{PeftError, Result};
 
 /// Name of the configuration file in an adapter's directory.
@@ -38,6 +38,23 @@ const TASK_TYPES: [&str; 6] = [
     "QUESTION_ANS",
     "FEATURE_EXTRACTION",
 ];
+
+/// Whether PEFT may save the whole weight of the module at this path where it is adapted.
+pub(super) fn is_embedding(module: &str) -> bool {
+    EMBEDDINGS.iter().any(|name| is_named(module, name))
+}
+
+/// A module's path without the `base_layer`s at its end, and how many there were.
+pub(super) fn without_base_layers(path: &str) -> (&str, usize) {
+    let (mut path, mut count) = (path, 0);
+    while let Some(inner) = path.strip_suffix(".base_layer") {
+        (path, count) = (inner, count + 1);
+    }
+    (path, count)
+}
+
+/// How PEFT knows the embeddings and heads whose base weights it may save beside an adapter.
+const EMBEDDINGS: [&str; 2] = ["embed_tokens", "lm_head"];
 
 /// How a trained adapter was initialised. It matters on loading only where it moved the base weights.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -92,8 +109,20 @@ pub struct AdapterConfig {
     pub use_rslora: bool,
     /// Whether the adapter has a magnitude beside its factors: DoRA.
     pub use_dora: bool,
+    /// Whether the factors `B` have a bias.
+    pub lora_bias: bool,
     /// Which modules have the adapter, and their own ranks and alphas.
     pub targets: TargetConfig,
+    /// The tensors of experts that have the adapter: their paths, or the ends of those.
+    pub target_parameters: Vec<String>,
+    /// The biases of the base of which the adapter has copies.
+    pub bias: BiasMode,
+    /// The modules of whose parameters the adapter has copies: paths or their last segments.
+    pub modules_to_save: Vec<String>,
+    /// The tokens of whose embeddings the adapter has rows of its own.
+    pub trainable_token_indices: Option<TrainableTokens>,
+    /// Whether what changes an embedding changes the head that is tied to it: the file has the head's tensors, too.
+    pub ensure_weight_tying: bool,
     /// How the factors were initialised.
     pub init_lora_weights: InitLoraWeights,
     /// What the model is for, one of PEFT's task types such as `"CAUSAL_LM"`.
@@ -121,7 +150,13 @@ impl AdapterConfig {
             lora_dropout: 0.0,
             use_rslora: false,
             use_dora: false,
+            lora_bias: false,
             targets,
+            target_parameters: Vec::new(),
+            bias: BiasMode::None,
+            modules_to_save: Vec::new(),
+            trainable_token_indices: None,
+            ensure_weight_tying: false,
             init_lora_weights: InitLoraWeights::Flag(true),
             task_type: None,
             base_model_name_or_path: None,
@@ -163,6 +198,40 @@ impl AdapterConfig {
         self
     }
 
+    /// Whether the parameter at this path may be a copy: of `modules_to_save`, by PEFT's rule that a name is the end of a path; a
+    /// bias; or the weight of an embedding or head, which PEFT saves whole where the layer is adapted.
+    pub(super) fn has_parameter(&self, path: &str) -> bool {
+        let (module, name) = path.rsplit_once('.').unwrap_or(("", path));
+        let around = path.match_indices('.').map(|(dot, _)| &path[..dot]);
+        let mut around = around.chain([module]);
+        around.any(|module| {
+            let mut names = self.modules_to_save.iter();
+            names.any(|name| !name.is_empty() && module.ends_with(name.as_str()))
+        }) || (name == "bias" && self.bias != BiasMode::None)
+            || (name == "weight" && is_embedding(module))
+    }
+
+    /// The paths of the parameters that factors under this module path may be for, where `target_parameters` are named: without
+    /// the `base_layer` that PEFT puts in between where a module has more than one.
+    pub(super) fn experts_at<'a>(&'a self, path: &'a str) -> impl Iterator<Item = String> + 'a {
+        let module = without_base_layers(path).0;
+        let named = self.target_parameters.iter().filter_map(move |target| {
+            let (of, name) = target.rsplit_once('.').unwrap_or(("", target));
+            let fits = of.is_empty() || is_named(module, of) || is_named(of, module);
+            fits.then(|| format!("{module}.{name}"))
+        });
+        named
+    }
+
+    /// Names of the embeddings that have rows of their own, where they are named.
+    pub(super) fn token_names(&self) -> impl Iterator<Item = &str> {
+        let named = match &self.trainable_token_indices {
+            Some(TrainableTokens::Named(named)) => Some(named.keys().map(String::as_str)),
+            _ => None,
+        };
+        named.into_iter().flatten()
+    }
+
     /// Keys of the file that this crate does not know and passed over because they were null, false or empty, or
     /// because [`ReadOptions::allow_unknown_keys`] said so.
     pub fn ignored(&self) -> &[String] {
@@ -191,8 +260,24 @@ impl AdapterConfig {
         let fields = Fields(&object);
         fields.refuse_other_methods()?;
         // A second pass over the text, because a `Value` may lose the order of a pattern's keys, which has meaning.
+        let target_parameters: Vec<String> =
+            fields.parse("target_parameters", "a list of names", Vec::new())?;
         let targets = if fields.get("target_modules").is_some() {
             serde_json::from_slice(json).map_err(PeftError::json)?
+        } else if !target_parameters.is_empty() {
+            /// All of [`TargetConfig`] but `target_modules`, of which there are none.
+            #[derive(Deserialize)]
+            struct Patterns {
+                #[serde(default)]
+                rank_pattern: PatternMap<usize>,
+                #[serde(default)]
+                alpha_pattern: PatternMap<f64>,
+            }
+            let patterns: Patterns = serde_json::from_slice(json).map_err(PeftError::json)?;
+            let mut targets = TargetConfig::list::<String>([]);
+            targets.rank_pattern = patterns.rank_pattern;
+            targets.alpha_pattern = patterns.alpha_pattern;
+            targets
         } else {
             return Err(config_error(
                 "target_modules",
@@ -207,6 +292,16 @@ impl AdapterConfig {
             lora_dropout: fields.parse("lora_dropout", "a number", defaults.lora_dropout)?,
             use_rslora: fields.parse("use_rslora", "a boolean", false)?,
             use_dora: fields.parse("use_dora", "a boolean", false)?,
+            lora_bias: fields.parse("lora_bias", "a boolean", false)?,
+            target_parameters,
+            bias: fields.parse("bias", "\"none\", \"all\" or \"lora_only\"", BiasMode::None)?,
+            modules_to_save: fields.parse("modules_to_save", "a list of names", Vec::new())?,
+            trainable_token_indices: fields.parse(
+                "trainable_token_indices",
+                "a list of tokens, or such a list for each name",
+                None,
+            )?,
+            ensure_weight_tying: fields.parse("ensure_weight_tying", "a boolean", false)?,
             init_lora_weights: fields.parse(
                 "init_lora_weights",
                 "a boolean or a name",

@@ -81,6 +81,16 @@ pub(super) fn transposed(data: &TensorData) -> TensorData {
     TensorData::from_bytes_vec(bytes, [columns, rows], data.dtype())
 }
 
+/// The same values in another shape.
+///
+/// # Panics
+///
+/// Panics if the shape has another number of elements.
+pub(super) fn reshaped(data: TensorData, shape: &[usize]) -> TensorData {
+    let (bytes, _, dtype) = data.into_parts();
+    TensorData::from_bytes(bytes, shape.to_vec(), dtype)
+}
+
 /// Turns little-endian values into host-endian ones, or back.
 pub(crate) fn swap_to_host(bytes: &mut [u8], dtype: DType) {
     if cfg!(target_endian = "big") {

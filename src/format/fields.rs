@@ -88,12 +88,18 @@ pub(super) const KEYS: [(&str, Rule); 41] = [
     ),
     (
         "bias",
-        Refused(Text("none"), "it trains biases of the base model"),
+        Honoured(
+            "`\"all\"` or `\"lora_only\"`: the adapter has copies of the base's biases, and the base keeps its own",
+            |c| json(c.bias),
+        ),
     ),
     ("corda_config", Inert(Null)),
     (
         "ensure_weight_tying",
-        Refused(False, "it shares adapters between tied weights"),
+        Honoured(
+            "what changes an embedding changes the head tied to it; the head's tensors must be the embedding's",
+            |c| json(c.ensure_weight_tying),
+        ),
     ),
     ("eva_config", Inert(Null)),
     (
@@ -147,7 +153,7 @@ pub(super) const KEYS: [(&str, Rule); 41] = [
     ),
     (
         "lora_bias",
-        Refused(False, "it adds a bias to the factor B"),
+        Honoured("the factors B have a bias", |c| json(c.lora_bias)),
     ),
     (
         "lora_dropout",
@@ -160,7 +166,10 @@ pub(super) const KEYS: [(&str, Rule); 41] = [
     ("megatron_core", Inert(Text("megatron.core"))),
     (
         "modules_to_save",
-        Refused(Null, "it replaces whole modules of the base model"),
+        Honoured(
+            "the adapter has copies of these modules' parameters, and the base keeps its own",
+            |c| json(Some(&c.modules_to_save).filter(|names| !names.is_empty())),
+        ),
     ),
     (
         "monteclora_config",
@@ -198,7 +207,10 @@ pub(super) const KEYS: [(&str, Rule); 41] = [
     ),
     (
         "target_parameters",
-        Refused(Null, "it adapts parameters that are no linear layer's"),
+        Honoured(
+            "tensors of experts that get factors for each, named by their paths or the ends of those",
+            |c| json(Some(&c.target_parameters).filter(|names| !names.is_empty())),
+        ),
     ),
     (
         "task_type",
@@ -206,7 +218,10 @@ pub(super) const KEYS: [(&str, Rule); 41] = [
     ),
     (
         "trainable_token_indices",
-        Refused(Null, "it replaces rows of the embedding"),
+        Honoured(
+            "the adapter has rows of its own for these tokens, in this order",
+            |c| json(&c.trainable_token_indices),
+        ),
     ),
     (
         "use_bdlora",

@@ -1,11 +1,16 @@
-//! PEFT's tensor keys, and the module paths in them.
+//! PEFT's tensor keys, and the paths in them.
 //!
-//! PEFT writes the two factors of the linear module at `PATH`, and DoRA's magnitude, as
+//! PEFT writes what belongs to the module at `PATH` as
 //!
 //! ```text
-//! base_model.model.PATH.lora_A.weight   [r, d_in]
-//! base_model.model.PATH.lora_B.weight   [d_out, r]
-//! base_model.model.PATH.lora_magnitude_vector   [d_out]
+//! base_model.model.PATH.lora_A.weight                          the factor A
+//! base_model.model.PATH.lora_B.weight                          the factor B
+//! base_model.model.PATH.lora_B.bias                            the bias of B, of `lora_bias`
+//! base_model.model.PATH.lora_embedding_A, .lora_embedding_B    the factors of an embedding
+//! base_model.model.PATH.lora_magnitude_vector                  DoRA's magnitude
+//! base_model.model.PATH.token_adapter.trainable_tokens_delta   rows of an embedding
+//! base_model.model.PATH.NAME                                   a parameter of `modules_to_save`, or a bias
+//! base_model.model.PATH.base_layer.NAME                        the same of a module that has factors
 //! ```
 //!
 //! where `PATH` is the module's path in the Hugging Face model, for instance `model.layers.0.self_attn.q_proj`. The
@@ -13,92 +18,115 @@
 
 /// What PEFT puts before every module path.
 pub const PREFIX: &str = "base_model.model.";
-const SUFFIX_A: &str = ".lora_A.weight";
-const SUFFIX_B: &str = ".lora_B.weight";
-const SUFFIX_MAGNITUDE: &str = ".lora_magnitude_vector";
+/// What PEFT puts between the path of an adapted module and its own parameters.
+const BASE_LAYER: &str = "base_layer";
+const TOKEN_ADAPTER: &str = "token_adapter";
+const TOKENS: &str = "trainable_tokens_delta";
 
-/// One of the two factors of `ΔW = s·B·A`, or DoRA's magnitude.
+/// One of the tensors that a module with a low-rank change has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Factor {
-    /// `[r, d_in]` in the file.
+    /// The factor `A` of a linear layer or a convolution.
     A,
-    /// `[d_out, r]` in the file.
+    /// The factor `B` of a linear layer or a convolution.
     B,
-    /// `[d_out]`, of DoRA only.
+    /// The factor `A` of an embedding.
+    EmbeddingA,
+    /// The factor `B` of an embedding.
+    EmbeddingB,
+    /// The bias of `B`.
+    Bias,
+    /// DoRA's magnitude.
     Magnitude,
 }
 
 impl Factor {
-    /// Those that a module of an adapter has.
-    pub(super) fn of(dora: bool) -> &'static [Self] {
-        const ALL: [Factor; 3] = [Factor::A, Factor::B, Factor::Magnitude];
-        match dora {
-            false => &ALL[..2],
-            true => &ALL,
-        }
+    const ALL: [(Self, &str); 6] = [
+        (Self::A, ".lora_A.weight"),
+        (Self::B, ".lora_B.weight"),
+        (Self::EmbeddingA, ".lora_embedding_A"),
+        (Self::EmbeddingB, ".lora_embedding_B"),
+        (Self::Bias, ".lora_B.bias"),
+        (Self::Magnitude, ".lora_magnitude_vector"),
+    ];
+
+    /// What follows the module's path in a key.
+    fn suffix(self) -> &'static str {
+        Self::ALL[self as usize].1
     }
 
-    /// The shape in the file.
-    pub(super) fn shape(self, rank: usize, [d_in, d_out]: [usize; 2]) -> Vec<usize> {
-        match self {
-            Self::A => vec![rank, d_in],
-            Self::B => vec![d_out, rank],
-            Self::Magnitude => vec![d_out],
-        }
+    /// Those that a module has.
+    pub(super) fn of(embedding: bool, bias: bool, dora: bool) -> Vec<Self> {
+        let mut factors = match embedding {
+            false => vec![Self::A, Self::B],
+            true => vec![Self::EmbeddingA, Self::EmbeddingB],
+        };
+        // PEFT gives an embedding none.
+        factors.extend((bias && !embedding).then_some(Self::Bias));
+        factors.extend(dora.then_some(Self::Magnitude));
+        factors
     }
 }
 
 /// The key of a factor of the module at `path`.
 pub fn tensor_key(path: &str, factor: Factor) -> String {
-    let suffix = match factor {
-        Factor::A => SUFFIX_A,
-        Factor::B => SUFFIX_B,
-        Factor::Magnitude => SUFFIX_MAGNITUDE,
-    };
-    format!("{PREFIX}{path}{suffix}")
+    format!("{PREFIX}{path}{}", factor.suffix())
 }
 
-/// The module path and the factor in `key`, or `None` for a key that is no factor of a linear module.
+/// The module path and the factor in `key`, or `None` for a key that is no factor.
 pub fn parse_key(key: &str) -> Option<(&str, Factor)> {
     let key = key.strip_prefix(PREFIX)?;
-    let (path, factor) = [
-        (SUFFIX_A, Factor::A),
-        (SUFFIX_B, Factor::B),
-        (SUFFIX_MAGNITUDE, Factor::Magnitude),
-    ]
-    .into_iter()
-    .find_map(|(suffix, factor)| Some((key.strip_suffix(suffix)?, factor)))?;
+    let (path, factor) = Factor::ALL
+        .into_iter()
+        .find_map(|(factor, suffix)| Some((key.strip_suffix(suffix)?, factor)))?;
     is_path(path).then_some((path, factor))
+}
+
+/// The key of the parameter at `path`, whose module has factors or not.
+pub(super) fn parameter_key(path: &str, has_factors: bool) -> String {
+    match path.rsplit_once('.').filter(|_| has_factors) {
+        Some((module, name)) => format!("{PREFIX}{module}.{BASE_LAYER}.{name}"),
+        None => format!("{PREFIX}{path}"),
+    }
+}
+
+/// The key of rows of the embedding at `path`.
+pub(super) fn rows_key(path: &str) -> String {
+    format!("{PREFIX}{path}.{TOKEN_ADAPTER}.{TOKENS}")
+}
+
+/// What the tensor of a key is of the module, or parameter, at the key's path.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Role {
+    /// A tensor of a low-rank change.
+    Factor(Factor),
+    /// Rows of an embedding.
+    Rows,
+    /// A whole parameter, if the configuration has any.
+    Parameter,
+    /// A bias that PEFT wrote a second time, from inside of its wrapper of a module to save.
+    Repeated,
 }
 
 /// What a key of a file means.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct ReadKey {
-    /// The module's path.
+    /// The path of the module, or of the parameter.
     pub path: String,
-    pub factor: Factor,
+    pub role: Role,
     /// Whether the tensor is stored `[d_in, r]` or `[r, d_out]`, in place of PyTorch's layout.
     pub transposed: bool,
 }
 
-/// The meaning of a key as one of the writers has it whose files are read; `None` for any other.
+/// The meaning of a key as one of the writers has it whose files are read; `None` for what is no path.
 ///
 /// Besides PEFT's own form these are: without the prefix `base_model.model.`; with `_orig_mod` somewhere, of a model that
 /// `torch.compile` has wrapped; with the adapter's name behind the factor's, `PATH.lora_A.NAME.weight`, as in a state of the model
 /// itself; without `.weight`, as loralib's; torchtune's `lora_a.weight`, `lora_b.weight` and `magnitude`; and mlx-lm's `lora_a`,
 /// `lora_b` and `m`, whose factors are transposed.
 pub(super) fn read_key(key: &str) -> Option<ReadKey> {
-    let factor = |name: &str| match name {
-        "lora_A" => Some(Factor::A),
-        "lora_B" => Some(Factor::B),
-        "lora_magnitude_vector" => Some(Factor::Magnitude),
-        _ => None,
-    };
-    let torchtune = |name: &str| match name {
-        "lora_a" => Some(Factor::A),
-        "lora_b" => Some(Factor::B),
-        _ => None,
-    };
+    use Factor::{A, B, Bias, EmbeddingA, EmbeddingB, Magnitude};
+
     let segments = key.split('.').filter(|segment| *segment != "_orig_mod");
     let segments: Vec<&str> = segments.collect();
     let segments = match &segments[..] {
@@ -106,18 +134,58 @@ pub(super) fn read_key(key: &str) -> Option<ReadKey> {
         all => all,
     };
     let (path, factor, transposed) = match segments {
-        [path @ .., name, "weight"] if factor(name).is_some() => (path, factor(name)?, false),
-        [path @ .., name, "weight"] if torchtune(name).is_some() => (path, torchtune(name)?, false),
-        [path @ .., name, adapter, "weight"] if is_path(adapter) => (path, factor(name)?, false),
-        [path @ .., name] if factor(name).is_some() => (path, factor(name)?, false),
-        [path @ .., name] if torchtune(name).is_some() => (path, torchtune(name)?, true),
-        [path @ .., "magnitude" | "m"] => (path, Factor::Magnitude, false),
-        _ => return None,
+        [path @ .., "lora_A", "weight"] => (path, A, false),
+        [path @ .., "lora_B", "weight"] => (path, B, false),
+        [path @ .., "lora_B", "bias"] => (path, Bias, false),
+        [path @ .., "lora_a", "weight"] => (path, A, false),
+        [path @ .., "lora_b", "weight"] => (path, B, false),
+        [path @ .., "lora_A", _adapter, "weight"] => (path, A, false),
+        [path @ .., "lora_B", _adapter, "weight"] => (path, B, false),
+        [path @ .., "lora_B", _adapter, "bias"] => (path, Bias, false),
+        [path @ .., "lora_magnitude_vector", "weight"] => (path, Magnitude, false),
+        [path @ .., "lora_magnitude_vector", _adapter, "weight"] => (path, Magnitude, false),
+        [path @ .., "lora_embedding_A"] => (path, EmbeddingA, false),
+        [path @ .., "lora_embedding_B"] => (path, EmbeddingB, false),
+        [path @ .., "lora_embedding_A", _adapter] => (path, EmbeddingA, false),
+        [path @ .., "lora_embedding_B", _adapter] => (path, EmbeddingB, false),
+        [path @ .., "lora_A"] => (path, A, false),
+        [path @ .., "lora_B"] => (path, B, false),
+        [path @ .., "lora_magnitude_vector"] => (path, Magnitude, false),
+        [path @ .., "lora_a"] => (path, A, true),
+        [path @ .., "lora_b"] => (path, B, true),
+        [path @ .., "magnitude" | "m"] => (path, Magnitude, false),
+        other => return read_other(other),
     };
+    // The adapter's name, too, ends in messages.
+    if !segments.iter().all(|segment| is_path(segment)) {
+        return None;
+    }
+    of_path(path, Role::Factor(factor), transposed)
+}
+
+/// The meaning of a key that is no factor's, without its prefix.
+fn read_other(segments: &[&str]) -> Option<ReadKey> {
+    if let [path @ .., TOKEN_ADAPTER, TOKENS] | [path @ .., TOKEN_ADAPTER, TOKENS, _] = segments {
+        return of_path(path, Role::Rows, false);
+    }
+    if let [module @ .., "original_module" | "modules_to_save", name] = segments {
+        return of_path(&[module, &[name]].concat(), Role::Repeated, false);
+    }
+    let [module @ .., name] = segments else {
+        return None;
+    };
+    let module = match module {
+        [module @ .., BASE_LAYER] | [module @ .., "modules_to_save", _] => module,
+        module => module,
+    };
+    of_path(&[module, &[name]].concat(), Role::Parameter, false)
+}
+
+fn of_path(path: &[&str], role: Role, transposed: bool) -> Option<ReadKey> {
     let path = path.join(".");
     is_path(&path).then_some(ReadKey {
         path,
-        factor,
+        role,
         transposed,
     })
 }
@@ -192,7 +260,7 @@ mod tests {
         ] {
             let expected = ReadKey {
                 path: path.into(),
-                factor,
+                role: Role::Factor(factor),
                 transposed: false,
             };
             assert_eq!(read_key(key), Some(expected), "{key}");
@@ -207,7 +275,7 @@ mod tests {
         ] {
             let expected = ReadKey {
                 path: "a.q".into(),
-                factor,
+                role: Role::Factor(factor),
                 transposed,
             };
             assert_eq!(read_key(key), Some(expected), "{key}");
@@ -216,20 +284,42 @@ mod tests {
             "",
             "lora_A.weight",
             "base_model.model.lora_A.weight",
-            "base_model.model.q.weight",
-            "base_model.model.q.lora_A.bias",
-            "base_model.model.q.lora_A.a.b.weight",
             "base_model.model.q.lora_A..weight",
             "base_model.model..q.lora_A.weight",
-            "base_model.model.q.lora_embedding_A",
             "base_model.model.q\u{1b}.lora_A.weight",
             "base_model.model.q.lora_A.\u{1b}.weight",
             "m",
             "magnitude",
-            "q.lora_a.bias",
-            "q.magnitude.weight",
+            "base_model.model..weight",
+            "base_model.model.q.\u{1b}.weight",
         ] {
             assert_eq!(read_key(key), None, "{key}");
+        }
+        for (key, path) in [
+            ("base_model.model.q.weight", "q.weight"),
+            ("base_model.model.q.base_layer.bias", "q.bias"),
+            ("base_model.model.q.modules_to_save.default.bias", "q.bias"),
+            ("base_model.model.q.lora_A.bias", "q.lora_A.bias"),
+            ("q.lora_A.a.b.weight", "q.lora_A.a.b.weight"),
+            ("q.magnitude.weight", "q.magnitude.weight"),
+        ] {
+            let found = read_key(key).unwrap();
+            assert_eq!(
+                (&found.path[..], found.role),
+                (path, Role::Parameter),
+                "{key}"
+            );
+        }
+        for key in [
+            "base_model.model.a.embed.token_adapter.trainable_tokens_delta",
+            "a.embed.token_adapter.trainable_tokens_delta.default",
+        ] {
+            let found = read_key(key).unwrap();
+            assert_eq!(
+                (&found.path[..], found.role),
+                ("a.embed", Role::Rows),
+                "{key}"
+            );
         }
     }
 
@@ -244,9 +334,9 @@ mod tests {
             "model.q_proj.lora_A.weight",
             "base_model.model.q_proj.lora_A.default.weight",
             "base_model.model.q_proj.lora_A",
-            "base_model.model.q_proj.lora_B.bias",
+            "base_model.model.q_proj.lora_A.bias",
             "base_model.model.q_proj.lora_magnitude_vector.weight",
-            "base_model.model.embed_tokens.lora_embedding_A",
+            "base_model.model.embed_tokens.weight",
             "base_model.model.q_proj.xlora_A.weight",
         ] {
             assert_eq!(parse_key(key), None, "{key}");

@@ -1,22 +1,22 @@
 //! From PEFT's directory to a model.
 
-use std::collections::HashMap;
 use std::path::Path;
 
 use burn::module::Module;
 #[cfg(feature = "faer")]
 use burn::tensor::DType;
-use burn::tensor::{Device, FloatDType, Tensor, TensorData};
+use burn::tensor::FloatDType;
 
-use super::adapter::{AdapterFile, LoraTensors};
+use super::adapter::AdapterFile;
 use super::config::{AdapterConfig, InitLoraWeights};
-use super::elements;
-use super::keys::{Factor, tensor_key};
+use super::fit::{Fit, Values};
 use super::names::NameMap;
-use super::read::{ReadOptions, WEIGHTS_FILE, check_shape};
+use super::read::{ReadOptions, WEIGHTS_FILE};
 use super::report::LoadReport;
-use crate::adapter::{Lora, LoraConfig, LoraInit};
-use crate::model::{Adapted, PeftConfig, PeftModel, TargetConfig, TargetModules};
+#[cfg(feature = "faer")]
+use crate::adapter::Change;
+use crate::adapter::{LoraConfig, LoraInit};
+use crate::model::{Adapted, BiasMode, PeftConfig, PeftModel, TargetConfig, TrainableTokens};
 use crate::{PeftError, Result};
 
 /// How an adapter is put on a model. The default is strict, has f32 factors, and takes the file's paths for the model's.
@@ -72,15 +72,6 @@ impl<M: Module> PeftModel<M> {
     }
 }
 
-/// A module's factors that fit it, and where they go.
-struct Fit<'a> {
-    /// The module's path in the model.
-    path: String,
-    device: Device,
-    adapted: Adapted,
-    tensors: &'a LoraTensors,
-}
-
 impl AdapterFile {
     /// Adds this adapter to `model` under `name` and makes it the active one, or swaps it with the one of that name if
     /// `options` say so.
@@ -109,135 +100,57 @@ impl AdapterFile {
             .with_dropout(self.config.lora_dropout)
             .with_rslora(self.config.use_rslora)
             .with_dora(self.config.use_dora)
+            .with_bias(self.config.lora_bias)
             .with_init(init(&self.config));
-        let mut factors = Vec::with_capacity(fits.len());
+        let mut changes = Vec::with_capacity(fits.len());
         for fit in &fits {
-            factors.push((fit.path.clone(), fit.factors(&lora, options.dtype)?));
+            changes.push((
+                fit.parameter.path.clone(),
+                fit.change(&lora, options.dtype)?,
+            ));
         }
         #[cfg(feature = "faer")]
         if lora.init.folds() {
-            factors = leave_out(model, factors, lora.init)?;
+            changes = leave_out(model, changes, lora.init)?;
         }
-        if let Some((_, first)) = factors.first() {
+        if let Some(first) = changes.iter().find_map(|(_, change)| change.lora()) {
             lora.dtype = first.config().dtype;
         }
         let targets = match options.names.is_empty() {
             true => self.config.targets.clone(),
             false => {
-                let adapted: Vec<_> = fits
-                    .into_iter()
-                    .map(|fit| Adapted {
-                        path: fit.path,
-                        ..fit.adapted
-                    })
-                    .collect();
+                let adapted = fits.iter().filter_map(|fit| match &fit.values {
+                    Values::Lora { rank, alpha, .. } => Some(Adapted {
+                        path: fit.parameter.module().to_owned(),
+                        rank: *rank,
+                        alpha: *alpha,
+                    }),
+                    _ => None,
+                });
+                let adapted: Vec<_> = adapted.collect();
                 TargetConfig::listed(&adapted, lora.rank, lora.alpha)
             }
         };
-        let config = PeftConfig::new(lora, targets);
+        let mut config = PeftConfig::new(lora, targets).with_bias(self.config.bias);
+        config.modules_to_save = saved_modules(&fits, self.config.bias);
+        config.ensure_weight_tying = self.config.ensure_weight_tying;
+        config.trainable_tokens = self.config.trainable_token_indices.clone();
+        if let (Some(TrainableTokens::Named(_)), false) =
+            (&config.trainable_tokens, options.names.is_empty())
+        {
+            let named = fits.iter().filter_map(|fit| match &fit.values {
+                Values::Rows { indices, .. } => {
+                    Some((fit.parameter.module().to_owned(), indices.clone()))
+                }
+                _ => None,
+            });
+            config.trainable_tokens = Some(TrainableTokens::Named(named.collect()));
+        }
         match options.replace && model.config(name).is_ok() {
-            true => model.swap_adapter(name, &config, factors)?,
-            false => model.insert_adapter(name, &config, factors)?,
+            true => model.swap_changes(name, &config, changes)?,
+            false => model.insert_changes(name, &config, changes)?,
         }
         Ok(report)
-    }
-
-    /// Which modules of the model get which factors, and what becomes of every tensor.
-    fn fit<M: Module>(
-        &self,
-        model: &PeftModel<M>,
-        names: &NameMap,
-    ) -> Result<(Vec<Fit<'_>>, LoadReport)> {
-        let matcher = self.config.validate()?;
-        let mut report = LoadReport::default();
-        // A module that the map cannot name has no name in the file.
-        let linear = model.linear_modules().into_iter();
-        let mut linear: HashMap<_, _> = linear
-            .filter_map(|module| Some((names.to_file(&module.path).ok()?, module)))
-            .collect();
-        let mut fits = Vec::with_capacity(self.tensors.len());
-        for tensors in &self.tensors {
-            let path = &tensors.path;
-            let Some(module) = linear.remove(path) else {
-                let keys = tensors.iter().map(|(factor, _)| tensor_key(path, factor));
-                report.unexpected.extend(keys);
-                continue;
-            };
-            let rank = matcher.rank_for(path, self.config.r)?;
-            let alpha = matcher.alpha_for(path, self.config.lora_alpha)?;
-            let mut loaded = Vec::new();
-            for (factor, data) in tensors.iter() {
-                let tensor = tensor_key(path, factor);
-                elements::to_file(&tensor, data.dtype())?;
-                match check_shape(tensor, factor, data.shape(), rank, module.dims) {
-                    Ok(tensor) => loaded.push(tensor),
-                    Err(mismatch) => report.mismatched.push(mismatch),
-                }
-            }
-            // Some factors without the others are not put anywhere.
-            if loaded.len() == tensors.iter().count() {
-                report.loaded.extend(loaded);
-                fits.push(Fit {
-                    path: module.path,
-                    device: module.device,
-                    adapted: Adapted {
-                        path: path.clone(),
-                        rank,
-                        alpha,
-                    },
-                    tensors,
-                });
-            }
-        }
-        // "all-linear" may mean fewer modules in Python; PEFT never writes it.
-        if self.config.targets.target_modules != TargetModules::AllLinear {
-            for path in linear.into_keys() {
-                if matcher.matches(&path)? {
-                    let factors = Factor::of(self.config.use_dora).iter();
-                    let keys = factors.map(|&factor| tensor_key(&path, factor));
-                    report.missing.extend(keys);
-                }
-            }
-        }
-        report.missing.sort();
-        Ok((fits, report))
-    }
-}
-
-impl Fit<'_> {
-    /// The factors on the module's device, in Burn's layout.
-    fn factors(&self, config: &LoraConfig, dtype: Option<FloatDType>) -> Result<Lora> {
-        let LoraTensors {
-            a, b, magnitude, ..
-        } = self.tensors;
-        let dtype = dtype.unwrap_or_else(|| a.dtype().into());
-        if !self.device.supports_dtype(dtype) {
-            return Err(PeftError::DType {
-                tensor: tensor_key(&self.adapted.path, Factor::A),
-                expected: "a type the device has".into(),
-                found: format!("{dtype:?}"),
-            });
-        }
-        // They live as long as the model: keep them out of the pools of transient tensors.
-        let options = (&self.device, dtype.into());
-        let (a, b, magnitude) = self.device.memory_persistent_allocations((), |()| {
-            let matrix = |data| {
-                let data = elements::transposed(data).convert_dtype(dtype.into());
-                Tensor::<2>::from_data(data, options)
-            };
-            let vector = |data: &TensorData| {
-                let data = data.clone().convert_dtype(dtype.into());
-                Tensor::<1>::from_data(data, options)
-            };
-            (matrix(a), matrix(b), magnitude.as_ref().map(vector))
-        });
-        let mut config = config.clone().with_alpha(self.adapted.alpha);
-        config.rank = self.adapted.rank;
-        let lora = config.with_factors(a, b)?;
-        match magnitude {
-            None => Ok(lora),
-            Some(magnitude) => lora.with_magnitude(magnitude),
-        }
     }
 }
 
@@ -245,25 +158,44 @@ impl Fit<'_> {
 #[cfg(feature = "faer")]
 fn leave_out<M: Module>(
     model: &PeftModel<M>,
-    factors: Vec<(String, Lora)>,
+    changes: Vec<(String, Change)>,
     init: LoraInit,
-) -> Result<Vec<(String, Lora)>> {
-    let weights = model.dense_weights(|path| factors.iter().any(|(module, _)| module == path));
-    let factors = factors.into_iter().map(|(path, lora)| {
-        let weight = weights.get(&path).filter(|weight| {
+) -> Result<Vec<(String, Change)>> {
+    let module = |path: &str| path.strip_suffix(".weight").unwrap_or(path).to_owned();
+    let weights = model.dense_weights(|of| changes.iter().any(|(path, _)| module(path) == of));
+    let changes = changes.into_iter().map(|(path, change)| {
+        let Change::Lora(lora) = change else {
+            return Ok((path, change));
+        };
+        let weight = weights.get(&module(&path)).filter(|weight| {
             // A packed weight is an empty matrix here. It has lost what PEFT's part was taken of.
             weight.dims() == lora.dims() && !matches!(weight.dtype(), DType::QFloat(_))
         });
         let Some(weight) = weight else {
             return Err(PeftError::Config {
-                name: format!("init_lora_weights of `{path}`"),
+                name: format!("init_lora_weights of `{}`", module(&path)),
                 value: format!("{init:?}"),
                 expected: "a dense weight; a quantised one is not the one it was taken of".into(),
             });
         };
-        Ok((path, lora.without_part(init, weight)?))
+        Ok((path, lora.without_part(init, weight)?.into()))
     });
-    factors.collect()
+    changes.collect()
+}
+
+/// The modules of whose parameters there are copies that `bias` does not explain.
+fn saved_modules(fits: &[Fit], bias: BiasMode) -> Vec<String> {
+    let copies = fits
+        .iter()
+        .filter(|fit| matches!(fit.values, Values::Copy(_)));
+    let copies = copies.map(|fit| &fit.parameter);
+    let by_name =
+        copies.filter(|parameter| bias == BiasMode::None || parameter.torch_name != "bias");
+    let mut modules: Vec<_> = by_name
+        .map(|parameter| parameter.module().to_owned())
+        .collect();
+    modules.dedup();
+    modules
 }
 
 fn init(config: &AdapterConfig) -> LoraInit {

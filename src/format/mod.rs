@@ -23,6 +23,7 @@ mod explicit;
 mod faulty;
 mod fields;
 mod file;
+mod fit;
 mod header;
 mod json;
 mod keys;
@@ -33,6 +34,9 @@ mod read;
 mod report;
 mod save;
 mod serving;
+mod shapes;
+mod sites;
+mod stored;
 mod write;
 
 #[cfg(feature = "optim")]
@@ -40,7 +44,7 @@ pub(crate) use atomic::write_files;
 #[cfg(feature = "optim")]
 pub(crate) use read::read_bounded;
 
-pub use adapter::{AdapterFile, LoraTensors, adapter_dir};
+pub use adapter::{AdapterFile, LoraTensors, ParameterTensor, adapter_dir};
 pub use config::{
     AdapterConfig, CONFIG_FILE, InitLoraWeights, MAX_CONFIG_BYTES, MAX_RANK, PEFT_VERSION,
 };

@@ -1,18 +1,19 @@
 //! Strict reading of an adapter's directory.
 
-use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::Read;
 use std::path::Path;
 
-use super::adapter::{AdapterFile, LoraTensors};
+use burn::tensor::TensorData;
+
+use super::adapter::{AdapterFile, LoraTensors, ParameterTensor};
 use super::config::{AdapterConfig, CONFIG_FILE, MAX_CONFIG_BYTES};
 use super::digest::DigestCheck;
 use super::elements::{check_finite, transposed};
 use super::file::SafetensorsFile;
-use super::keys::{Factor, ReadKey, read_key, tensor_key};
+use super::keys::{Factor, read_key};
 use super::mlx::{self, MLX_WEIGHTS_FILE};
-use super::report::{LoadReport, Mismatch};
+use super::sites::{self, FoundTensor};
 use crate::{PeftError, Result};
 
 /// Name of the file of tensors in an adapter's directory.
@@ -98,31 +99,56 @@ fn read_tensors(
     config: AdapterConfig,
     options: &ReadOptions,
 ) -> Result<AdapterFile> {
-    let sites = sites(&file, &config).map_err(|error| error.in_file(weights))?;
-    let mut tensors = Vec::with_capacity(sites.len());
-    for (path, keys) in sites {
-        let read = |key: &String| {
-            let data = file.read(key)?;
-            if !options.allow_non_finite {
-                check_finite(key, &data).map_err(|error| error.in_file(weights))?;
+    let found = sites::find(&file, &config).map_err(|error| error.in_file(weights))?;
+    let mut read = |tensor: &FoundTensor| {
+        let data = file.read(&tensor.key)?;
+        if !options.allow_non_finite {
+            check_finite(&tensor.key, &data).map_err(|error| error.in_file(weights))?;
+        }
+        Ok(match tensor.transposed {
+            true => transposed(&data),
+            false => data,
+        })
+    };
+    let mut tensors = Vec::with_capacity(found.modules.len());
+    for found in found.modules {
+        let mut keys = Vec::with_capacity(found.factors.len());
+        let mut module = LoraTensors::new(found.path, empty(), empty());
+        module.experts = found.experts;
+        for (factor, tensor) in found.factors {
+            let data = read(&tensor)?;
+            match factor {
+                Factor::A => module.a = data,
+                Factor::B => module.b = data,
+                Factor::EmbeddingA => (module.a, module.embedding) = (data, true),
+                Factor::EmbeddingB => module.b = data,
+                Factor::Bias => module.bias = Some(data),
+                Factor::Magnitude => module.magnitude = Some(data),
             }
-            match read_key(key) {
-                Some(key) if key.transposed => Ok(transposed(&data)),
-                _ => Ok(data),
-            }
-        };
-        let factors = keys.iter().map(read);
-        let mut factors = factors.collect::<Result<Vec<_>>>()?.into_iter();
-        let module = LoraTensors {
-            a: factors.next().expect("every module has a factor A"),
-            b: factors.next().expect("every module has a factor B"),
-            magnitude: factors.next(),
-            path,
-        };
+            keys.push(tensor.key);
+        }
         check_dtypes(&module, &keys).map_err(|error| error.in_file(weights))?;
         tensors.push(module);
     }
-    Ok(AdapterFile { config, tensors })
+    let mut values = |tensors: Vec<(String, FoundTensor)>| {
+        let tensors = tensors.iter();
+        let read = tensors.map(|(path, tensor)| {
+            let (path, data) = (path.clone(), read(tensor)?);
+            Ok(ParameterTensor { path, data })
+        });
+        read.collect::<Result<Vec<_>>>()
+    };
+    Ok(AdapterFile {
+        copies: values(found.parameters)?,
+        rows: values(found.rows)?,
+        config,
+        tensors,
+    })
+}
+
+/// In the place of a factor that is about to be read.
+fn empty() -> TensorData {
+    TensorData::new(Vec::<f32>::new(), [0, 0])
 }
 
 /// All tensors of a module, here with their keys, are of the type of its factor A.
@@ -137,88 +163,6 @@ pub(super) fn check_dtypes(module: &LoraTensors, keys: &[String]) -> Result<()> 
             found: format!("{:?}", data.dtype()),
         }),
     }
-}
-
-/// The module paths that have all factors, with their keys, by names and shapes alone; anything else in the file is an
-/// error.
-fn sites(file: &SafetensorsFile, config: &AdapterConfig) -> Result<Vec<(String, Vec<String>)>> {
-    let matcher = config.validate()?;
-    let mut report = LoadReport::default();
-    let factors = Factor::of(config.use_dora);
-    /// Key of a tensor, and its shape in PyTorch's layout.
-    type Found<'a> = Option<(&'a str, Vec<usize>)>;
-    let mut sites: BTreeMap<String, [Found; 3]> = BTreeMap::new();
-    for (key, shape) in file.shapes() {
-        // Two keys may mean one factor: of two adapters, say. Only one of them has a place.
-        match read_key(key).filter(|key| factors.contains(&key.factor)) {
-            Some(ReadKey {
-                path,
-                factor,
-                transposed,
-            }) => match &mut sites.entry(path).or_default()[factor as usize] {
-                place @ None => {
-                    let mut shape = shape.to_vec();
-                    if transposed {
-                        shape.reverse();
-                    }
-                    *place = Some((key, shape));
-                }
-                Some(_) => report.unexpected.push(key.to_owned()),
-            },
-            None => report.unexpected.push(key.to_owned()),
-        }
-    }
-    let mut found = Vec::with_capacity(sites.len());
-    for (path, tensors) in sites {
-        let r = matcher.rank_for(&path, config.r)?;
-        let [a, b, _] = tensors
-            .each_ref()
-            .map(|tensor| tensor.as_ref().map(|(_, shape)| shape.as_slice()));
-        let dims = dims(a, b);
-        let mut keys = Vec::with_capacity(factors.len());
-        for (&factor, tensor) in factors.iter().zip(tensors) {
-            match tensor {
-                None => report.missing.push(tensor_key(&path, factor)),
-                Some((key, shape)) => {
-                    keys.push(key.to_owned());
-                    match check_shape(key.to_owned(), factor, &shape, r, dims) {
-                        Ok(key) => report.loaded.push(key),
-                        Err(mismatch) => report.mismatched.push(mismatch),
-                    }
-                }
-            }
-        }
-        found.push((path, keys));
-    }
-    report.strict().map(|_| found)
-}
-
-/// `[d_in, d_out]` of a module as its factors have them, which a file alone cannot tell otherwise; at least 1.
-pub(super) fn dims(a: Option<&[usize]>, b: Option<&[usize]>) -> [usize; 2] {
-    let side = |shape: Option<&[usize]>, axis: usize| {
-        let side = shape.and_then(|shape| shape.get(axis));
-        side.copied().unwrap_or(1).max(1)
-    };
-    [side(a, 1), side(b, 0)]
-}
-
-/// A factor has rank `r` and the sides of its module.
-pub(super) fn check_shape(
-    tensor: String,
-    factor: Factor,
-    shape: &[usize],
-    r: usize,
-    dims: [usize; 2],
-) -> Result<String, Mismatch> {
-    let expected = factor.shape(r, dims);
-    if shape == expected {
-        return Ok(tensor);
-    }
-    Err(Mismatch {
-        tensor,
-        expected,
-        found: shape.to_vec(),
-    })
 }
 
 /// Opens a regular file of at most `max_bytes` bytes and returns it with its size.

@@ -6,6 +6,10 @@
 //! | part | vLLM | llama.cpp |
 //! |---|---|---|
 //! | DoRA's magnitudes | refused | refused |
+//! | a bias of `B` (`lora_bias`) | refused | refused |
+//! | copies of modules or biases, rows of embeddings | refused | refused |
+//! | embeddings | models that list them | taken |
+//! | convolutions | refused | refused |
 //! | a scale `s` that differs by module (`alpha_pattern`, `rank_pattern`) | one for all: `lora_alpha` and `r` | `lora_alpha` over the rank of each module |
 //! | rsLoRA | honoured | `lora_alpha/r` all the same |
 //! | rank | at most 512, and as started with | any |
@@ -74,8 +78,37 @@ impl AdapterFile {
             let reason = "it scales by lora_alpha/r; write α·√r as lora_alpha, without rsLoRA";
             add("use_rslora", Outcome::Wrong, reason.into());
         }
+        let whole = self
+            .copies
+            .iter()
+            .map(|copy| (&copy.path, "modules_to_save, bias"));
+        let whole = whole.chain(
+            self.rows
+                .iter()
+                .map(|rows| (&rows.path, "trainable_token_indices")),
+        );
+        for (path, option) in whole {
+            let reason = format!("`{option}`: only low-rank changes are served; merge the adapter");
+            add(path, Outcome::Refused, reason);
+        }
         for tensors in &self.tensors {
             let path = &tensors.path;
+            if tensors.bias.is_some() {
+                let reason = "a bias of B is not supported; merge the adapter";
+                add(
+                    &tensor_key(path, Factor::Bias),
+                    Outcome::Refused,
+                    reason.into(),
+                );
+            }
+            if tensors.a.rank() > 2 {
+                let reason = "changes of convolutions are not supported; merge the adapter";
+                add(path, Outcome::Refused, reason.into());
+            }
+            if tensors.embedding && server == Server::Vllm {
+                let reason = "taken by models that list it among their embedding modules";
+                add(path, Outcome::Depends, reason.into());
+            }
             if tensors.magnitude.is_some() {
                 let reason = "DoRA is not supported; merge the adapter";
                 let part = tensor_key(path, Factor::Magnitude);
@@ -120,16 +153,14 @@ mod tests {
     use crate::model::TargetConfig;
 
     fn adapter(config: AdapterConfig, ranks: &[(&str, usize)]) -> AdapterFile {
-        let tensors = ranks.iter().map(|&(path, rank)| LoraTensors {
-            path: path.into(),
-            a: TensorData::ones::<f32, _>([rank, 4]),
-            b: TensorData::ones::<f32, _>([6, rank]),
-            magnitude: config.use_dora.then(|| TensorData::ones::<f32, _>([6])),
+        let tensors = ranks.iter().map(|&(path, rank)| {
+            let ones = |shape: [usize; 2]| TensorData::ones::<f32, _>(shape);
+            let mut tensors = LoraTensors::new(path, ones([rank, 4]), ones([6, rank]));
+            tensors.magnitude = config.use_dora.then(|| TensorData::ones::<f32, _>([6]));
+            tensors
         });
-        AdapterFile {
-            tensors: tensors.collect(),
-            config,
-        }
+        let tensors = tensors.collect();
+        AdapterFile::new(config, tensors)
     }
 
     fn found(file: &AdapterFile, server: Server) -> Vec<(String, Outcome)> {

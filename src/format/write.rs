@@ -3,13 +3,16 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
+use burn::tensor::TensorData;
+
 use super::adapter::AdapterFile;
 use super::atomic;
 use super::config::CONFIG_FILE;
 use super::digest;
 use super::elements::{Stored, check_finite};
-use super::keys::{parse_key, tensor_key};
-use super::read::{WEIGHTS_FILE, check_dtypes, check_shape, dims};
+use super::keys::{is_path, parameter_key, parse_key, rows_key, tensor_key};
+use super::read::{WEIGHTS_FILE, check_dtypes};
+use super::sites::check_shape;
 use crate::{PeftError, Result};
 
 /// How an adapter is written. The default overwrites nothing.
@@ -41,17 +44,35 @@ pub(super) fn write(adapter: &AdapterFile, dir: &Path, options: &WriteOptions) -
 /// The bytes of the file of tensors, in the order of PEFT's own: by element type, then by name.
 fn weights(adapter: &AdapterFile, digest: bool) -> Result<Vec<u8>> {
     let matcher = adapter.config.validate()?;
-    let mut tensors = BTreeMap::new();
+    let mut tensors = Tensors::default();
     for module in &adapter.tensors {
         let path = &module.path;
-        let r = matcher.rank_for(path, adapter.config.r)?;
-        let dims = dims(Some(module.a.shape()), Some(module.b.shape()));
-        if module.magnitude.is_some() != adapter.config.use_dora {
-            return Err(PeftError::Config {
-                name: "use_dora".into(),
-                value: adapter.config.use_dora.to_string(),
-                expected: format!("true for a module with a magnitude, else false: `{path}`"),
-            });
+        let experts: Vec<_> = adapter.config.experts_at(path).collect();
+        let seen = match &experts[..] {
+            [only] if module.experts => only,
+            _ => path,
+        };
+        let r = matcher.rank_for(seen, adapter.config.r)?;
+        let shape = module.module_shape().of_experts(module.count_experts(r));
+        for (key, found, expected) in [
+            (
+                "use_dora",
+                module.magnitude.is_some(),
+                adapter.config.use_dora,
+            ),
+            (
+                "lora_bias",
+                module.bias.is_some(),
+                adapter.config.lora_bias && !module.embedding,
+            ),
+        ] {
+            if found != expected {
+                return Err(PeftError::Config {
+                    name: key.into(),
+                    value: expected.to_string(),
+                    expected: format!("{found}, as its tensors say, for `{path}`"),
+                });
+            }
         }
         let keys: Vec<_> = module
             .iter()
@@ -61,35 +82,70 @@ fn weights(adapter: &AdapterFile, digest: bool) -> Result<Vec<u8>> {
             if parse_key(key) != Some((path, factor)) {
                 return Err(bad_path(path, "dotted names, none of them empty"));
             }
-            check_shape(key.clone(), factor, data.shape(), r, dims).map_err(|mismatch| {
+            check_shape(key.clone(), data.shape(), shape.shape(factor, r)).map_err(|mismatch| {
                 PeftError::Shape {
                     tensor: mismatch.tensor,
                     expected: mismatch.expected,
                     found: mismatch.found,
                 }
             })?;
-            check_finite(key, data)?;
-            let stored = Stored::new(key, data)?;
-            if tensors.insert(key.clone(), stored).is_some() {
-                return Err(bad_path(path, "every module once"));
-            }
+            tensors.add(path, key.clone(), data)?;
         }
         check_dtypes(module, &keys)?;
-        if !matcher.matches(path)? {
+        let of_experts = module.experts && !experts.is_empty();
+        if !of_experts && !matcher.matches(path)? && !adapter.is_tied_head(module) {
             return Err(bad_path(
                 path,
                 "modules that `target_modules` names, or PEFT would not load them",
             ));
         }
     }
-    if tensors.is_empty() {
+    let adapted = |path: &str| {
+        let module = path.rsplit_once('.').map_or("", |(module, _)| module);
+        adapter.tensors.iter().any(|adapted| adapted.path == module)
+    };
+    for copy in &adapter.copies {
+        if !adapter.config.has_parameter(&copy.path) && !adapter.is_tied_copy(copy) {
+            return Err(bad_path(
+                &copy.path,
+                "a parameter that `modules_to_save` or `bias` means, or PEFT would not load it",
+            ));
+        }
+        let key = parameter_key(&copy.path, adapted(&copy.path));
+        tensors.add(&copy.path, key, &copy.data)?;
+    }
+    for rows in &adapter.rows {
+        tensors.add(&rows.path, rows_key(&rows.path), &rows.data)?;
+    }
+    if tensors.tensors.is_empty() {
         return Err(bad_path("", "at least one module"));
     }
     let metadata = digest::metadata(digest);
-    safetensors::serialize(tensors, Some(metadata)).map_err(|error| PeftError::Malformed {
+    safetensors::serialize(tensors.tensors, Some(metadata)).map_err(|error| PeftError::Malformed {
         path: WEIGHTS_FILE.into(),
         reason: error.to_string(),
     })
+}
+
+/// What is to be written, by key.
+#[derive(Default)]
+struct Tensors<'a> {
+    tensors: BTreeMap<String, Stored<'a>>,
+}
+
+impl<'a> Tensors<'a> {
+    /// Adds a tensor that can be read back.
+    fn add(&mut self, path: &str, key: String, data: &'a TensorData) -> Result<()> {
+        if !is_path(path) {
+            return Err(bad_path(path, "dotted names, none of them empty"));
+        }
+        check_finite(&key, data)?;
+        let stored = Stored::new(&key, data)?;
+        match self.tensors.insert(key, stored) {
+            None => Ok(()),
+            Some(_) => Err(bad_path(path, "every module once")),
+        }
+    }
 }
 
 fn bad_path(path: &str, expected: &str) -> PeftError {

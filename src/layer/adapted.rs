@@ -116,12 +116,14 @@ impl<B: FrozenLinear, D: Delta> Adapted<B, D> {
         };
         let linear = Linear {
             weight: Param::from_tensor(weight).set_require_grad(false),
-            bias: self
-                .base
-                .bias()
-                .map(|bias| Param::from_tensor(bias.detach()).set_require_grad(false)),
+            bias: self.merged_bias(),
         };
         (linear, report)
+    }
+
+    fn merged_bias(&self) -> Option<Param<Tensor<1>>> {
+        let bias = self.delta.merge_bias(self.base.bias());
+        bias.map(|bias| Param::from_tensor(bias.detach()).set_require_grad(false))
     }
 
     /// Merges and quantises the result to NF4, which keeps little of a small change: see the report.
@@ -136,10 +138,7 @@ impl<B: FrozenLinear, D: Delta> Adapted<B, D> {
         let before = self.base.dense_weight();
         let merged = self.delta.merge(before.clone()).detach();
         let (weight, report) = requantize("weight", before, merged, config)?;
-        let bias = self
-            .base
-            .bias()
-            .map(|bias| Param::from_tensor(bias.detach()).set_require_grad(false));
+        let bias = self.merged_bias();
         Ok((Nf4Linear { weight, bias }, report))
     }
 }

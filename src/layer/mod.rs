@@ -5,6 +5,9 @@
 
 mod adapted;
 mod base;
+mod conv;
+mod embedding;
+mod layout;
 #[cfg(feature = "faer")]
 mod loftq;
 mod nf4_linear;
@@ -13,6 +16,10 @@ pub(crate) use adapted::requantize;
 pub use adapted::{Adapted, LoraLinear, MergeReport, Nf4MergeReport, QLoraLinear};
 pub use base::FrozenLinear;
 pub(crate) use base::{DenseMap, Nf4Map, weight_dims};
+pub(crate) use conv::{Conv, ConvLayer};
+pub(crate) use embedding::{EmbeddingLayer, attend_low_rank};
+pub use layout::ExpertLayout;
+pub(crate) use layout::{LayerKind, WeightLayout};
 #[cfg(feature = "faer")]
 pub use loftq::LoftqReport;
 pub use nf4_linear::{Nf4Linear, Nf4LinearConfig};

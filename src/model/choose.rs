@@ -67,7 +67,7 @@ impl<M: Module> PeftModel<M> {
     ///
     /// # Errors
     ///
-    /// [`PeftError::UnknownAdapter`].
+    /// [`PeftError::UnknownAdapter`]; [`PeftError::Config`] for an adapter that has parameters of its own beside low-rank changes.
     ///
     /// # Panics
     ///
@@ -75,7 +75,15 @@ impl<M: Module> PeftModel<M> {
     /// [`forward_peft`](super::PeftForward::forward_peft): a composed weight is one for all rows.
     pub fn with_adapter_rows(&self, rows: &[Option<&str>]) -> Result<Self> {
         for name in rows.iter().flatten() {
-            self.config(name)?;
+            let changes = self.changes(name)?;
+            let whole = changes.iter().find(|(_, change)| change.lora().is_none());
+            if let Some((path, _)) = whole {
+                return Err(PeftError::Config {
+                    name: format!("rows of adapter `{name}`"),
+                    value: format!("its own values of `{path}`"),
+                    expected: "low-rank changes only, of which every row can have its own".into(),
+                });
+            }
         }
         let rows = rows.iter().map(|row| row.map(str::to_owned));
         let mut clone = self.clone();

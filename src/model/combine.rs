@@ -13,7 +13,8 @@ impl<M: Module> PeftModel<M> {
     /// `add_weighted_adapter`. A module has those of them that it has; the others stay as they are.
     ///
     /// [`Combination::Cat`] is exact: the new adapter changes the model as [`set_adapters`](Self::set_adapters) with the same
-    /// weights does. Its scale is 1, its dropout that of the first.
+    /// weights does. The others combine factors, and are not. The best sum of a given rank is that of
+    /// `add_weighted_adapter_svd` (feature `faer`). Its scale is 1, its dropout that of the first.
     ///
     /// # Errors
     ///
@@ -25,17 +26,7 @@ impl<M: Module> PeftModel<M> {
         adapters: &[(&str, f64)],
         combination: Combination,
     ) -> Result<()> {
-        // Checks names and weights.
-        self.with_adapters(adapters)?;
-        let mut modules: Vec<(String, Vec<(Lora, f64)>)> = Vec::new();
-        for &(adapter, weight) in adapters {
-            for (path, lora) in self.factors(adapter)? {
-                match modules.iter_mut().find(|(known, _)| *known == path) {
-                    Some((_, changes)) => changes.push((lora, weight)),
-                    None => modules.push((path, vec![(lora, weight)])),
-                }
-            }
-        }
+        let modules = self.changes_by_module(adapters)?;
         let mut factors = Vec::with_capacity(modules.len());
         for (path, changes) in modules {
             let changes: Vec<_> = changes
@@ -50,6 +41,39 @@ impl<M: Module> PeftModel<M> {
                 })?;
             factors.push((path, lora));
         }
+        self.insert_made(name, factors)
+    }
+
+    /// The changes that these adapters make, each with its weight, module by module.
+    pub(super) fn changes_by_module(
+        &self,
+        adapters: &[(&str, f64)],
+    ) -> Result<Vec<(String, Vec<(Lora, f64)>)>> {
+        // Checks names and weights.
+        self.with_adapters(adapters)?;
+        let mut modules: Vec<(String, Vec<(Lora, f64)>)> = Vec::new();
+        for &(adapter, weight) in adapters {
+            for (path, change) in self.changes(adapter)? {
+                if change.lora().is_none_or(|lora| lora.bias.is_some()) {
+                    return Err(PeftError::Config {
+                        name: format!("adapter `{adapter}`"),
+                        value: format!("its own values of, or a bias for, `{path}`"),
+                        expected: "low-rank changes only, as others cannot be combined".into(),
+                    });
+                }
+            }
+            for (path, lora) in self.factors(adapter)? {
+                match modules.iter_mut().find(|(known, _)| *known == path) {
+                    Some((_, changes)) => changes.push((lora, weight)),
+                    None => modules.push((path, vec![(lora, weight)])),
+                }
+            }
+        }
+        Ok(modules)
+    }
+
+    /// Inserts an adapter made of others, whose configuration follows from its factors.
+    pub(super) fn insert_made(&mut self, name: &str, factors: Vec<(String, Lora)>) -> Result<()> {
         let Some((_, most)) = factors.iter().max_by_key(|(_, lora)| lora.rank()) else {
             return Err(PeftError::NoTargets {
                 candidates: 0,

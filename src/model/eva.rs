@@ -81,10 +81,11 @@ impl<M: Module> PeftModel<M> {
         let most = (config.rank as f64 * rho).round() as usize;
         let ranks = share_out(&shares, config.rank, most);
 
-        let dense = dense_weights(self.module(), |weight| {
-            let module = weight.strip_suffix(".weight");
-            config.dora && module.is_some_and(|module| inputs.contains_key(module))
-        });
+        let needing = modules
+            .iter()
+            .filter(|_| config.dora)
+            .map(|(site, _)| *site);
+        let dense = dense_weights(self.module(), needing);
         let mut adapter = PeftConfig::new(config.clone(), TargetConfig::list::<String>([]));
         let (mut report, mut factors, mut paths) = (Vec::new(), Vec::new(), Vec::new());
         for ((site, found), rank) in modules.iter().zip(ranks) {
@@ -103,6 +104,8 @@ impl<M: Module> PeftModel<M> {
             own.alpha *= config.scale() / own.scale();
             let mut lora = fresh(&own, site, &device, &dense)?;
             let a = cast(found.factor(rank, &device), config.dtype);
+            // Every slice begins with the same directions: its inputs are the same.
+            let a = a.repeat_dim(1, config.slices.chosen());
             lora.a = Param::from_tensor(a);
             if rank != config.rank {
                 let key = regex::escape(&path);

@@ -1,36 +1,51 @@
 //! The one word at a call site: a forward that sees what is attached to a layer's weight.
 
-use burn::nn::Linear;
-use burn::tensor::{Tensor, assert_shape, module::linear};
+use burn::nn::conv::{Conv1d, Conv2d};
+use burn::nn::{Embedding, Linear};
+use burn::tensor::{Int, Tensor, assert_shape, module::linear};
 
+use super::active::Active;
 use super::weight::PeftWeight;
-use crate::adapter::FrozenMap;
-use crate::layer::{DenseMap, weight_dims};
+use crate::adapter::{Change, FrozenLayer, FrozenMap, cast, layer_rows, layer_sum};
+use crate::fused::frozen_linear;
+use crate::layer::{Conv, ConvLayer, DenseMap, EmbeddingLayer, attend_low_rank, weight_dims};
 
 /// A forward pass that runs what is attached to a layer's weight factored and packed.
 ///
-/// `linear.forward_peft(x)` in place of `linear.forward(x)`. Both give the same values; the difference is memory and
-/// time. Burn's own `forward` composes the dense effective weight `W + s·A·B` and, in training, keeps it and computes
-/// its dense gradient. `forward_peft` computes `x·W + s·((x·A)·B)` and keeps the packed weight, `x` and `[rows, r]` values.
+/// `linear.forward_peft(x)` in place of `linear.forward(x)`, and the same for `Embedding`, `Conv1d` and `Conv2d`. Both give the
+/// same values; the difference is memory and time. Burn's own `forward` composes the dense effective weight `W + s·A·B` and, in
+/// training, keeps it and computes its dense gradient. `forward_peft` computes `x·W + s·((x·A)·B)` and keeps the packed weight,
+/// `x` and `[rows, r]` values.
 ///
 /// A layer with nothing attached behaves as `forward`; one with an adapter of Burn's own
 /// [`apply_lora`](burn::module::Module::apply_lora) runs factored too. Dropout of an adapter is part of this way only: a
-/// composed weight has no input to drop.
-pub trait PeftForward {
+/// composed weight has no input to drop. (Dropout does not act on tokens.)
+///
+/// # Shapes
+///
+/// | layer | input | output |
+/// |---|---|---|
+/// | `Linear` | `[..., d_in]` | `[..., d_out]` |
+/// | `Embedding` | tokens `[batch, length]` | `[batch, length, features]` |
+/// | `Conv1d` | `[batch, channels_in, length]` | `[batch, channels_out, length']` |
+/// | `Conv2d` | `[batch, channels_in, height, width]` | `[batch, channels_out, height', width']` |
+pub trait PeftForward<Input> {
+    /// What comes out.
+    type Output;
+
     /// The layer's output.
-    ///
-    /// # Shapes
-    ///
-    /// `[..., d_in] -> [..., d_out]`
     ///
     /// # Panics
     ///
-    /// Panics if the last axis of `x` is not `d_in`.
-    fn forward_peft<const D: usize>(&self, x: Tensor<D>) -> Tensor<D>;
+    /// Panics as Burn's `forward` does where the input does not fit the layer, and for a batch of another size than the rows that
+    /// [`with_adapter_rows`](super::PeftModel::with_adapter_rows) gave adapters.
+    fn forward_peft(&self, x: Input) -> Self::Output;
 }
 
-impl PeftForward for Linear {
-    fn forward_peft<const D: usize>(&self, x: Tensor<D>) -> Tensor<D> {
+impl<const D: usize> PeftForward<Tensor<D>> for Linear {
+    type Output = Tensor<D>;
+
+    fn forward_peft(&self, x: Tensor<D>) -> Tensor<D> {
         let bias = || self.bias.as_ref().map(|bias| bias.val());
         if let Some(state) = self.weight.reparameterization::<PeftWeight>() {
             if state.nf4.is_none() && !state.is_changed() {
@@ -54,5 +69,130 @@ impl PeftForward for Linear {
             return map.apply_low_rank(x, lora.a.val(), lora.b.val(), lora.scale);
         }
         self.forward(x)
+    }
+}
+
+impl PeftForward<Tensor<2, Int>> for Embedding {
+    type Output = Tensor<3>;
+
+    fn forward_peft(&self, x: Tensor<2, Int>) -> Tensor<3> {
+        let state = match self.weight.reparameterization::<PeftWeight>() {
+            Some(state) if state.is_changed() && !has_copy(state) => state,
+            _ => return self.forward(x),
+        };
+        let weight = self.weight.base();
+        let layer = EmbeddingLayer {
+            weight: weight.clone(),
+        };
+        let y = run(state, &layer, x.clone(), x.dims()[0], None);
+        let changes = state.in_use().unwrap_or_default().into_iter();
+        changes.fold(y, |y, (change, factor)| match change {
+            Change::Rows(rows) => {
+                let change = rows.change(x.clone(), &weight).mul_scalar(factor);
+                let change = cast(change, y.dtype().into());
+                y + change
+            }
+            _ => y,
+        })
+    }
+}
+
+impl PeftForward<Tensor<3>> for Conv1d {
+    type Output = Tensor<3>;
+
+    fn forward_peft(&self, x: Tensor<3>) -> Tensor<3> {
+        convolution(self, x, Conv1d::forward)
+    }
+}
+
+impl PeftForward<Tensor<4>> for Conv2d {
+    type Output = Tensor<4>;
+
+    fn forward_peft(&self, x: Tensor<4>) -> Tensor<4> {
+        convolution(self, x, Conv2d::forward)
+    }
+}
+
+fn convolution<const D: usize, C: Conv<D>>(
+    conv: &C,
+    x: Tensor<D>,
+    forward: fn(&C, Tensor<D>) -> Tensor<D>,
+) -> Tensor<D> {
+    let state = conv.weight().reparameterization::<PeftWeight>();
+    if let Some(state) = state {
+        state.note_groups(conv.groups());
+    }
+    match state {
+        Some(state) if state.is_changed() && !has_copy(state) => {
+            let weight = conv.weight().base();
+            let batch = x.dims()[0];
+            let layer = ConvLayer { conv, weight };
+            run(state, &layer, x, batch, conv.bias())
+        }
+        _ => forward(conv, x),
+    }
+}
+
+/// Values of an adapter's own are dense in any way of computing.
+fn has_copy(state: &PeftWeight) -> bool {
+    let changes = state.in_use().unwrap_or_default();
+    let mut changes = changes.iter();
+    changes.any(|(change, _)| matches!(change, Change::Copy(_)))
+}
+
+fn run<const D: usize, L: FrozenLayer<D>>(
+    state: &PeftWeight,
+    layer: &L,
+    x: L::Input,
+    batch: usize,
+    bias: Option<Tensor<1>>,
+) -> Tensor<D> {
+    state.read_factored();
+    match &state.active {
+        Active::Sum(_) => layer_sum(layer, x, &state.loras(), bias),
+        Active::Rows(_) => layer_rows(layer, x, &state.row_groups(batch), bias),
+    }
+}
+
+/// The output head of a model whose head is its embedding, transposed.
+pub trait TiedHead {
+    /// `x·Eᵀ` with `E [vocabulary, features]` as adapters change it: `[..., features] -> [..., vocabulary]`.
+    ///
+    /// `embedding.attend_peft(x)` in place of `x.matmul(embedding.weight.val().transpose())`. Both give the same values; this
+    /// one never forms the changed `E`, nor the gradient of a frozen one: of a LoRA it computes `x·Eᵀ + s·(x·Bᵀ)·Aᵀ`.
+    ///
+    /// # Panics
+    ///
+    /// Panics if the last axis of `x` is not that of the features, and while the rows of a batch have adapters of their own.
+    fn attend_peft<const D: usize>(&self, x: Tensor<D>) -> Tensor<D>;
+}
+
+impl TiedHead for Embedding {
+    fn attend_peft<const D: usize>(&self, x: Tensor<D>) -> Tensor<D> {
+        let state = self.weight.reparameterization::<PeftWeight>();
+        let factored = state.filter(|state| {
+            let dora = |(change, _): &(&Change, f64)| {
+                change.lora().is_some_and(|lora| lora.magnitude.is_some())
+            };
+            let changes = state.in_use();
+            !has_copy(state) && changes.is_some_and(|changes| !changes.iter().any(dora))
+        });
+        let Some(state) = factored else {
+            return frozen_linear(x, self.weight.val().transpose());
+        };
+        if state.is_changed() {
+            state.read_factored();
+        }
+        let weight = self.weight.base();
+        let y = frozen_linear(x.clone(), weight.clone().transpose());
+        let changes = state.in_use().unwrap_or_default().into_iter();
+        changes.fold(y, |y, (change, factor)| match change {
+            Change::Lora(lora) => {
+                let (a, b) = lora.factors();
+                y + attend_low_rank(&x, a, b, factor * lora.scale())
+            }
+            Change::Rows(rows) => rows.attend(&x, y, &weight, factor),
+            Change::Copy(_) => y,
+        })
     }
 }

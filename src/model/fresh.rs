@@ -1,16 +1,17 @@
-//! Fresh factors for the modules that an adapter goes to.
+//! Fresh changes for the parameters that an adapter goes to.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 
-use burn::module::{Module, ModuleVisitor, Param};
-use burn::tensor::{Device, Tensor};
+use burn::module::{Module, Param};
+use burn::tensor::{Device, FloatDType, Tensor};
 
-use super::traverse::Site;
-use crate::Result;
-use crate::adapter::{Lora, LoraConfig};
-use crate::layer::{DenseMap, Nf4Map};
+use super::traverse::{See, Site, walk};
+use crate::adapter::{Lora, LoraConfig, Slices, TrainedCopy, TrainedRows, cast};
+use crate::layer::{DenseMap, LayerKind, Nf4Map};
+use crate::{PeftError, Result};
 
-/// A fresh delta for the weight at `site`, on `device`. `dense` has the weight if it is dense and the delta needs it.
+/// A fresh low-rank change for the weight at `site`, on `device`. `dense` has the weight as a matrix if it is dense and the
+/// change needs it.
 pub(super) fn fresh(
     config: &LoraConfig,
     site: &Site,
@@ -18,54 +19,152 @@ pub(super) fn fresh(
     dense: &HashMap<String, Tensor<2>>,
 ) -> Result<Lora> {
     let bias = None;
-    match site.state.as_ref().and_then(|state| state.nf4.as_ref()) {
-        _ if !config.needs_weight() => {
-            let [d_in, d_out] = site.dims();
-            config.init(d_in, d_out, device)
-        }
-        Some(weight) => config.init_on(&Nf4Map { weight, bias }, site.dims(), device),
+    let dims = site.dims();
+    if site.layer == Some(LayerKind::Embedding) {
+        let lora = config.init_embedding(dims, device)?;
+        return match config.dora {
+            false => Ok(lora),
+            true => {
+                let weight = dense[&site.path].clone();
+                config.with_norms(lora, &DenseMap { weight, bias })
+            }
+        };
+    }
+    if let Some(experts) = site.experts() {
+        let of_all = [
+            ("dora", config.dora),
+            ("bias of B", config.bias),
+            ("dropout", config.dropout > 0.0),
+            ("slices", config.slices != Slices::Whole),
+            ("init", config.init.folds()),
+        ];
+        return match of_all.into_iter().find(|(_, has)| *has) {
+            None => {
+                let each = Slices::equal(vec![true; experts]);
+                let config = config.clone().with_slices(each);
+                config.init(dims[0], dims[1], device)
+            }
+            Some((name, _)) => Err(PeftError::Config {
+                name: format!("{name} of `{}`", site.path),
+                value: "set".into(),
+                expected: "plain LoRA, without dropout, on a tensor of experts".into(),
+            }),
+        };
+    }
+    match site.nf4() {
+        _ if !config.needs_weight() => config.init(dims[0], dims[1], device),
+        Some(weight) => config.init_on(&Nf4Map { weight, bias }, dims, device),
         None => {
             let weight = dense[&site.path].clone();
-            config.init_on(&DenseMap { weight, bias }, site.dims(), device)
+            config.init_on(&DenseMap { weight, bias }, dims, device)
         }
     }
 }
 
-/// The dense base weights at these parameter paths, shared; initialises those that are not yet.
-pub(super) fn dense_weights<M: Module>(
+/// The dense base weights at these sites as matrices `[d_in, d_out]`, by their paths, shared; initialises those that are not
+/// yet. A packed one is an empty matrix.
+pub(super) fn dense_weights<'a, M: Module>(
     module: &M,
-    paths: impl Fn(&str) -> bool,
+    sites: impl IntoIterator<Item = &'a Site>,
 ) -> HashMap<String, Tensor<2>> {
+    struct Weights<'a> {
+        sites: HashMap<&'a str, &'a Site>,
+        found: HashMap<String, Tensor<2>>,
+    }
+
+    impl See for Weights<'_> {
+        fn see<const D: usize>(&mut self, path: &str, param: &Param<Tensor<D>>) {
+            if let Some(site) = self.sites.get(path) {
+                let weight = site.layout().to_matrix(param.base());
+                self.found.insert(path.to_owned(), weight);
+            }
+        }
+    }
+
+    let sites = sites.into_iter().map(|site| (site.path.as_str(), site));
     let mut weights = Weights {
-        paths,
-        path: Vec::new(),
+        sites: sites.collect(),
         found: HashMap::new(),
     };
-    module.visit(&mut weights);
+    if !weights.sites.is_empty() {
+        walk(module, &mut weights);
+    }
     weights.found
 }
 
-struct Weights<F> {
-    paths: F,
-    path: Vec<String>,
-    found: HashMap<String, Tensor<2>>,
-}
-
-impl<F: Fn(&str) -> bool> ModuleVisitor for Weights<F> {
-    fn enter_module(&mut self, name: &str, _container: &str) {
-        self.path.push(name.into());
+/// Copies of the parameters at `copied` in `dtype`, and of the rows of the embeddings at `rows`, by their paths; a packed weight
+/// is unpacked.
+pub(super) fn copies<M: Module>(
+    module: &M,
+    copied: &[&Site],
+    rows: &BTreeMap<String, (&Site, Vec<usize>)>,
+    dtype: FloatDType,
+) -> Result<(Vec<(String, TrainedCopy)>, Vec<(String, TrainedRows)>)> {
+    struct Copies<'a> {
+        copied: HashMap<&'a str, &'a Site>,
+        rows: &'a BTreeMap<String, (&'a Site, Vec<usize>)>,
+        dtype: FloatDType,
+        copies: Vec<(String, TrainedCopy)>,
+        trained: Vec<(String, TrainedRows)>,
+        result: Result<()>,
     }
 
-    fn exit_module(&mut self, _name: &str, _container: &str) {
-        self.path.pop();
-    }
-
-    fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
-        let path = self.path.join(".");
-        if D == 2 && (self.paths)(&path) {
-            let base = param.base();
-            let dims = [base.dims()[0], base.dims()[D - 1]];
-            self.found.insert(path, base.reshape(dims));
+    impl See for Copies<'_> {
+        fn see<const D: usize>(&mut self, path: &str, param: &Param<Tensor<D>>) {
+            if let Some(site) = self.copied.get(path) {
+                let value = param.base();
+                let device = value.device();
+                // It lives as long as its model: keep it out of the pools of transient tensors. Where nothing is cast, it
+                // shares the base's memory until the first step.
+                let copy = device.memory_persistent_allocations(value, |value| {
+                    cast(site.state_or_new().base(value), self.dtype)
+                });
+                self.copies.push((path.to_owned(), TrainedCopy::new(copy)));
+            }
+            if let Some((site, indices)) = self.rows.get(path)
+                && self.result.is_ok()
+            {
+                let weight = site.state_or_new().base(param.base()).reshape(site.dims());
+                let weight = match site.is_linear() {
+                    true => weight.transpose(),
+                    false => weight,
+                };
+                let count = weight.dims()[0];
+                let rows = TrainedRows::of(&weight, indices).and_then(|rows| {
+                    let values = cast(rows.rows.val(), self.dtype);
+                    TrainedRows::with_rows(values, indices, count)
+                });
+                let rows = rows.map(|rows| match site.is_linear() {
+                    true => rows.of_head(),
+                    false => rows,
+                });
+                match rows {
+                    Ok(rows) => self.trained.push((path.to_owned(), rows)),
+                    Err(source) => {
+                        self.result = Err(PeftError::InModule {
+                            path: site.module().to_owned(),
+                            source: Box::new(source),
+                        });
+                    }
+                }
+            }
         }
     }
+
+    let mut seen = Copies {
+        copied: copied
+            .iter()
+            .map(|site| (site.path.as_str(), *site))
+            .collect(),
+        rows,
+        dtype,
+        copies: Vec::new(),
+        trained: Vec::new(),
+        result: Ok(()),
+    };
+    if !copied.is_empty() || !rows.is_empty() {
+        walk(module, &mut seen);
+    }
+    seen.result?;
+    Ok((seen.copies, seen.trained))
 }

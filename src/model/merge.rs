@@ -5,20 +5,23 @@
 
 use std::collections::HashMap;
 
-use burn::module::{Module, ModuleVisitor, Param};
+use burn::module::{Module, Param};
 use burn::tensor::{FloatDType, Tensor};
 
 use super::active::Active;
 use super::peft_model::{PeftModel, refuse_foreign};
-use super::traverse::{Site, collect, edit};
-use super::weight::PeftWeight;
-use crate::adapter::cast;
-use crate::layer::{MergeReport, Nf4MergeReport, requantize};
+use super::traverse::{See, collect, edit, walk};
+use super::weight::{Materialize, NamedChange, PeftWeight};
+use crate::adapter::{TrainedCopy, cast};
+use crate::layer::{MergeReport, Nf4MergeReport, WeightLayout, requantize};
 use crate::nf4::{Nf4Config, Nf4Weight};
 use crate::{PeftError, Result};
 
 /// Largest change of a weight, over its largest value, that is taken for the rounding of a change that is none.
 const NO_CHANGE: f32 = 1e-6;
+
+/// Name of what a bias is merged into, for the moment of a `materialize`.
+const MERGED: &str = "merged";
 
 impl<M: Module> PeftModel<M> {
     /// Merges the active adapters into dense weights and takes the plain module.
@@ -31,8 +34,12 @@ impl<M: Module> PeftModel<M> {
     ///
     /// As [`merged`](Self::merged); the model is lost, keep a clone.
     pub fn merge_and_unload(self) -> Result<(M, MergeReport)> {
-        let report = self.check_merge()?;
-        let module = remove(self.into_module(), PeftWeight::is_changed, HashMap::new())?;
+        let (report, biases) = self.check_merge()?;
+        let merged = Merged {
+            packed: HashMap::new(),
+            biases,
+        };
+        let module = remove(self.into_module(), PeftWeight::is_changed, merged)?;
         Ok((module, report))
     }
 
@@ -42,7 +49,8 @@ impl<M: Module> PeftModel<M> {
     /// # Errors
     ///
     /// [`PeftError::NotFinite`] with the path of a weight that would hold a NaN or an infinity;
-    /// [`PeftError::Config`] while the rows of a batch have adapters of their own;
+    /// [`PeftError::Config`] while the rows of a batch have adapters of their own, for a bias of `B` on a layer without a bias, and
+    /// for an adapter of PEFT on a convolution of several groups;
     /// [`PeftError::ForeignReparameterization`], as Burn would fold that one in too.
     pub fn merged(&self) -> Result<(M, MergeReport)> {
         self.clone().merge_and_unload()
@@ -58,20 +66,23 @@ impl<M: Module> PeftModel<M> {
     ///
     /// As [`merged`](Self::merged); the model is lost, keep a clone.
     pub fn merge_into_nf4(self, config: &Nf4Config) -> Result<(M, Vec<(String, Nf4MergeReport)>)> {
-        self.check_merge()?;
-        let (mut packed, mut reports) = (HashMap::new(), Vec::new());
-        visit_changed(self.module(), |path, state, base| {
-            if state.nf4.is_some() {
-                let merged = state.effective(base.clone()).detach();
-                let (weight, report) = requantize(path, state.base(base), merged, config)?;
-                packed.insert(path.to_owned(), weight);
-                let module = path.strip_suffix(".weight").unwrap_or(path);
-                reports.push((module.to_owned(), report));
-            }
-            Ok(())
-        })?;
+        let (_, biases) = self.check_merge()?;
+        let mut requantizer = Requantizer {
+            states: changed_states(self.module()),
+            config,
+            packed: HashMap::new(),
+            reports: Vec::new(),
+            result: Ok(()),
+        };
+        walk(self.module(), &mut requantizer);
+        requantizer.result?;
+        let merged = Merged {
+            packed: requantizer.packed,
+            biases,
+        };
         let dense = |state: &PeftWeight| state.is_changed() && state.nf4.is_none();
-        Ok((remove(self.into_module(), dense, packed)?, reports))
+        let module = remove(self.into_module(), dense, merged)?;
+        Ok((module, requantizer.reports))
     }
 
     /// Removes all adapters and takes the module as it was before, packed weights packed.
@@ -80,7 +91,7 @@ impl<M: Module> PeftModel<M> {
     ///
     /// [`PeftError::ForeignReparameterization`], as Burn would fold that one in; the model is lost, keep a clone.
     pub fn unload(self) -> Result<M> {
-        remove(self.into_module(), |_| false, HashMap::new())
+        remove(self.into_module(), |_| false, Merged::default())
     }
 
     /// A clone with its adapters off, as the reference policy of a model whose training has not begun: only where the
@@ -93,18 +104,12 @@ impl<M: Module> PeftModel<M> {
     /// [`PeftError::NotTheBase`] with the path of a weight that an adapter changes.
     pub fn base_reference(&self) -> Result<Self> {
         self.refuse_rows()?;
-        visit_changed(self.module(), |path, state, base| {
-            let change = (state.effective(base.clone()) - state.base(base.clone())).detach();
-            let (change, most) = (largest(change), largest(state.base(base)));
-            // Of a NaN neither is true.
-            if change <= NO_CHANGE * most {
-                return Ok(());
-            }
-            Err(PeftError::NotTheBase {
-                path: path.to_owned(),
-                change,
-            })
-        })?;
+        let mut changes = LargestChange {
+            states: changed_states(self.module()),
+            result: Ok(()),
+        };
+        walk(self.module(), &mut changes);
+        changes.result?;
         Ok(self.disabled().freeze())
     }
 
@@ -119,101 +124,211 @@ impl<M: Module> PeftModel<M> {
         }
     }
 
-    /// Meets every error of a merge, and measures what casts will change.
-    fn check_merge(&self) -> Result<MergeReport> {
+    /// Meets every error of a merge, measures what casts will change, and finds the biases that it makes, by their paths.
+    fn check_merge(&self) -> Result<(MergeReport, HashMap<String, TrainedCopy>)> {
         self.refuse_rows()?;
-        collect(self.module()).iter().try_for_each(refuse_foreign)?;
-        let mut report = MergeReport {
+        let sites = collect(self.module());
+        sites.iter().try_for_each(refuse_foreign)?;
+        let mut shifts: HashMap<String, Tensor<1>> = HashMap::new();
+        for site in &sites {
+            let state = site.state.as_ref();
+            if state.is_some_and(|state| state.mixing_groups(&site.shape).is_some()) {
+                return Err(PeftError::Config {
+                    name: format!("groups of `{}`", site.module()),
+                    value: "a change that sees the channels of all".into(),
+                    expected: "a change of the weight, which has the channels of one group".into(),
+                });
+            }
+            let Some(shift) = state.and_then(shift) else {
+                continue;
+            };
+            let bias = format!("{}.bias", site.module());
+            if !sites.iter().any(|site| site.path == bias) {
+                return Err(PeftError::Config {
+                    name: format!("bias of B of `{}`", site.module()),
+                    value: "true".into(),
+                    expected: "a layer that has a bias, to merge it into".into(),
+                });
+            }
+            shifts.insert(bias, shift);
+        }
+        let mut check = Check {
+            states: changed_states(self.module()),
+            shifts,
+            biases: HashMap::new(),
             max_cast_error: 0.0,
+            result: Ok(()),
         };
-        visit_changed(self.module(), |path, state, base| {
-            let dtype = state.effective_dtype(&base);
-            let exact = state.effective(base).detach();
-            let stored = cast(cast(exact.clone(), dtype), FloatDType::F32);
-            Nf4Weight::check_finite(path, stored.clone())?;
-            report.max_cast_error = report.max_cast_error.max(largest(stored - exact));
-            Ok(())
-        })?;
-        Ok(report)
+        walk(self.module(), &mut check);
+        check.result?;
+        let max_cast_error = check.max_cast_error;
+        Ok((MergeReport { max_cast_error }, check.biases))
+    }
+}
+
+/// What the active adapters' biases of `B` add to the bias of the layer.
+fn shift(state: &PeftWeight) -> Option<Tensor<1>> {
+    let loras = state.loras().into_iter();
+    let shifts = loras.filter_map(|(lora, weight)| Some(lora.shift()?.mul_scalar(weight)));
+    let shifts = shifts.map(|shift| cast(shift, FloatDType::F32));
+    shifts.reduce(|one, other| one + other)
+}
+
+/// The states of the parameters that adapters change, by their paths.
+pub(super) fn changed_states<M: Module>(module: &M) -> HashMap<String, PeftWeight> {
+    let sites = collect(module).into_iter();
+    let states = sites.filter_map(|site| Some((site.path, site.state?)));
+    states.filter(|(_, state)| state.is_changed()).collect()
+}
+
+/// Merges every parameter for a look at it.
+struct Check {
+    states: HashMap<String, PeftWeight>,
+    shifts: HashMap<String, Tensor<1>>,
+    biases: HashMap<String, TrainedCopy>,
+    max_cast_error: f32,
+    result: Result<()>,
+}
+
+impl See for Check {
+    fn see<const D: usize>(&mut self, path: &str, param: &Param<Tensor<D>>) {
+        let (state, shift) = (self.states.get(path), self.shifts.get(path));
+        if self.result.is_err() || (state.is_none() && shift.is_none()) {
+            return;
+        }
+        let base = param.base();
+        let bare = PeftWeight::new(WeightLayout::Matrix);
+        let state = state.unwrap_or(&bare);
+        let dtype = state.effective_dtype(base.dtype());
+        let mut exact = state.effective(base).detach();
+        if let Some(shift) = shift {
+            exact = exact + shift.clone().detach().unsqueeze();
+            let bias = cast(exact.clone(), dtype);
+            self.biases.insert(path.to_owned(), TrainedCopy::new(bias));
+        }
+        let stored = cast(cast(exact.clone(), dtype), FloatDType::F32);
+        let count = stored.shape().num_elements();
+        self.result = Nf4Weight::check_finite(path, stored.clone().reshape([1, count]));
+        self.max_cast_error = self.max_cast_error.max(largest(stored - exact));
+    }
+}
+
+/// Quantises the packed weights again with their changes.
+struct Requantizer<'a> {
+    states: HashMap<String, PeftWeight>,
+    config: &'a Nf4Config,
+    packed: HashMap<String, Nf4Weight>,
+    reports: Vec<(String, Nf4MergeReport)>,
+    result: Result<()>,
+}
+
+impl See for Requantizer<'_> {
+    fn see<const D: usize>(&mut self, path: &str, param: &Param<Tensor<D>>) {
+        let Some(state) = self.states.get(path).filter(|state| state.nf4.is_some()) else {
+            return;
+        };
+        if self.result.is_err() {
+            return;
+        }
+        let base = param.base();
+        let matrix = |weight: Tensor<D>| WeightLayout::Matrix.to_matrix(weight);
+        let merged = matrix(state.effective(base.clone()).detach());
+        match requantize(path, matrix(state.base(base)), merged, self.config) {
+            Ok((weight, report)) => {
+                self.packed.insert(path.to_owned(), weight);
+                let module = path.strip_suffix(".weight").unwrap_or(path);
+                self.reports.push((module.to_owned(), report));
+            }
+            Err(error) => self.result = Err(error),
+        }
+    }
+}
+
+/// Whether every change is none.
+struct LargestChange {
+    states: HashMap<String, PeftWeight>,
+    result: Result<()>,
+}
+
+impl See for LargestChange {
+    fn see<const D: usize>(&mut self, path: &str, param: &Param<Tensor<D>>) {
+        let Some(state) = self.states.get(path).filter(|_| self.result.is_ok()) else {
+            return;
+        };
+        let base = param.base();
+        let change = (state.effective(base.clone()) - state.base(base.clone())).detach();
+        let shift = shift(state).map_or(0.0, largest);
+        let (change, most) = (largest(change).max(shift), largest(state.base(base)));
+        // Of a NaN neither is true.
+        if change <= NO_CHANGE * most {
+            return;
+        }
+        self.result = Err(PeftError::NotTheBase {
+            path: path.to_owned(),
+            change,
+        });
     }
 }
 
 /// The largest absolute value; 0 of nothing.
-fn largest(x: Tensor<2>) -> f32 {
+fn largest<const D: usize>(x: Tensor<D>) -> f32 {
     match x.shape().num_elements() {
         0 => 0.0,
         _ => x.abs().max().into_scalar::<f32>(),
     }
 }
 
-/// Removes every state of this crate; a weight that `fold` does not want folded keeps its base, dense or packed, or gets the
-/// one that `packed` has for its path.
+/// What a merge has computed beforehand, by parameter paths.
+#[derive(Default)]
+struct Merged {
+    packed: HashMap<String, Nf4Weight>,
+    biases: HashMap<String, TrainedCopy>,
+}
+
+/// Removes every state of this crate; a weight that `fold` does not want folded keeps its base, dense or packed, or gets what
+/// `merged` has for its path.
 fn remove<M: Module>(
     module: M,
     fold: impl Fn(&PeftWeight) -> bool,
-    mut packed: HashMap<String, Nf4Weight>,
+    mut merged: Merged,
 ) -> Result<M> {
     let sites = collect(&module);
     sites.iter().try_for_each(refuse_foreign)?;
-    let mut aside = HashMap::new();
+    let mut last = HashMap::new();
     let mut again = HashMap::new();
-    for Site { path, state, .. } in sites {
-        let Some(mut state) = state.filter(|state| !fold(state)) else {
+    for site in sites {
+        let mut state = site.state_or_new();
+        if let Some(bias) = merged.biases.remove(&site.path) {
+            state.adapters = vec![NamedChange {
+                name: MERGED.into(),
+                change: bias.into(),
+            }];
+            state.active = Active::one(MERGED);
+            state.enabled = true;
+            state.materialize = Some(Materialize::Merge);
+            last.insert(site.path, state);
             continue;
-        };
-        if let Some(nf4) = packed.remove(&path).or_else(|| state.nf4.clone()) {
-            let mut bare = PeftWeight::new();
-            bare.dtype = state.dtype;
-            bare.nf4 = Some(nf4);
-            again.insert(path.clone(), bare);
         }
-        state.keep_base = true;
-        aside.insert(path, state);
-    }
-    Ok(edit(edit(module, aside).materialize(), again))
-}
-
-/// Shows every weight that adapters change, with its path and what is stored as its base.
-fn visit_changed<M: Module>(
-    module: &M,
-    see: impl FnMut(&str, &PeftWeight, Tensor<2>) -> Result<()>,
-) -> Result<()> {
-    let sites = collect(module).into_iter();
-    let states = sites.filter_map(|site| Some((site.path, site.state?)));
-    let mut visitor = Changed {
-        states: states.filter(|(_, state)| state.is_changed()).collect(),
-        path: Vec::new(),
-        see,
-        result: Ok(()),
-    };
-    module.visit(&mut visitor);
-    visitor.result
-}
-
-struct Changed<F> {
-    states: HashMap<String, PeftWeight>,
-    path: Vec<String>,
-    see: F,
-    result: Result<()>,
-}
-
-impl<F: FnMut(&str, &PeftWeight, Tensor<2>) -> Result<()>> ModuleVisitor for Changed<F> {
-    fn enter_module(&mut self, name: &str, _container: &str) {
-        self.path.push(name.into());
-    }
-
-    fn exit_module(&mut self, _name: &str, _container: &str) {
-        self.path.pop();
-    }
-
-    fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
-        let path = self.path.join(".");
-        if let Some(state) = self.states.get(&path)
-            && self.result.is_ok()
-        {
-            let base = param.base();
-            let dims = base.dims();
-            self.result = (self.see)(&path, state, base.reshape([dims[0], dims[D - 1]]));
+        if site.state.is_none() {
+            continue;
         }
+        state.materialize = Some(match fold(&state) {
+            true => Materialize::Merge,
+            false => {
+                if let Some(nf4) = merged
+                    .packed
+                    .remove(&site.path)
+                    .or_else(|| state.nf4.clone())
+                {
+                    let mut bare = PeftWeight::new(state.layout);
+                    bare.dtype = state.dtype;
+                    bare.nf4 = Some(nf4);
+                    again.insert(site.path.clone(), bare);
+                }
+                Materialize::KeepBase
+            }
+        });
+        last.insert(site.path, state);
     }
+    Ok(edit(edit(module, last).materialize(), again))
 }

@@ -11,10 +11,13 @@ mod choose;
 mod combine;
 mod config;
 #[cfg(feature = "faer")]
+mod convert;
+#[cfg(feature = "faer")]
 mod eva;
 mod forward;
 mod fresh;
 mod merge;
+mod parameters;
 mod peft_model;
 mod quantize;
 mod report;
@@ -25,13 +28,18 @@ mod weight;
 
 pub use active::Active;
 pub use adapters_only::AdaptersOnly;
-pub use config::PeftConfig;
+pub use config::{BiasMode, PeftConfig, TrainableTokens};
 #[cfg(feature = "faer")]
 pub use eva::EvaModule;
-pub use forward::PeftForward;
+pub use forward::{PeftForward, TiedHead};
+pub(crate) use parameters::is_named;
+pub(crate) use peft_model::Parameter;
 pub use peft_model::{DEFAULT_ADAPTER, PeftModel};
 pub use quantize::QuantizeReport;
-pub use report::{AdapterReport, AttachReport, Base, ModelReport, WeightReport};
+pub use report::{AdapterReport, AttachReport, Base, ChangeKind, ModelReport, WeightReport};
 pub(crate) use target::Adapted;
-pub use target::*;
+pub use target::{
+    ModuleNames, PatternMap, TargetConfig, TargetMatch, TargetMatcher, TargetModules, TargetReport,
+    UnmatchedPattern,
+};
 pub use weight::{PeftWeight, Way};

@@ -2,18 +2,20 @@
 
 use std::collections::HashMap;
 
-use burn::module::{Module, ParamGroup};
+use burn::module::{Module, ParamGroup, list_param_ids};
 use burn::tensor::Device;
 
 use super::active::Active;
 use super::config::PeftConfig;
-use super::fresh::{dense_weights, fresh};
+use super::fresh::{copies, dense_weights, fresh};
+use super::parameters::{biases, named_modules, target_parameters, tokens};
 use super::quantize::{self, QuantizeReport};
 use super::report::{AttachReport, ModelReport};
-use super::target::{TargetConfig, TargetReport};
+use super::target::{TargetConfig, TargetModules, TargetReport};
 use super::traverse::{Site, collect, edit};
-use super::weight::{NF4, NamedAdapter, PeftWeight};
-use crate::adapter::Lora;
+use super::weight::{NF4, NamedChange, PeftWeight};
+use crate::adapter::{Change, Lora};
+use crate::layer::{ExpertLayout, LayerKind, WeightLayout};
 use crate::nf4::Nf4Config;
 use crate::{PeftError, Result};
 
@@ -23,7 +25,8 @@ pub const DEFAULT_ADAPTER: &str = "default";
 /// Longest name of an adapter, in bytes.
 const MAX_NAME: usize = 128;
 
-/// Any Burn module with adapters on its linear weights.
+/// Any Burn module with adapters on its weights: low-rank changes of linear layers, embeddings and convolutions, and copies of
+/// whole parameters.
 ///
 /// It derefs to the module and is transparent as a [`Module`]: parameter paths and ids are those of the module inside,
 /// with what is attached under `<weight>.peft.<adapter>.a` and `.b` (and `<weight>.peft.nf4` for a packed base). Only the
@@ -47,16 +50,31 @@ pub struct PeftModel<M> {
     pub(super) active: Active,
     pub(super) enabled: bool,
     pub(super) head: String,
+    pub(super) experts: ExpertLayout,
 }
 
-/// A linear module of a model.
-pub(crate) struct LinearModule {
+/// A float parameter of a model, as files need to know it.
+#[derive(Clone)]
+pub(crate) struct Parameter {
     /// Its path.
     pub path: String,
-    /// `[d_in, d_out]`.
-    pub dims: [usize; 2],
-    /// Where its weight lies.
+    /// Its name in its module, as PyTorch has it.
+    pub torch_name: String,
+    /// Its shape as a dense one.
+    pub shape: Vec<usize>,
+    /// What layer it is the weight of, if it is that of one an adapter can change.
+    pub layer: Option<LayerKind>,
+    /// How many groups a convolution has, where that was seen; else 1.
+    pub groups: usize,
+    /// Where it lies.
     pub device: Device,
+}
+
+impl Parameter {
+    /// Path of its module.
+    pub fn module(&self) -> &str {
+        self.path.rsplit_once('.').map_or("", |(module, _)| module)
+    }
 }
 
 impl<M: Module> PeftModel<M> {
@@ -68,6 +86,7 @@ impl<M: Module> PeftModel<M> {
             active: Active::none(),
             enabled: true,
             head: "lm_head".into(),
+            experts: ExpertLayout::default(),
         }
     }
 
@@ -76,6 +95,17 @@ impl<M: Module> PeftModel<M> {
     pub fn with_head(mut self, head: impl Into<String>) -> Self {
         self.head = head.into();
         self
+    }
+
+    /// Says how tensors of experts lie, which [`target_parameters`](PeftConfig::target_parameters) name.
+    pub fn with_expert_layout(mut self, layout: ExpertLayout) -> Self {
+        self.experts = layout;
+        self
+    }
+
+    /// Name of the output head.
+    pub(crate) fn head(&self) -> &str {
+        &self.head
     }
 
     /// The module with its adapters attached.
@@ -117,29 +147,53 @@ impl<M: Module> PeftModel<M> {
     ///
     /// [`PeftError::AdapterName`] if the name is not one or is taken; those of [`LoraConfig::init_on`] and of the
     /// targets, for instance [`PeftError::UnmatchedPatterns`] with the nearest names;
-    /// [`PeftError::ForeignReparameterization`].
+    /// [`PeftError::ForeignReparameterization`]. The model has not changed then.
     ///
     /// [`LoraConfig::init_on`]: crate::adapter::LoraConfig::init_on
     pub fn add_adapter(&mut self, name: &str, config: &PeftConfig) -> Result<AttachReport> {
-        let sites = self.linear_sites();
-        let matcher = config.targets.compile(self.head_of(&sites))?;
-        let targets = matcher.resolve(&modules(&sites))?;
-        let mut factors = Vec::with_capacity(targets.matched.len());
-        let chosen = |path: &str| {
-            let mut matched = targets.matched.iter();
-            config.lora.needs_weight()
-                && matched.any(|target| path.strip_prefix(&target.path) == Some(".weight"))
-        };
-        let dense = dense_weights(self.module(), chosen);
-        for target in &targets.matched {
-            let site = find(&sites, &target.path)?;
-            let mut lora = config.lora.clone();
-            lora.rank = matcher.rank_for(&target.path, lora.rank)?;
-            lora.alpha = matcher.alpha_for(&target.path, lora.alpha)?;
-            let lora = fresh(&lora, site, &self.device_of(site), &dense)?;
-            factors.push((target.path.clone(), lora));
+        let all = self.sites();
+        let saved = named_modules("modules_to_save", &all, &config.modules_to_save)?;
+        let is_saved = |site: &Site| saved.iter().any(|saved| saved.path == site.path);
+        let mut sites: Vec<&Site> = all.iter().filter(|site| site.is_target()).collect();
+        if config.targets.target_modules == TargetModules::AllLinear {
+            sites.retain(|site| site.is_linear());
         }
-        self.insert_adapter(name, config, factors)?;
+        let matcher = config.targets.compile(self.head_of(&all))?;
+        let candidates = sites.iter().filter(|site| !is_saved(site));
+        let candidates: Vec<_> = candidates.map(|site| site.module().to_owned()).collect();
+        let mut matched = target_parameters(&all, &config.target_parameters)?;
+        let named = !matches!(&config.targets.target_modules, TargetModules::List(names) if names.is_empty());
+        let targets = match named || matched.is_empty() {
+            true => matcher.resolve(&candidates)?,
+            false => TargetReport::default(),
+        };
+        for target in &targets.matched {
+            let site = *find(&sites, &target.path)?;
+            if !matched.iter().any(|matched| matched.path == site.path) {
+                matched.push(site);
+            }
+        }
+        let needing = matched.iter().filter(|_| config.lora.needs_weight());
+        let dense = dense_weights(self.module(), needing.copied());
+        let mut changes: Vec<(String, Change)> = Vec::with_capacity(matched.len());
+        for site in &matched {
+            let mut lora = config.lora.clone();
+            lora.rank = matcher.rank_for(site.target_path(), lora.rank)?;
+            lora.alpha = matcher.alpha_for(site.target_path(), lora.alpha)?;
+            let lora = fresh(&lora, site, &self.device_of(site), &dense)?;
+            changes.push((site.path.clone(), lora.into()));
+        }
+        let mut copied = saved;
+        for site in biases(&all, config.bias, &matched) {
+            if !copied.iter().any(|saved| saved.path == site.path) {
+                copied.push(site);
+            }
+        }
+        let rows = tokens(&all, config.trainable_tokens.as_ref())?;
+        let (copied, rows) = copies(self.module(), &copied, &rows, config.lora.dtype)?;
+        changes.extend(copied.into_iter().map(|(path, copy)| (path, copy.into())));
+        changes.extend(rows.into_iter().map(|(path, rows)| (path, rows.into())));
+        self.insert_changes(name, config, changes)?;
         Ok(AttachReport {
             targets,
             model: self.report(),
@@ -150,8 +204,8 @@ impl<M: Module> PeftModel<M> {
     ///
     /// # Errors
     ///
-    /// [`PeftError::AdapterName`]; [`PeftError::UnknownModule`] for a path that is no linear module of the model;
-    /// [`PeftError::Shape`] for factors that do not fit it; [`PeftError::Config`] for factors that have DoRA's magnitude
+    /// [`PeftError::AdapterName`]; [`PeftError::UnknownModule`] for a path that is no module of the model which an adapter can
+    /// change; [`PeftError::Shape`] for factors that do not fit it; [`PeftError::Config`] for factors that have DoRA's magnitude
     /// where `config` says otherwise, or the reverse; [`PeftError::ForeignReparameterization`].
     pub fn insert_adapter(
         &mut self,
@@ -159,8 +213,22 @@ impl<M: Module> PeftModel<M> {
         config: &PeftConfig,
         factors: Vec<(String, Lora)>,
     ) -> Result<()> {
+        self.insert_changes(name, config, self.of_weights(factors))
+    }
+
+    /// Adds an adapter of given changes, by the path of their parameter, and makes it the active one.
+    ///
+    /// # Errors
+    ///
+    /// As [`insert_adapter`](Self::insert_adapter).
+    pub fn insert_changes(
+        &mut self,
+        name: &str,
+        config: &PeftConfig,
+        changes: Vec<(String, Change)>,
+    ) -> Result<()> {
         self.check_new_name(name)?;
-        let states = self.attached(name, config, factors)?;
+        let states = self.attached(name, config, changes)?;
         self.adapters.push((name.into(), config.clone()));
         self.update(states);
         self.use_adapters(Active::one(name));
@@ -168,7 +236,7 @@ impl<M: Module> PeftModel<M> {
     }
 
     /// Gives an adapter other factors, and another configuration, in place: whether it is active, and with which weight, stays,
-    /// and so do the ids of parameters whose module had the adapter before. Modules without new factors lose theirs.
+    /// and so do the ids of parameters whose module had the adapter before. Whatever has nothing new loses what it had.
     ///
     /// # Errors
     ///
@@ -180,8 +248,22 @@ impl<M: Module> PeftModel<M> {
         config: &PeftConfig,
         factors: Vec<(String, Lora)>,
     ) -> Result<()> {
+        self.swap_changes(name, config, self.of_weights(factors))
+    }
+
+    /// As [`swap_adapter`](Self::swap_adapter), of changes by the path of their parameter.
+    ///
+    /// # Errors
+    ///
+    /// As [`swap_adapter`](Self::swap_adapter).
+    pub fn swap_changes(
+        &mut self,
+        name: &str,
+        config: &PeftConfig,
+        changes: Vec<(String, Change)>,
+    ) -> Result<()> {
         self.config(name)?;
-        let states = self.attached(name, config, factors)?;
+        let states = self.attached(name, config, changes)?;
         self.change(|state| state.adapters.retain(|adapter| adapter.name != name));
         for (adapter, known) in &mut self.adapters {
             if adapter == name {
@@ -193,51 +275,64 @@ impl<M: Module> PeftModel<M> {
         Ok(())
     }
 
-    /// The states of the weights that get these factors, by their paths, each with the adapter in its old place or the last.
+    /// These factors by the paths of their parameters: that of a module's weight, or of a tensor of experts.
+    fn of_weights(&self, factors: Vec<(String, Lora)>) -> Vec<(String, Change)> {
+        let sites = self.sites();
+        let factors = factors.into_iter();
+        factors
+            .map(
+                |(path, lora)| match sites.iter().any(|site| site.path == path) {
+                    true => (path, lora.into()),
+                    false => (format!("{path}.weight"), lora.into()),
+                },
+            )
+            .collect()
+    }
+
+    /// The states of the parameters that get these changes, by their paths, each with the adapter in its old place or the last.
     fn attached(
         &self,
         name: &str,
         config: &PeftConfig,
-        factors: Vec<(String, Lora)>,
+        changes: Vec<(String, Change)>,
     ) -> Result<HashMap<String, PeftWeight>> {
-        let sites = self.linear_sites();
+        let sites = self.sites();
         let mut states: HashMap<String, PeftWeight> = HashMap::new();
-        for (path, lora) in factors {
-            let site = find(&sites, &path)?;
+        for (path, change) in changes {
+            let site = sites.iter().find(|site| site.path == path);
+            let site = site.ok_or_else(|| PeftError::UnknownModule { path: path.clone() })?;
             refuse_foreign(site)?;
-            if lora.dims() != site.dims() {
-                return Err(PeftError::Shape {
-                    tensor: format!("{path} (adapter `{name}`)"),
-                    expected: site.dims().into(),
-                    found: lora.dims().into(),
-                });
-            }
-            let (found, expected) = (lora.magnitude.is_some(), config.lora.dora);
-            if found != expected {
-                return Err(PeftError::Config {
-                    name: format!("dora of `{path}`"),
-                    value: found.to_string(),
-                    expected: format!("the adapter's own: {expected}"),
-                });
-            }
-            let mut state = site.state.clone().unwrap_or_else(PeftWeight::new);
-            match state
-                .adapters
-                .iter_mut()
-                .find(|adapter| adapter.name == name)
-            {
-                Some(adapter) => adapter.lora = lora.with_ids_of(&adapter.lora),
-                None => state.adapters.push(NamedAdapter {
-                    name: name.into(),
-                    lora,
-                }),
-            }
-            if states.insert(site.path.clone(), state).is_some() {
+            check_fit(name, config, site, &change)?;
+            let old = site.state_or_new();
+            let state = states.entry(path).or_insert_with(|| {
+                let mut state = old.clone();
+                state.layout = site.layout();
+                // What has nothing new is gone, but the place among the adapters stays.
+                state.adapters.retain(|adapter| adapter.name != name);
+                state
+            });
+            if state.changes(name).any(|other| other.is_like(&change)) {
                 return Err(PeftError::AdapterName {
                     name: name.into(),
-                    reason: format!("its factors name module `{path}` twice"),
+                    reason: format!("its factors name module `{}` twice", site.module()),
                 });
             }
+            let before = old.changes(name).find(|old| old.is_like(&change));
+            let change = match before {
+                Some(before) => change.with_ids_of(before),
+                None => change,
+            };
+            let first = old.adapters.iter().position(|adapter| adapter.name == name);
+            let place = first.map_or(state.adapters.len(), |first| {
+                first + state.changes(name).count()
+            });
+            state.adapters.insert(
+                place,
+                NamedChange {
+                    name: name.into(),
+                    change,
+                },
+            );
         }
         Ok(states)
     }
@@ -283,32 +378,38 @@ impl<M: Module> PeftModel<M> {
     ///
     /// [`PeftError::UnknownAdapter`].
     pub fn factors(&self, name: &str) -> Result<Vec<(String, Lora)>> {
-        self.config(name)?;
-        let sites = collect(self.module());
-        let factors = sites.iter().filter_map(|site| {
-            let lora = site.state.as_ref()?.adapter(name)?;
-            Some((site.module().to_owned(), lora.clone()))
+        let changes = self.changes(name)?.into_iter();
+        let factors = changes.filter_map(|(path, change)| match change {
+            Change::Lora(lora) => Some((module_of(&path).to_owned(), lora)),
+            _ => None,
         });
         Ok(factors.collect())
+    }
+
+    /// All changes of an adapter with the paths of their parameters, in the order of the model. Tensors are shared.
+    ///
+    /// # Errors
+    ///
+    /// [`PeftError::UnknownAdapter`].
+    pub fn changes(&self, name: &str) -> Result<Vec<(String, Change)>> {
+        self.config(name)?;
+        let mut found = Vec::new();
+        for site in collect(self.module()) {
+            let changes = site.state.iter().flat_map(|state| state.changes(name));
+            found.extend(changes.map(|change| (site.path.clone(), change.clone())));
+        }
+        Ok(found)
     }
 
     /// The parameters of all adapters as a group, for instance to record them without the base:
     /// `model.into_record_group(group)`.
     pub fn adapter_params(&self) -> ParamGroup {
         let sites = collect(self.module());
-        let adapters = sites
-            .iter()
-            .filter_map(|site| site.state.as_ref())
-            .flat_map(|state| &state.adapters);
+        let states = sites.iter().filter_map(|site| site.state.as_ref());
+        let changes = states.flat_map(|state| &state.adapters);
         ParamGroup::from_ids(
-            adapters
-                .flat_map(|NamedAdapter { lora, .. }| {
-                    let magnitude = lora.magnitude.as_ref().map(|magnitude| magnitude.id);
-                    let initial = lora.initial.iter();
-                    let initial = initial.flat_map(|initial| [initial.a.id, initial.b.id]);
-                    let factors = [lora.a.id, lora.b.id].into_iter();
-                    factors.chain(magnitude).chain(initial)
-                })
+            changes
+                .flat_map(|adapter| list_param_ids(&adapter.change))
                 .collect(),
         )
     }
@@ -318,36 +419,49 @@ impl<M: Module> PeftModel<M> {
         ModelReport::new(collect(self.module()), self.active.clone(), self.enabled)
     }
 
-    /// Every linear module, in the model's order.
-    pub(crate) fn linear_modules(&self) -> Vec<LinearModule> {
-        let sites = self.linear_sites();
-        let module = |site: &Site| LinearModule {
-            path: site.module().to_owned(),
-            dims: site.dims(),
-            device: self.device_of(site),
-        };
-        sites.iter().map(module).collect()
+    /// Every float parameter with what is attached to it, in the model's order. One of three axes that is no convolution's may be
+    /// the weights of experts.
+    pub(super) fn sites(&self) -> Vec<Site> {
+        let mut sites = collect(self.module());
+        for site in &mut sites {
+            if site.layer.is_none() && site.shape.len() == 3 {
+                site.layer = Some(LayerKind::Experts(self.experts));
+            }
+        }
+        sites
     }
 
-    /// The weights `[d_in, d_out]` of the modules at these paths, shared; a packed one is an empty matrix.
+    /// Every float parameter, in the model's order.
+    pub(crate) fn parameters(&self) -> Vec<Parameter> {
+        let sites = self.sites();
+        let parameters = sites.iter().map(|site| Parameter {
+            path: site.path.clone(),
+            torch_name: site.torch_name().to_owned(),
+            shape: site.dense_shape(),
+            layer: site.layer,
+            groups: site.state.as_ref().map_or(1, PeftWeight::groups),
+            device: self.device_of(site),
+        });
+        parameters.collect()
+    }
+
+    /// The dense weights of the modules at these paths, `[d_in, d_out]`, shared; a packed one is an empty matrix.
     #[cfg(feature = "faer")]
     pub(crate) fn dense_weights(
         &self,
         module: impl Fn(&str) -> bool,
     ) -> HashMap<String, burn::tensor::Tensor<2>> {
-        let path = |path: &str| path.strip_suffix(".weight").map(str::to_owned);
-        let weights = dense_weights(self.module(), |weight| {
-            path(weight).is_some_and(|path| module(&path))
-        });
-        let weights = weights.into_iter();
+        let mut sites = collect(self.module());
+        sites.retain(|site| site.is_target() && module(site.module()));
+        let weights = dense_weights(self.module(), &sites).into_iter();
         weights
-            .filter_map(|(weight, tensor)| Some((path(&weight)?, tensor)))
+            .map(|(path, weight)| (module_of(&path).to_owned(), weight))
             .collect()
     }
 
     pub(super) fn linear_sites(&self) -> Vec<Site> {
         let mut sites = collect(self.module());
-        sites.retain(|site| site.linear);
+        sites.retain(Site::is_linear);
         sites
     }
 
@@ -358,20 +472,21 @@ impl<M: Module> PeftModel<M> {
     }
 
     /// Path of the output head.
-    fn head_of<'a>(&self, sites: &'a [Site]) -> Option<&'a str> {
+    pub(super) fn head_of<'a>(&self, sites: &'a [Site]) -> Option<&'a str> {
         let suffix = format!(".{}", self.head);
-        let mut paths = sites.iter().map(Site::module);
+        let linear = sites.iter().filter(|site| site.is_linear());
+        let mut paths = linear.map(Site::module);
         paths.find(|path| *path == self.head || path.ends_with(&suffix))
     }
 
     pub(super) fn device_of(&self, site: &Site) -> Device {
-        match site.state.as_ref().and_then(|state| state.nf4.as_ref()) {
+        match site.nf4() {
             Some(nf4) => nf4.device(),
             None => site.device.clone(),
         }
     }
 
-    fn check_new_name(&self, name: &str) -> Result<()> {
+    pub(super) fn check_new_name(&self, name: &str) -> Result<()> {
         let reason = if name.is_empty() || name.len() > MAX_NAME {
             format!("it must have 1 to {MAX_NAME} bytes")
         } else if name == NF4 {
@@ -422,11 +537,80 @@ fn modules(sites: &[Site]) -> Vec<String> {
     sites.iter().map(|site| site.module().to_owned()).collect()
 }
 
-pub(super) fn find<'a>(sites: &'a [Site], path: &str) -> Result<&'a Site> {
+/// Path of the module of a parameter called `weight`.
+fn module_of(path: &str) -> &str {
+    path.strip_suffix(".weight").unwrap_or(path)
+}
+
+/// The weight of the module at `path`.
+pub(super) fn find<'a, S: std::borrow::Borrow<Site>>(sites: &'a [S], path: &str) -> Result<&'a S> {
+    let mut sites = sites.iter();
     sites
-        .iter()
-        .find(|site| site.module() == path)
+        .find(|site| (*site).borrow().is_target() && (*site).borrow().module() == path)
         .ok_or_else(|| PeftError::UnknownModule { path: path.into() })
+}
+
+/// Whether a change fits the parameter and is what the configuration says.
+fn check_fit(name: &str, config: &PeftConfig, site: &Site, change: &Change) -> Result<()> {
+    let shape = |expected: Vec<usize>, found: Vec<usize>| match expected == found {
+        true => Ok(()),
+        false => Err(PeftError::Shape {
+            tensor: format!("{} (adapter `{name}`)", site.module()),
+            expected,
+            found,
+        }),
+    };
+    match change {
+        Change::Lora(_) if site.layer.is_none() => Err(PeftError::UnknownModule {
+            path: site.module().into(),
+        }),
+        Change::Lora(lora) => {
+            let (dims, found) = (site.dims(), lora.dims());
+            let slices = lora.config().slices.all_equal();
+            // PEFT's factor `A` of a convolution sees the channels of all groups, of which the weight has one's.
+            let of_all_groups = site.layout() == WeightLayout::Kernel
+                && lora.magnitude.is_none()
+                && slices.is_some_and(|groups| found == [groups.saturating_mul(dims[0]), dims[1]]);
+            if !of_all_groups {
+                shape(dims.into(), found.into())?;
+            }
+            if let Some(experts) = site.experts()
+                && (slices != Some(experts) || lora.magnitude.is_some() || lora.bias.is_some())
+            {
+                return Err(PeftError::Config {
+                    name: format!("the change of `{}`", site.path),
+                    value: format!("{:?}", lora.config()),
+                    expected: format!("plain factors for each of {experts} experts: equal slices"),
+                });
+            }
+            for (what, found, expected) in [
+                ("dora", lora.magnitude.is_some(), config.lora.dora),
+                ("bias of B", lora.bias.is_some(), config.lora.bias),
+            ] {
+                if found != expected {
+                    return Err(PeftError::Config {
+                        name: format!("{what} of `{}`", site.module()),
+                        value: found.to_string(),
+                        expected: format!("the adapter's own: {expected}"),
+                    });
+                }
+            }
+            Ok(())
+        }
+        Change::Copy(copy) => shape(site.dense_shape(), copy.shape().to_vec()),
+        Change::Rows(rows) => {
+            let mut dense = site.dense_shape();
+            if rows.is_of_head() {
+                dense.reverse();
+            }
+            let [count, features] = dense[..] else {
+                return shape(dense, rows.rows.lazy_shape().to_vec());
+            };
+            let most = rows.indices().iter().map(|&index| index + 1).max();
+            let found = [most.unwrap_or(0).max(count), rows.rows.lazy_shape()[1]];
+            shape([count, features].into(), found.into())
+        }
+    }
 }
 
 /// Burn puts an attached reparameterization back whatever is attached in its place.

@@ -5,7 +5,7 @@ use burn::tensor::{DType, Shape, Tensor, TensorData};
 
 use super::peft_model::refuse_foreign;
 use super::target::TargetReport;
-use super::traverse::{Site, replace_next};
+use super::traverse::{See, Site, replace_next, walk};
 use super::weight::{PeftWeight, Transfer};
 use crate::nf4::{Nf4Config, Nf4Weight};
 use crate::{PeftError, Result};
@@ -45,7 +45,7 @@ pub(super) fn quantize<M: Module>(
     let mut packed = Ok((0, 0, 0));
     let states = chosen
         .into_iter()
-        .map(|site| (site.path, site.state.unwrap_or_else(PeftWeight::new)));
+        .map(|site| (site.path.clone(), site.state_or_new()));
     let module = module.apply_reparameterization(Packer {
         states: states.collect(),
         config,
@@ -85,30 +85,19 @@ fn check<M: Module>(module: &M, chosen: &[Site]) -> Result<()> {
     }
     let mut finite = Finite {
         chosen,
-        path: Vec::new(),
         result: Ok(()),
     };
-    module.visit(&mut finite);
+    walk(module, &mut finite);
     finite.result
 }
 
 struct Finite<'a> {
     chosen: &'a [Site],
-    path: Vec<String>,
     result: Result<()>,
 }
 
-impl burn::module::ModuleVisitor for Finite<'_> {
-    fn enter_module(&mut self, name: &str, _container: &str) {
-        self.path.push(name.into());
-    }
-
-    fn exit_module(&mut self, _name: &str, _container: &str) {
-        self.path.pop();
-    }
-
-    fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
-        let path = self.path.join(".");
+impl See for Finite<'_> {
+    fn see<const D: usize>(&mut self, path: &str, param: &Param<Tensor<D>>) {
         if self.result.is_ok()
             && param.is_initialized()
             && self.chosen.iter().any(|site| site.path == path)
@@ -116,7 +105,7 @@ impl burn::module::ModuleVisitor for Finite<'_> {
             let base = param.base().without_autodiff();
             let dims = base.dims();
             let weight: Tensor<2> = base.reshape([dims[0], dims[D - 1]]);
-            self.result = Nf4Weight::check_finite(&path, weight);
+            self.result = Nf4Weight::check_finite(path, weight);
         }
     }
 }

@@ -8,7 +8,8 @@ use burn::tensor::{DType, Device, FloatDType};
 use super::active::Active;
 use super::target::TargetReport;
 use super::traverse::Site;
-use super::weight::{NamedAdapter, Way};
+use super::weight::{NamedChange, Way};
+use crate::adapter::Change;
 
 /// The answer to adding an adapter.
 #[derive(Clone, Debug)]
@@ -35,47 +36,100 @@ pub enum Base {
     Nf4,
 }
 
-/// One adapter of one weight: a row of PEFT's `get_layer_status`, with what it is.
+/// What an adapter does to a parameter.
+#[derive(Clone, Copy, Debug, PartialEq)]
+#[non_exhaustive]
+pub enum ChangeKind {
+    /// A low-rank change `s·A·B`.
+    Lora {
+        /// Rank `r`.
+        rank: usize,
+        /// The scale `s`.
+        scale: f64,
+        /// Whether it has DoRA's magnitude.
+        dora: bool,
+    },
+    /// A copy of its own, trained whole.
+    Copy,
+    /// Rows of its own in an embedding.
+    Rows {
+        /// How many.
+        count: usize,
+    },
+}
+
+impl fmt::Display for ChangeKind {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        match self {
+            Self::Lora { rank, scale, dora } => {
+                let kind = if *dora { "DoRA" } else { "LoRA" };
+                write!(f, "{kind} r {rank}, scale {scale:.3}")
+            }
+            Self::Copy => f.write_str("own copy"),
+            Self::Rows { count } => write!(f, "{count} rows"),
+        }
+    }
+}
+
+/// One adapter of one parameter: a row of PEFT's `get_layer_status`, with what it is.
 #[derive(Clone, Debug, PartialEq)]
 pub struct AdapterReport {
     /// Its name.
     pub name: String,
-    /// Rank `r`.
-    pub rank: usize,
-    /// The scale `s` of `ΔW = s·A·B`.
-    pub scale: f64,
-    /// Whether it has DoRA's magnitude.
-    pub dora: bool,
-    /// Whether the weight uses it while adapters are enabled.
+    /// What it does.
+    pub kind: ChangeKind,
+    /// Whether the parameter uses it while adapters are enabled.
     pub active: bool,
     /// Whether its parameters require a gradient; `None` if only some do.
     pub requires_grad: Option<bool>,
-    /// Dtype of its factors.
+    /// Dtype of its values.
     pub dtype: DType,
     /// Where they lie.
     pub device: Device,
 }
 
 impl AdapterReport {
-    fn new(adapter: &NamedAdapter, active: &Active) -> Self {
-        let NamedAdapter { name, lora } = adapter;
-        let magnitude = lora.magnitude.as_ref();
-        let mut trained = [
-            lora.a.val().is_require_grad(),
-            lora.b.val().is_require_grad(),
-        ]
-        .into_iter()
-        .chain(magnitude.map(|magnitude| magnitude.val().is_require_grad()));
-        let first = trained.next().expect("a factor A");
+    fn new(adapter: &NamedChange, active: &Active) -> Self {
+        let NamedChange { name, change } = adapter;
+        let (kind, trained, device) = match change {
+            Change::Lora(lora) => {
+                let kind = ChangeKind::Lora {
+                    rank: lora.rank(),
+                    scale: lora.scale(),
+                    dora: lora.magnitude.is_some(),
+                };
+                let vectors = lora.magnitude.iter().chain(&lora.bias);
+                let vectors = vectors.map(|vector| vector.val().is_require_grad());
+                let factors = [&lora.a, &lora.b].map(|factor| factor.val().is_require_grad());
+                let trained: Vec<bool> = factors.into_iter().chain(vectors).collect();
+                (kind, trained, lora.a.val().device())
+            }
+            Change::Copy(copy) => {
+                let values = copy.values.val();
+                (
+                    ChangeKind::Copy,
+                    vec![values.is_require_grad()],
+                    values.device(),
+                )
+            }
+            Change::Rows(rows) => {
+                let count = rows.indices().len();
+                let rows = rows.rows.val();
+                (
+                    ChangeKind::Rows { count },
+                    vec![rows.is_require_grad()],
+                    rows.device(),
+                )
+            }
+        };
+        let all_like = trained.windows(2).all(|pair| pair[0] == pair[1]);
         Self {
             name: name.clone(),
-            rank: lora.rank(),
-            scale: lora.scale(),
-            dora: magnitude.is_some(),
+            kind,
             active: active.uses(name),
-            requires_grad: trained.all(|other| other == first).then_some(first),
-            dtype: lora.a.val().dtype(),
-            device: lora.a.val().device(),
+            requires_grad: all_like.then_some(trained[0]),
+            dtype: change.dtype(),
+            device,
         }
     }
 }
@@ -83,29 +137,23 @@ impl AdapterReport {
 impl fmt::Display for AdapterReport {
     fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
         let active = if self.active { "*" } else { "" };
-        let kind = if self.dora { "DoRA" } else { "LoRA" };
         let trains = match self.requires_grad {
             Some(true) => "trains",
             Some(false) => "frozen",
             None => "trains in part",
         };
-        let Self {
-            name, rank, scale, ..
-        } = self;
-        write!(
-            f,
-            "{name}{active} ({kind} r {rank}, scale {scale:.3}, {trains})"
-        )
+        let Self { name, kind, .. } = self;
+        write!(f, "{name}{active} ({kind}, {trains})")
     }
 }
 
-/// One weight that has something attached to it.
+/// One parameter that has something attached to it.
 #[derive(Clone, Debug, PartialEq)]
 pub struct WeightReport {
-    /// Path of its module.
+    /// Path of its module for one called `weight`, else its own.
     pub path: String,
-    /// `[d_in, d_out]`.
-    pub dims: [usize; 2],
+    /// Its shape as a dense one: `[d_in, d_out]` of a linear layer.
+    pub shape: Vec<usize>,
     /// How the base is stored.
     pub base: Base,
     /// Its adapters, in the order they were added.
@@ -121,7 +169,7 @@ pub struct ModelReport {
     pub active: Active,
     /// Whether adapters are enabled.
     pub enabled: bool,
-    /// Every weight with something attached, in the model's order.
+    /// Every parameter with something attached, in the model's order.
     pub weights: Vec<WeightReport>,
     /// All parameters, adapters included; an NF4 weight counts as the `d_in · d_out` it stands for.
     pub total_params: usize,
@@ -154,11 +202,8 @@ impl ModelReport {
             if site.trainable {
                 report.trainable_params += stored;
             }
-            let (module, dims) = (
-                site.module().to_owned(),
-                site.state.is_some().then(|| site.dims()),
-            );
-            let (Some(state), Some(dims)) = (site.state, dims) else {
+            let (module, shape) = (site.module().to_owned(), site.dense_shape());
+            let Some(state) = site.state else {
                 continue;
             };
             if let Some(nf4) = &state.nf4 {
@@ -166,17 +211,17 @@ impl ModelReport {
                 report.nf4_bytes += nf4.num_bytes();
             }
             for adapter in &state.adapters {
-                let params = adapter.lora.num_params();
-                let dtype = DType::from(FloatDType::from(adapter.lora.a.val().dtype()));
+                let params = adapter.change.num_params();
+                let dtype = DType::from(FloatDType::from(adapter.change.dtype()));
                 report.total_params += params;
                 report.adapter_bytes += params * dtype.size();
                 if state.active.trains(&adapter.name) {
-                    report.trainable_params += adapter.lora.trainable_params();
+                    report.trainable_params += adapter.change.trainable_params();
                 }
             }
             report.weights.push(WeightReport {
                 path: module,
-                dims,
+                shape,
                 base: if state.nf4.is_some() {
                     Base::Nf4
                 } else {
@@ -217,13 +262,13 @@ impl ModelReport {
     /// A table with a line for each weight: its module, shape and base, its adapters (the active one with a star), and how
     /// it was read.
     pub fn table(&self) -> String {
-        let header = ["module", "d_in x d_out", "base", "read", "adapters"].map(String::from);
+        let header = ["module", "shape", "base", "read", "adapters"].map(String::from);
         let rows = self.weights.iter().map(|weight| {
-            let [d_in, d_out] = weight.dims;
+            let shape = weight.shape.iter().map(usize::to_string);
             let adapters = weight.adapters.iter().map(ToString::to_string);
             [
                 weight.path.clone(),
-                format!("{d_in} x {d_out}"),
+                shape.collect::<Vec<_>>().join(" x "),
                 match weight.base {
                     Base::Nf4 => "NF4".into(),
                     Base::Dense(Some(dtype)) => format!("{dtype:?}"),

@@ -49,6 +49,7 @@ impl<M: Module> Module for PeftModel<M> {
             active: self.active.clone(),
             enabled: self.enabled,
             head: self.head.clone(),
+            experts: self.experts,
         }
     }
 

@@ -9,7 +9,8 @@ use burn::module::{Module, ModuleVisitor, Param, Reparameterization, Reparameter
 use burn::tensor::{DType, Device, Tensor};
 
 use super::weight::{PeftWeight, REPARAMETERIZATION, Transfer};
-use crate::layer::weight_dims;
+use crate::layer::{LayerKind, WeightLayout, weight_dims};
+use crate::nf4::Nf4Weight;
 
 /// One float parameter of a model and what is attached to it.
 #[derive(Debug)]
@@ -22,8 +23,10 @@ pub(super) struct Site {
     pub dtype: Option<DType>,
     pub device: Device,
     pub trainable: bool,
-    /// Whether it is the weight of a `burn::nn::Linear`.
-    pub linear: bool,
+    /// What layer of Burn's it is the weight of, if it is that of one that an adapter can change.
+    pub layer: Option<LayerKind>,
+    /// Name of the type that holds it, as Burn's derive says it: `Linear`, `RmsNorm`, ...
+    pub holder: String,
     /// What this crate has attached to it.
     pub state: Option<PeftWeight>,
     /// Name of a reparameterization that is not this crate's.
@@ -38,11 +41,83 @@ impl Site {
         self.path.strip_suffix(".weight").unwrap_or(&self.path)
     }
 
-    /// `[d_in, d_out]` of a linear weight, packed or not.
+    /// The packed base, if there is one.
+    pub fn nf4(&self) -> Option<&Nf4Weight> {
+        self.state.as_ref()?.nf4.as_ref()
+    }
+
+    /// `[d_in, d_out]` of the weight of a layer, packed or not.
+    ///
+    /// # Panics
+    ///
+    /// Panics for a parameter of fewer than two axes.
     pub fn dims(&self) -> [usize; 2] {
-        match self.state.as_ref().and_then(|state| state.nf4.as_ref()) {
+        match self.nf4() {
             Some(nf4) => [nf4.shape()[1], nf4.shape()[0]],
-            None => [self.shape[0], self.shape[1]],
+            None => self.layout().dims(&self.shape),
+        }
+    }
+
+    /// Shape of the parameter as a dense one.
+    pub fn dense_shape(&self) -> Vec<usize> {
+        match self.nf4() {
+            Some(_) => self.dims().to_vec(),
+            None => self.shape.clone(),
+        }
+    }
+
+    /// Its name in its module as PyTorch has it, where Burn has another: of its norms.
+    pub fn torch_name(&self) -> &str {
+        let name = self.path.rsplit('.').next().unwrap_or(&self.path);
+        let norms = [
+            "BatchNorm",
+            "GroupNorm",
+            "InstanceNorm",
+            "LayerNorm",
+            "RmsNorm",
+        ];
+        match name {
+            "gamma" if norms.contains(&self.holder.as_str()) => "weight",
+            "beta" if norms.contains(&self.holder.as_str()) => "bias",
+            name => name,
+        }
+    }
+
+    /// How the weight is a matrix.
+    pub fn layout(&self) -> WeightLayout {
+        let attached = self.state.as_ref().map(|state| state.layout);
+        let attached = attached.unwrap_or_default();
+        self.layer.map_or(attached, LayerKind::layout)
+    }
+
+    /// What is attached to it, or what is to be filled.
+    pub fn state_or_new(&self) -> PeftWeight {
+        let new = || PeftWeight::new(self.layout());
+        self.state.clone().unwrap_or_else(new)
+    }
+
+    pub fn is_linear(&self) -> bool {
+        self.layer == Some(LayerKind::Linear)
+    }
+
+    /// Whether it is the weight of a layer that targets name by its module.
+    pub fn is_target(&self) -> bool {
+        self.layer.is_some() && self.experts().is_none()
+    }
+
+    /// How many experts it has the weights of.
+    pub fn experts(&self) -> Option<usize> {
+        match self.layer {
+            Some(LayerKind::Experts(_)) => self.shape.first().copied(),
+            _ => None,
+        }
+    }
+
+    /// What the patterns of ranks and alphas see: the module of a layer, the whole path of a tensor of experts.
+    pub fn target_path(&self) -> &str {
+        match self.experts() {
+            None => self.module(),
+            Some(_) => &self.path,
         }
     }
 }
@@ -53,6 +128,46 @@ pub(super) fn collect<M: Module>(module: &M) -> Vec<Site> {
     module.visit(&mut collector);
     Transfer::Idle.swap();
     collector.sites
+}
+
+/// What [`walk`] shows parameters to: a closure cannot be generic over their number of axes.
+pub(super) trait See {
+    /// A float parameter of the model itself, none of what is attached to one, with its path.
+    fn see<const D: usize>(&mut self, path: &str, param: &Param<Tensor<D>>);
+}
+
+/// Shows every float parameter of `module`, in its order.
+pub(super) fn walk<M: Module>(module: &M, see: &mut impl See) {
+    module.visit(&mut Walk {
+        see,
+        path: Vec::new(),
+        depth: 0,
+    });
+}
+
+struct Walk<'a, S> {
+    see: &'a mut S,
+    path: Vec<String>,
+    /// How deep in reparameterizations.
+    depth: usize,
+}
+
+impl<S: See> ModuleVisitor for Walk<'_, S> {
+    fn enter_module(&mut self, name: &str, container: &str) {
+        self.depth += usize::from(container == REPARAMETERIZATION);
+        self.path.push(name.into());
+    }
+
+    fn exit_module(&mut self, _name: &str, container: &str) {
+        self.depth -= usize::from(container == REPARAMETERIZATION);
+        self.path.pop();
+    }
+
+    fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
+        if self.depth == 0 {
+            self.see.see(&self.path.join("."), param);
+        }
+    }
 }
 
 #[derive(Default)]
@@ -97,21 +212,22 @@ impl ModuleVisitor for Collector {
             return;
         }
         let names: Vec<&str> = self.path.iter().map(|(name, _)| name.as_str()).collect();
-        let linear = D == 2
-            && self
-                .path
-                .last()
-                .is_some_and(|(name, container)| name == "weight" && container == "Struct:Linear");
+        let (name, container) = self.path.last().map_or(("", ""), |(name, container)| {
+            (name.as_str(), container.as_str())
+        });
+        let holder = container.strip_prefix("Struct:").unwrap_or("");
+        let layer = LayerKind::of(holder, name, D);
         self.sites.push(Site {
             path: names.join("."),
-            shape: match linear {
-                true => weight_dims(&as_matrix(param)).to_vec(),
-                false => param.lazy_shape().to_vec(),
+            shape: match layer {
+                Some(LayerKind::Linear) => weight_dims(&as_matrix(param)).to_vec(),
+                _ => param.lazy_shape().to_vec(),
             },
             dtype: param.is_initialized().then(|| param.base().dtype()),
             device: param.lazy_device(),
             trainable: param.is_initialized() && param.base().is_require_grad(),
-            linear,
+            layer,
+            holder: holder.into(),
             state: None,
             foreign: None,
             foreign_params: 0,

@@ -1,19 +1,19 @@
-//! What is attached to one weight of a model: a packed base, and adapters by name.
+//! What is attached to one parameter of a model: a packed base, and adapters by name.
 //!
-//! The effective weight is `W + Δ` of the active adapters (or DoRA's rescaled one), with `W [d_in, d_out]` dense or packed. It is a
+//! The effective weight is `W + Σ_i w_i·Δ_i` of the active adapters, with `W` dense or packed. It is a
 //! [`Reparameterization`] of Burn, so a model that knows nothing of it computes right: `param.val()` composes the dense
 //! effective weight. [`PeftForward`](super::PeftForward) computes the same without ever forming it.
 
 use std::cell::RefCell;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::atomic::{AtomicU8, AtomicUsize, Ordering};
 
 use burn::module::{Devices, Module, ModuleMapper, ModuleVisitor, Param, Reparameterization};
-use burn::tensor::{DType, Device, FloatDType, Tensor};
+use burn::tensor::{DType, Device, FloatDType, Tensor, module::linear};
 
 use super::active::Active;
-use crate::adapter::{FrozenMap, Lora, cast, forward_rows, forward_sum, merge_sum};
-use crate::layer::{DenseMap, Nf4Map};
+use crate::adapter::{Change, FrozenMap, Lora, cast, forward_rows, forward_sum, merge_sum};
+use crate::layer::{DenseMap, Nf4Map, WeightLayout};
 use crate::nf4::Nf4Weight;
 
 /// Name under which Burn's traversals find the packed base: `weight.peft.nf4.codes`.
@@ -36,48 +36,61 @@ pub enum Way {
     Composed,
 }
 
-/// One adapter of one weight.
+/// One adapter's change of one parameter; an adapter may have changes of several kinds in one place.
 #[derive(Clone, Debug)]
-pub(super) struct NamedAdapter {
+pub(super) struct NamedChange {
     pub name: String,
-    pub lora: Lora,
+    pub change: Change,
 }
 
-/// The reparameterization of one adapted or packed weight.
+/// What `materialize` is to make of a state.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Materialize {
+    /// The effective weight.
+    Merge,
+    /// The base as it is.
+    KeepBase,
+}
+
+/// The reparameterization of one adapted or packed parameter.
 #[derive(Clone, Debug)]
 pub struct PeftWeight {
     /// The packed base; the parameter itself then holds an empty tensor.
     pub(super) nf4: Option<Nf4Weight>,
     /// Dtype of the dense weight that was packed: what `val()` composes.
     pub(super) dtype: FloatDType,
-    pub(super) adapters: Vec<NamedAdapter>,
+    pub(super) layout: WeightLayout,
+    pub(super) adapters: Vec<NamedChange>,
     /// Those in use, of the ones above.
     pub(super) active: Active,
     pub(super) enabled: bool,
-    /// `materialize` drops this and leaves the base as it is, in place of merging into it.
-    pub(super) keep_base: bool,
+    /// Set for the moment of a `materialize`.
+    pub(super) materialize: Option<Materialize>,
     /// How forward passes have read this weight, for the report only: clones of a model share it.
     way: Arc<AtomicU8>,
+    /// How many groups a convolution has, once `forward_peft` has seen it; 0 before. Burn shows it to no visitor.
+    groups: Arc<AtomicUsize>,
 }
 
 impl PeftWeight {
-    pub(super) fn new() -> Self {
+    pub(super) fn new(layout: WeightLayout) -> Self {
         Self {
             nf4: None,
             dtype: FloatDType::F32,
+            layout,
             adapters: Vec::new(),
             active: Active::none(),
             enabled: true,
-            keep_base: false,
+            materialize: None,
             way: Arc::default(),
+            groups: Arc::default(),
         }
     }
 
-    pub(super) fn adapter(&self, name: &str) -> Option<&Lora> {
-        self.adapters
-            .iter()
-            .find(|adapter| adapter.name == name)
-            .map(|adapter| &adapter.lora)
+    /// The changes of the adapter `name`.
+    pub(super) fn changes(&self, name: &str) -> impl Iterator<Item = &Change> {
+        let own = self.adapters.iter().filter(move |own| own.name == name);
+        own.map(|own| &own.change)
     }
 
     /// Whether an adapter changes the base.
@@ -89,28 +102,65 @@ impl PeftWeight {
                 .any(|adapter| self.active.uses(&adapter.name))
     }
 
+    /// Whether a forward pass by Burn's own layers forms a dense weight that one by this crate would not.
+    fn is_composed(&self) -> bool {
+        self.nf4.is_some() || !self.loras().is_empty()
+    }
+
     /// Uses those of `active` that this weight has. Only the factors of those that are summed require a gradient.
     pub(super) fn activate(&mut self, active: &Active) {
         let mut active = active.clone();
-        active.retain(|name| self.adapter(name).is_some());
+        active.retain(|name| self.changes(name).next().is_some());
         self.active = active;
         for adapter in std::mem::take(&mut self.adapters) {
             let train = self.active.trains(&adapter.name);
-            self.adapters.push(NamedAdapter {
-                lora: adapter.lora.set_trainable(train),
+            self.adapters.push(NamedChange {
+                change: adapter.change.set_trainable(train),
                 name: adapter.name,
             });
         }
     }
 
-    /// The deltas in use with their weights, or `None` where every row of a batch has its own.
-    fn deltas(&self) -> Option<Vec<(&Lora, f64)>> {
+    /// The changes in use with their weights, or `None` where every row of a batch has its own.
+    pub(super) fn in_use(&self) -> Option<Vec<(&Change, f64)>> {
         let Active::Sum(active) = &self.active else {
             return None;
         };
         let active = active.iter().filter(|_| self.enabled);
-        let deltas = active.filter_map(|(name, weight)| Some((self.adapter(name)?, *weight)));
-        Some(deltas.collect())
+        let changes =
+            active.flat_map(|(name, weight)| self.changes(name).map(|change| (change, *weight)));
+        Some(changes.collect())
+    }
+
+    /// The low-rank ones of those in use.
+    pub(super) fn loras(&self) -> Vec<(&Lora, f64)> {
+        let changes = self.in_use().unwrap_or_default().into_iter();
+        changes
+            .filter_map(|(change, weight)| Some((change.lora()?, weight)))
+            .collect()
+    }
+
+    /// The low-rank changes of the rows of a batch, each with its rows.
+    ///
+    /// # Panics
+    ///
+    /// Panics if an input has another number of rows than were given adapters.
+    pub(super) fn row_groups(&self, batch: usize) -> Vec<(&Lora, Vec<usize>)> {
+        let Active::Rows(rows) = &self.active else {
+            return Vec::new();
+        };
+        assert_eq!(
+            batch,
+            rows.len(),
+            "the first axis of an input must be the batch whose rows were given adapters"
+        );
+        self.adapters
+            .iter()
+            .filter_map(|NamedChange { name, change }| {
+                Some((change.lora()?, self.active.rows_of(name)))
+            })
+            .filter(|(_, rows)| !rows.is_empty())
+            .collect()
     }
 
     pub(super) fn way(&self) -> Way {
@@ -121,6 +171,21 @@ impl PeftWeight {
         }
     }
 
+    /// How many groups a convolution is known to have.
+    pub(super) fn groups(&self) -> usize {
+        self.groups.load(Ordering::Relaxed).max(1)
+    }
+
+    /// Notes how many groups a convolution has.
+    pub(super) fn note_groups(&self, groups: usize) {
+        self.groups.store(groups, Ordering::Relaxed);
+    }
+
+    /// Notes that a forward pass has read this weight factored.
+    pub(super) fn read_factored(&self) {
+        self.way.fetch_max(1, Ordering::Relaxed);
+    }
+
     /// `[..., d_in] -> [..., d_out]`, factored and packed.
     pub(super) fn forward<const D: usize>(
         &self,
@@ -128,7 +193,20 @@ impl PeftWeight {
         base: &Param<Tensor<2>>,
         bias: Option<Tensor<1>>,
     ) -> Tensor<D> {
-        self.way.fetch_max(1, Ordering::Relaxed);
+        self.read_factored();
+        let changes = self.in_use();
+        let whole = |change: &Change| change.lora().is_none();
+        if changes.is_some_and(|changes| changes.iter().any(|(change, _)| whole(change))) {
+            // A weight of the adapter's own is dense, and so is its gradient.
+            let weight = base.base();
+            let weight = cast(
+                self.effective(weight.clone()),
+                self.effective_dtype(weight.dtype()),
+            );
+            let loras = self.loras();
+            let y = linear(x, weight, bias);
+            return loras.iter().fold(y, |y, (lora, w)| lora.shifted(y, *w));
+        }
         match &self.nf4 {
             Some(weight) => self.changed(x, &Nf4Map { weight, bias }),
             None => self.changed(
@@ -142,46 +220,72 @@ impl PeftWeight {
     }
 
     fn changed<const D: usize>(&self, x: Tensor<D>, map: &impl FrozenMap) -> Tensor<D> {
-        match (&self.active, self.deltas()) {
-            (_, Some(deltas)) => forward_sum(x, map, &deltas),
-            (Active::Rows(rows), None) if self.enabled => {
-                assert_eq!(
-                    x.dims()[0],
-                    rows.len(),
-                    "the first axis of an input must be the batch whose rows were given adapters"
-                );
-                let groups: Vec<_> = self
-                    .adapters
-                    .iter()
-                    .map(|NamedAdapter { name, lora }| (lora, self.active.rows_of(name)))
-                    .filter(|(_, rows)| !rows.is_empty())
-                    .collect();
+        match &self.active {
+            Active::Sum(_) => forward_sum(x, map, &self.loras()),
+            Active::Rows(_) if self.enabled => {
+                let groups = self.row_groups(x.dims()[0]);
                 forward_rows(x, map, &groups)
             }
-            _ => map.apply(x),
+            Active::Rows(_) => map.apply(x),
         }
     }
 
-    /// The effective weight `[d_in, d_out]` in f32, differentiable in the factors.
+    /// Whether an adapter in use sees the channels of all groups of a convolution, whose weight of shape `dims` has those of one.
+    pub(super) fn mixing_groups(&self, dims: &[usize]) -> Option<&Lora> {
+        let is_kernel = self.layout == WeightLayout::Kernel;
+        let loras = self.loras().into_iter().map(|(lora, _)| lora);
+        let mut mixing = loras.filter(|lora| lora.dims()[0] != self.layout.dims(dims)[0]);
+        mixing.next().filter(|_| is_kernel)
+    }
+
+    /// The effective value in f32, in the parameter's shape, differentiable in what trains.
     ///
     /// # Panics
     ///
     /// Panics where every row of a batch has a weight of its own.
-    pub(super) fn effective(&self, base: Tensor<2>) -> Tensor<2> {
-        let base = self.base(base);
-        if !self.is_changed() {
-            return base;
-        }
-        let deltas = self.deltas().expect(
+    pub(super) fn effective<const D: usize>(&self, base: Tensor<D>) -> Tensor<D> {
+        let changes = self.in_use().expect(
             "rows of a batch under different adapters have no one weight: call `forward_peft`",
         );
-        merge_sum(base, &deltas)
+        if let [(Change::Copy(copy), 1.0)] = changes[..] {
+            return cast(copy.value(), FloatDType::F32);
+        }
+        let base = self.base(base);
+        let dims = base.dims();
+        if let [(Change::Rows(rows), 1.0)] = changes[..] {
+            return rows
+                .replace(base.reshape([dims[0], dims[D - 1]]))
+                .reshape(dims);
+        }
+        let loras = self.loras();
+        let mut sum = base.clone();
+        if !loras.is_empty() {
+            let matrix = merge_sum(self.layout.to_matrix(base.clone()), &loras);
+            sum = self.layout.of_matrix(matrix, dims);
+        }
+        changes.iter().fold(sum, |sum, (change, weight)| {
+            let own = match change {
+                Change::Lora(_) => return sum,
+                Change::Copy(copy) => cast(copy.value(), FloatDType::F32),
+                Change::Rows(rows) => {
+                    let matrix = base.clone().reshape([dims[0], dims[D - 1]]);
+                    rows.replace(matrix).reshape(dims)
+                }
+            };
+            sum + (own - base.clone()).mul_scalar(*weight)
+        })
     }
 
-    /// The weight under the adapters, `[d_in, d_out]` in f32.
-    pub(super) fn base(&self, base: Tensor<2>) -> Tensor<2> {
+    /// The value under the adapters, in f32, in the parameter's shape.
+    pub(super) fn base<const D: usize>(&self, base: Tensor<D>) -> Tensor<D> {
         match &self.nf4 {
-            Some(nf4) => nf4.dequantize(FloatDType::F32).transpose(),
+            Some(nf4) => {
+                let matrix = nf4.dequantize(FloatDType::F32).transpose();
+                let dims = matrix.dims();
+                // Packed are matrices only.
+                let dims: [usize; D] = dims[..].try_into().expect("two axes");
+                matrix.reshape(dims)
+            }
             None => match base.dtype() {
                 DType::QFloat(_) => cast(base.dequantize(), FloatDType::F32),
                 _ => cast(base, FloatDType::F32),
@@ -189,9 +293,9 @@ impl PeftWeight {
         }
     }
 
-    /// Dtype of the effective weight.
-    pub(super) fn effective_dtype(&self, base: &Tensor<2>) -> FloatDType {
-        match (&self.nf4, base.dtype()) {
+    /// Dtype of the effective value of a base that is stored in `dtype`.
+    pub(super) fn effective_dtype(&self, dtype: DType) -> FloatDType {
+        match (&self.nf4, dtype) {
             (Some(_), _) => self.dtype,
             (None, DType::QFloat(_)) => FloatDType::F32,
             (None, dtype) => dtype.into(),
@@ -201,26 +305,15 @@ impl PeftWeight {
     fn each(
         self,
         mut nf4: impl FnMut(Nf4Weight) -> Nf4Weight,
-        mut lora: impl FnMut(&str, Lora) -> Lora,
+        mut change: impl FnMut(&str, Change) -> Change,
     ) -> Self {
+        let changed = |NamedChange { name, change: own }| NamedChange {
+            change: change(&name, own),
+            name,
+        };
         Self {
             nf4: self.nf4.map(&mut nf4),
-            adapters: self
-                .adapters
-                .into_iter()
-                .map(
-                    |NamedAdapter {
-                         name,
-                         lora: factors,
-                     }| {
-                        let factors = lora(&name, factors);
-                        NamedAdapter {
-                            name,
-                            lora: factors,
-                        }
-                    },
-                )
-                .collect(),
+            adapters: self.adapters.into_iter().map(changed).collect(),
             ..self
         }
     }
@@ -230,17 +323,29 @@ impl Reparameterization for PeftWeight {
     const NAME: &'static str = "peft";
 
     fn apply<const D: usize>(&self, base: Tensor<D>) -> Tensor<D> {
-        if self.keep_base || (self.nf4.is_none() && !self.is_changed()) {
+        let keep = self.materialize == Some(Materialize::KeepBase);
+        if keep || (self.nf4.is_none() && !self.is_changed()) {
             return base;
         }
-        self.way.store(2, Ordering::Relaxed);
-        // Attached to matrices only, so that D is 2; a packed one is an empty matrix.
-        let dims = base.dims();
-        let base: Tensor<2> = base.reshape([dims[0], dims[D - 1]]);
-        let dtype = self.effective_dtype(&base);
-        let weight = cast(self.effective(base), dtype);
-        let [d_in, d_out] = weight.dims();
-        weight.reshape(burn::tensor::Shape::from([d_in, d_out]))
+        if self.materialize.is_none() {
+            assert!(
+                !self.loras().iter().any(|(lora, _)| lora.bias.is_some()),
+                "an adapter with a bias of B is no change of a weight alone: call `forward_peft`"
+            );
+            assert!(
+                self.mixing_groups(&base.dims()).is_none(),
+                "an adapter that mixes the groups of a convolution is no change of its weight: call `forward_peft`"
+            );
+            if self.is_composed() {
+                self.way.store(2, Ordering::Relaxed);
+            }
+        }
+        let dtype = self.effective_dtype(base.dtype());
+        let weight = match self.is_changed() {
+            true => self.effective(base),
+            false => self.base(base),
+        };
+        cast(weight, dtype)
     }
 }
 
@@ -282,7 +387,7 @@ impl Module for PeftWeight {
         }
         for adapter in &self.adapters {
             visitor.enter_module(&adapter.name, CONTAINER);
-            adapter.lora.visit(visitor);
+            adapter.change.visit(visitor);
             visitor.exit_module(&adapter.name, CONTAINER);
         }
     }
@@ -301,12 +406,12 @@ impl Module for PeftWeight {
                 mapper.exit_module(NF4, CONTAINER);
                 nf4
             },
-            |name, lora| {
+            |name, change| {
                 let mapper = &mut *mapper.borrow_mut();
                 mapper.enter_module(name, CONTAINER);
-                let lora = lora.map(*mapper);
+                let change = change.map(*mapper);
                 mapper.exit_module(name, CONTAINER);
-                lora
+                change
             },
         )
     }
@@ -317,27 +422,28 @@ impl Module for PeftWeight {
             .iter()
             .fold(devices, |devices, nf4| nf4.collect_devices(devices));
         self.adapters.iter().fold(devices, |devices, adapter| {
-            adapter.lora.collect_devices(devices)
+            adapter.change.collect_devices(devices)
         })
     }
 
     fn to_device(self, device: &Device) -> Self {
         self.each(
             |nf4| nf4.to_device(device),
-            |_, lora| lora.to_device(device),
+            |_, change| change.to_device(device),
         )
     }
 
     fn fork(self, device: &Device) -> Self {
-        self.each(|nf4| nf4.fork(device), |_, lora| lora.fork(device))
+        self.each(|nf4| nf4.fork(device), |_, change| change.fork(device))
     }
 
     fn valid(&self) -> Self {
-        self.clone().each(|nf4| nf4.valid(), |_, lora| lora.valid())
+        self.clone()
+            .each(|nf4| nf4.valid(), |_, change| change.valid())
     }
 
     fn train(self) -> Self {
-        self.each(Module::train, |_, lora| lora.train())
+        self.each(Module::train, |_, change| change.train())
     }
 
     fn materialize(self) -> Self {

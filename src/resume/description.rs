@@ -6,7 +6,7 @@ use std::fmt;
 use burn::module::Module;
 
 use crate::Result;
-use crate::adapter::Lora;
+use crate::adapter::{Lora, Slices};
 use crate::model::{Base, PeftModel};
 
 /// Properties of a model and their values: equal texts are equal properties.
@@ -67,8 +67,12 @@ fn lora_text(lora: &Lora, base: Option<Base>) -> String {
         Some(Base::Nf4) => "NF4",
         _ => "dense",
     };
+    let slices = match &config.slices {
+        Slices::Whole => String::new(),
+        slices => format!(", slices {slices:?}"),
+    };
     format!(
-        "rank {}, alpha {}, dropout {}, rslora {}, dora {}, {:?} on a {base} [{d_in}, {d_out}]",
+        "rank {}, alpha {}, dropout {}, rslora {}, dora {}, {:?}{slices} on a {base} [{d_in}, {d_out}]",
         config.rank, config.alpha, config.dropout, config.rslora, config.dora, config.dtype,
     )
 }

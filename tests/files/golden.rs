@@ -282,10 +282,10 @@ fn patterns_keep_their_order() {
     let targets = TargetConfig::list(["q"])
         .with_rank_pattern("z.q", 2)
         .with_rank_pattern("q", 5);
-    let adapter = AdapterFile {
-        config: AdapterConfig::new(1, 1.0, targets.clone()),
-        tensors: vec![super::module("z.q", 2, 3, 3), super::module("a.q", 5, 3, 3)],
-    };
+    let adapter = AdapterFile::new(
+        AdapterConfig::new(1, 1.0, targets.clone()),
+        vec![super::module("z.q", 2, 3, 3), super::module("a.q", 5, 3, 3)],
+    );
     adapter
         .write(scratch.path(), &WriteOptions::default())
         .unwrap();

@@ -2,12 +2,16 @@
 
 mod config;
 mod golden;
+mod kinds;
 mod model;
 mod tensors;
 mod writers;
 
 #[path = "../../examples/llama/mod.rs"]
 mod llama;
+
+#[path = "../golden/kinds/model.rs"]
+mod kinds_model;
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -32,21 +36,19 @@ fn read(dir: &Path) -> Result<AdapterFile> {
 /// A module with factors of given shapes and distinct values.
 fn module(path: &str, r: usize, d_in: usize, d_out: usize) -> LoraTensors {
     let values = |n: usize| (0..n).map(|i| 0.5 + i as f32).collect::<Vec<_>>();
-    LoraTensors {
-        path: path.to_owned(),
-        a: TensorData::new(values(r * d_in), [r, d_in]),
-        b: TensorData::new(values(d_out * r), [d_out, r]),
-        magnitude: None,
-    }
+    LoraTensors::new(
+        path,
+        TensorData::new(values(r * d_in), [r, d_in]),
+        TensorData::new(values(d_out * r), [d_out, r]),
+    )
 }
 
 /// A small adapter of two modules.
 fn adapter() -> AdapterFile {
-    AdapterFile {
-        config: AdapterConfig::new(2, 3.5, TargetConfig::list(["q", "v"]))
-            .with_task_type("CAUSAL_LM"),
-        tensors: vec![module("layers.0.q", 2, 3, 4), module("layers.0.v", 2, 3, 2)],
-    }
+    AdapterFile::new(
+        AdapterConfig::new(2, 3.5, TargetConfig::list(["q", "v"])).with_task_type("CAUSAL_LM"),
+        vec![module("layers.0.q", 2, 3, 4), module("layers.0.v", 2, 3, 2)],
+    )
 }
 
 /// A directory that holds `adapter()`, whose files a test may then spoil.

@@ -200,14 +200,14 @@ fn renamed() -> AdapterFile {
     let targets = TargetConfig::list(["q_proj", "lm_head"])
         .with_rank_pattern("1.self_attn.q_proj", 3)
         .with_alpha_pattern("lm_head", 1.5);
-    AdapterFile {
-        config: AdapterConfig::new(2, 3.0, targets),
-        tensors: vec![
+    AdapterFile::new(
+        AdapterConfig::new(2, 3.0, targets),
+        vec![
             module("lm_head", 2, 6, 4),
             module("model.layers.0.self_attn.q_proj", 2, 6, 6),
             module("model.layers.1.self_attn.q_proj", 3, 6, 6),
         ],
-    }
+    )
 }
 
 fn attach(

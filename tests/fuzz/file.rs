@@ -14,16 +14,19 @@ use tempfile::TempDir;
 
 fn adapter(dtype: burn::tensor::DType, dora: bool) -> AdapterFile {
     let values = |n: usize| (0..n).map(|i| i as f32 / 8.0).collect::<Vec<_>>();
-    let module = |path: &str| LoraTensors {
-        path: path.into(),
-        a: TensorData::new(values(6), [2, 3]).convert_dtype(dtype),
-        b: TensorData::new(values(8), [4, 2]).convert_dtype(dtype),
-        magnitude: dora.then(|| TensorData::new(values(4), [4]).convert_dtype(dtype)),
+    let module = |path: &str| {
+        let mut module = LoraTensors::new(
+            path,
+            TensorData::new(values(6), [2, 3]).convert_dtype(dtype),
+            TensorData::new(values(8), [4, 2]).convert_dtype(dtype),
+        );
+        module.magnitude = dora.then(|| TensorData::new(values(4), [4]).convert_dtype(dtype));
+        module
     };
-    AdapterFile {
-        config: AdapterConfig::new(2, 4.0, TargetConfig::list(["q"])).with_use_dora(dora),
-        tensors: ["a.q", "b.q"].map(module).into(),
-    }
+    AdapterFile::new(
+        AdapterConfig::new(2, 4.0, TargetConfig::list(["q"])).with_use_dora(dora),
+        ["a.q", "b.q"].map(module).into(),
+    )
 }
 
 /// Files with and without a digest, of three types, with magnitudes.

@@ -17,10 +17,10 @@ use super::{Scratch, adapter, long, module};
 
 /// An adapter as small as they get.
 fn tiny() -> AdapterFile {
-    AdapterFile {
-        config: AdapterConfig::new(1, 2.0, TargetConfig::list(["q"])),
-        tensors: vec![module("q", 1, [2, 2], 0.5)],
-    }
+    AdapterFile::new(
+        AdapterConfig::new(1, 2.0, TargetConfig::list(["q"])),
+        vec![module("q", 1, [2, 2], 0.5)],
+    )
 }
 
 /// The bytes that stand in for `byte` at `place`: all, or each bit flipped and some more.
@@ -93,12 +93,8 @@ fn independent(bytes: &[u8]) -> Vec<LoraTensors> {
         TensorData::from_bytes_vec(view.data().to_vec(), view.shape().to_vec(), dtype)
     };
     let path = a.strip_prefix("base_model.model.").unwrap_or(a);
-    vec![LoraTensors {
-        path: path.split('.').next().unwrap().to_owned(),
-        a: data(a),
-        b: data(b),
-        magnitude: None,
-    }]
+    let path = path.split('.').next().unwrap();
+    vec![LoraTensors::new(path, data(a), data(b))]
 }
 
 #[test]

@@ -47,20 +47,19 @@ fn key(path: &str, factor: &str) -> String {
 /// A module with factors of given shapes and distinct values, that begin with `first`.
 fn module(path: &str, r: usize, [d_in, d_out]: [usize; 2], first: f32) -> LoraTensors {
     let values = |n: usize| (0..n).map(|i| first + i as f32 / 8.0).collect::<Vec<_>>();
-    LoraTensors {
-        path: path.to_owned(),
-        a: TensorData::new(values(r * d_in), [r, d_in]),
-        b: TensorData::new(values(d_out * r), [d_out, r]),
-        magnitude: None,
-    }
+    LoraTensors::new(
+        path,
+        TensorData::new(values(r * d_in), [r, d_in]),
+        TensorData::new(values(d_out * r), [d_out, r]),
+    )
 }
 
 /// A small adapter that fits the model, with values and an alpha that tell it from others.
 fn adapter(first: f32) -> AdapterFile {
-    AdapterFile {
-        config: AdapterConfig::new(2, f64::from(first), TargetConfig::list(["query"])),
-        tensors: MODULES.map(|path| module(path, 2, [6, 6], first)).into(),
-    }
+    AdapterFile::new(
+        AdapterConfig::new(2, f64::from(first), TargetConfig::list(["query"])),
+        MODULES.map(|path| module(path, 2, [6, 6], first)).into(),
+    )
 }
 
 const OVERWRITE: WriteOptions = WriteOptions {

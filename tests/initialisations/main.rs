@@ -4,6 +4,7 @@ mod delta;
 mod eva;
 mod fresh;
 mod peft;
+mod slices;
 mod weight;
 
 #[path = "../../examples/llama/mod.rs"]

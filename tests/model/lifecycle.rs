@@ -6,7 +6,7 @@ use burn::module::{
 use burn::tensor::Tensor;
 use burn_peft::PeftError;
 use burn_peft::adapter::LoraConfig;
-use burn_peft::model::{PeftConfig, PeftModel, TargetConfig};
+use burn_peft::model::{ChangeKind, PeftConfig, PeftModel, TargetConfig};
 use burn_peft::nf4::Nf4Config;
 
 use crate::{Net, adapted, config, device, input, max_diff, params, values};
@@ -76,7 +76,12 @@ fn ids_and_packed_bytes_survive_every_change() {
         (two.name.as_str(), two.active, two.requires_grad),
         ("second", true, Some(true))
     );
-    assert_eq!((two.rank, two.scale, two.dora), (3, 5.0 / 3.0, false));
+    let kind = ChangeKind::Lora {
+        rank: 3,
+        scale: 5.0 / 3.0,
+        dora: false,
+    };
+    assert_eq!(two.kind, kind);
     let table = report.table();
     assert_eq!(table.lines().count(), 1 + report.weights.len());
     let line = table

@@ -3,6 +3,9 @@
 mod lifecycle;
 mod quantize;
 mod several;
+mod slices;
+#[cfg(feature = "faer")]
+mod svd;
 mod ways;
 
 use burn::module::{Module, ModuleVisitor, Param, ParamId};

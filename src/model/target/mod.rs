@@ -33,3 +33,4 @@ pub use matcher::TargetMatcher;
 pub use pattern_map::PatternMap;
 pub use report::{TargetMatch, TargetReport};
 pub use unmatched::UnmatchedPattern;
+pub(crate) use unmatched::unmatched;

@@ -32,6 +32,19 @@ impl fmt::Display for UnmatchedPattern {
     }
 }
 
+/// A name in `option` that means none of the modules at `paths`.
+pub(crate) fn unmatched<'a>(
+    option: &'static str,
+    name: &str,
+    paths: impl IntoIterator<Item = &'a str>,
+) -> UnmatchedPattern {
+    UnmatchedPattern {
+        option,
+        pattern: name.to_owned(),
+        nearest: nearest(name, paths, SUGGESTIONS),
+    }
+}
+
 /// Collects the patterns without effect.
 #[derive(Default)]
 pub(super) struct Unused {

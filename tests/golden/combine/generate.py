@@ -4,7 +4,8 @@
     weight, x   the layer's weight and inputs
     active      outputs with the adapters `one` and `wide` active at once
     rows, mixed an adapter for each row of the inputs, and the outputs
-    cases       [{kind, density, sign, adapters, weights, scale, a, b}]: combinations and what they give
+    cases       [{kind, density, sign, rank, adapters, weights, scale, a, b}]: combinations and what they give; the singular
+                vectors of the kinds `svd` have any sign, so that of these only the product means something
 
 One linear layer [d_out, d_in] without a bias; matrices are nested lists in f32, in PyTorch's layout. DARE is random but where
 its density is 1: only that case is here.
@@ -21,17 +22,25 @@ D_IN, D_OUT, ROWS = 6, 5, 4
 ADAPTERS = [("one", 3, 6, False), ("two", 3, 2, True), ("three", 3, 3, False), ("wide", 5, 4, False)]
 SAME = ["one", "two", "three"]
 CASES = [
-    # kind, density, sign, adapters, weights
-    ("cat", None, None, ["one", "wide"], [0.7, -1.3]),
-    ("linear", None, None, SAME, [0.7, -1.3, 0.4]),
+    # kind, density, sign, adapters, weights, svd_rank
+    ("cat", None, None, ["one", "wide"], [0.7, -1.3], None),
+    ("linear", None, None, SAME, [0.7, -1.3, 0.4], None),
     # Not `two` first: the result would inherit rsLoRA, and with it a scale of √r that makes it another sum.
-    ("linear", None, None, ["three", "two"], [0.5, 1.0]),
-    ("ties", 0.5, "total", SAME, [0.7, -1.3, 0.4]),
-    ("ties", 0.3, "frequency", SAME, [1.0, 2.0, 0.4]),
-    ("ties", 1.0, "frequency", ["one", "two"], [1.0, 1.0]),
-    ("magnitude_prune", 0.4, None, SAME, [0.7, -1.3, 0.4]),
-    ("dare_linear", 1.0, None, SAME, [0.7, -1.3, 0.4]),
-    ("dare_ties", 1.0, "total", SAME, [0.7, 1.3, 0.4]),
+    ("linear", None, None, ["three", "two"], [0.5, 1.0], None),
+    ("ties", 0.5, "total", SAME, [0.7, -1.3, 0.4], None),
+    ("ties", 0.3, "frequency", SAME, [1.0, 2.0, 0.4], None),
+    ("ties", 1.0, "frequency", ["one", "two"], [1.0, 1.0], None),
+    ("magnitude_prune", 0.4, None, SAME, [0.7, -1.3, 0.4], None),
+    ("dare_linear", 1.0, None, SAME, [0.7, -1.3, 0.4], None),
+    ("dare_ties", 1.0, "total", SAME, [0.7, 1.3, 0.4], None),
+    ("svd", None, None, ["one", "wide"], [0.7, -1.3], None),
+    ("svd", None, None, SAME, [0.7, -1.3, 0.4], 2),
+    ("svd", None, None, ["wide", "one", "three"], [1.0, 0.5, 2.0], 4),
+    ("ties_svd", 0.5, "total", ["one", "wide", "two"], [0.7, 1.3, 0.4], 4),
+    ("ties_svd", 0.3, "frequency", SAME, [1.0, 2.0, 0.4], 5),
+    ("magnitude_prune_svd", 0.4, None, ["wide", "two"], [0.7, -1.3], 3),
+    ("dare_linear_svd", 1.0, None, SAME, [0.7, -1.3, 0.4], 3),
+    ("dare_ties_svd", 1.0, "total", ["three", "wide"], [0.7, 1.3], None),
 ]
 
 
@@ -60,13 +69,13 @@ def main() -> None:
         rows = ["two", "__base__", "wide", "two"]
         mixed = model(x, adapter_names=rows)
     cases = []
-    for place, (kind, density, sign, adapters, weights) in enumerate(CASES):
+    for place, (kind, density, sign, adapters, weights, rank) in enumerate(CASES):
         model.add_weighted_adapter(
             adapters, weights, f"case{place}", combination_type=kind, density=density,
-            majority_sign_method=sign or "total",
+            majority_sign_method=sign or "total", svd_rank=rank,
         )
         cases.append({
-            "kind": kind, "density": density, "sign": sign, "adapters": adapters, "weights": weights,
+            "kind": kind, "density": density, "sign": sign, "rank": rank, "adapters": adapters, "weights": weights,
             "scale": layer.scaling[f"case{place}"], **factors(f"case{place}"),
         })
     out = {

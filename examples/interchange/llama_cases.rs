@@ -1,51 +1,23 @@
-//! Writes an adapter of every option that this crate has, with the logits that it gives, for Python's PEFT to check.
-//!
-//! ```text
-//! cargo run --release --example interchange -- --model BASE --out DIR
-//! ```
-//!
-//! `BASE` is a Llama in Hugging Face's layout. `DIR` gets `tokens.safetensors` (`input_ids`), a directory for each case with the
-//! adapter and `logits.safetensors`, and `cases.json`: `[{name, what, adapter}]`. `scripts/check_interchange.py` runs this,
-//! checks each case with PEFT and writes the table of `docs/interchange.md`.
+//! The cases on a small Llama: every option of LoRA on linear layers.
 
-#[path = "llama/mod.rs"]
-mod llama;
-
-use std::error::Error;
-use std::path::{Path, PathBuf};
-
-use burn::tensor::{DType, Device, Distribution, FloatDType, Int, Tensor, TensorData};
-use burn_peft::adapter::{Combination, Lora, LoraConfig, LoraInit};
-use burn_peft::format::{LoadOptions, SaveOptions};
+use burn::tensor::FloatDType;
+use burn_peft::adapter::{Combination, LoraConfig, LoraInit, Slices, Truncation};
 use burn_peft::model::{DEFAULT_ADAPTER, PeftConfig, PeftModel, TargetConfig};
-use clap::Parser;
-use llama::model::LlamaForCausalLm;
-use safetensors::Dtype;
-use safetensors::tensor::TensorView;
 
-/// Writes an adapter of every option, with the logits that it gives.
-#[derive(Parser)]
-struct Args {
-    /// Directory of a Llama in Hugging Face's layout.
-    #[arg(long)]
-    model: PathBuf,
-    /// Directory to write to.
-    #[arg(long)]
-    out: PathBuf,
-}
+use super::llama::model::LlamaForCausalLm;
+use super::{Outcome, trained_as};
 
 type Model = PeftModel<LlamaForCausalLm>;
-type Outcome<T> = Result<T, Box<dyn Error>>;
 
 /// A case: its name, what it shows, the adapter's name, and how it comes to be in a model.
-type Case = (
+pub type Case = (
     &'static str,
     &'static str,
     &'static str,
     fn(&mut Model) -> Outcome<()>,
 );
 
-const CASES: [Case; 15] = [
+pub const CASES: [Case; 25] = [
     (
         "lora",
         "LoRA on q and v, `α ≠ r`",
@@ -197,68 +169,107 @@ const CASES: [Case; 15] = [
             Ok(model.add_weighted_adapter("both", &adapters, Combination::Linear)?)
         },
     ),
+    (
+        "svd",
+        "two adapters combined by SVD, of ranks and modules that differ",
+        "both",
+        |model| {
+            two(model)?;
+            let adapters = [("one", 0.5), ("two", -1.5)];
+            model.add_weighted_adapter_svd(
+                "both",
+                &adapters,
+                Combination::Linear,
+                Truncation::Rank(5),
+            )?;
+            Ok(())
+        },
+    ),
+    (
+        "ties-svd",
+        "TIES on the changes, then SVD within 10 %",
+        "both",
+        |model| {
+            two(model)?;
+            let ties = Combination::Ties {
+                density: 0.5,
+                sign: Default::default(),
+            };
+            let adapters = [("one", 1.0), ("third", 1.0)];
+            model.add_weighted_adapter_svd("both", &adapters, ties, Truncation::Within(0.1))?;
+            Ok(())
+        },
+    ),
+    (
+        "dora-as-lora",
+        "a DoRA as the plain LoRA nearest to it",
+        "plain",
+        |model| {
+            let targets = TargetConfig::list(["q_proj", "down_proj"]);
+            trained(model, "dora", LoraConfig::new(4).with_dora(true), targets)?;
+            model.add_lora_of("plain", &[("dora", 1.0)], Truncation::Within(0.2))?;
+            Ok(())
+        },
+    ),
+    (
+        "slices",
+        "LoRA on two of four slices of the outputs",
+        DEFAULT_ADAPTER,
+        |model| {
+            let lora = LoraConfig::new(2).with_slices(Slices::equal([true, false, true, false]));
+            trained(
+                model,
+                DEFAULT_ADAPTER,
+                lora,
+                TargetConfig::list(["q_proj", "up_proj"]),
+            )
+        },
+    ),
+    (
+        "freeze-a",
+        "LoRA-FA: a frozen `A`",
+        DEFAULT_ADAPTER,
+        |model| {
+            let lora = LoraConfig::new(4).with_freeze_a(true);
+            trained(model, DEFAULT_ADAPTER, lora, TargetConfig::list(["q_proj"]))
+        },
+    ),
+    (
+        "gaussian",
+        "`init_lora_weights: \"gaussian\"`",
+        DEFAULT_ADAPTER,
+        |model| begun(model, LoraInit::Gaussian),
+    ),
+    (
+        "orthogonal",
+        "orthogonal initialisation",
+        DEFAULT_ADAPTER,
+        |model| begun(model, LoraInit::Orthogonal),
+    ),
+    ("pissa", "PiSSA, converted", DEFAULT_ADAPTER, |model| {
+        begun(model, LoraInit::Pissa)
+    }),
+    (
+        "pissa-fast",
+        "PiSSA by a randomised SVD, converted",
+        DEFAULT_ADAPTER,
+        |model| begun(model, LoraInit::PissaFast { iterations: 4 }),
+    ),
+    ("olora", "OLoRA, converted", DEFAULT_ADAPTER, |model| {
+        begun(model, LoraInit::Olora)
+    }),
 ];
-
-fn main() {
-    if let Err(error) = run() {
-        eprintln!("error: {error}");
-        std::process::exit(1);
-    }
-}
-
-fn run() -> Outcome<()> {
-    let args = Args::parse();
-    let device = Device::default();
-    device.seed(0);
-    std::fs::create_dir_all(&args.out)?;
-    let (config, base) = LlamaForCausalLm::from_pretrained(&args.model, &device)?;
-    let count = config.vocab_size as i64;
-    let tokens: Vec<i64> = (0..2 * 12).map(|place| (place * 37 + 5) % count).collect();
-    let tokens = TensorData::new(tokens, [2, 12]);
-    write(&args.out.join("tokens.safetensors"), "input_ids", &tokens)?;
-    let tokens = Tensor::<2, Int>::from_data(tokens, &device);
-    let mut cases = Vec::new();
-    for (name, what, adapter, make) in CASES {
-        let mut model = PeftModel::new(base.clone());
-        make(&mut model)?;
-        let dir = args.out.join(name);
-        let at = model.save_adapter(adapter, &dir, &SaveOptions::default())?;
-        // Of the file, not of the model in memory: PEFT, too, makes factors f32 when it reads them.
-        let mut read = PeftModel::new(base.clone());
-        read.load_adapter(adapter, &at, &LoadOptions::default())?;
-        let logits = read.forward(tokens.clone()).into_data();
-        write(&dir.join("logits.safetensors"), "logits", &logits)?;
-        let at = at.strip_prefix(&args.out)?.to_string_lossy().into_owned();
-        cases.push(serde_json::json!({ "name": name, "what": what, "adapter": at }));
-    }
-    let text = serde_json::to_string_pretty(&cases)?;
-    std::fs::write(args.out.join("cases.json"), text)?;
-    println!("{} adapters in {}", cases.len(), args.out.display());
-    Ok(())
-}
 
 /// Adds an adapter whose values are as if it had been trained.
 fn trained(model: &mut Model, name: &str, lora: LoraConfig, targets: TargetConfig) -> Outcome<()> {
-    let config = PeftConfig::new(lora, targets);
-    model.add_adapter(name, &config)?;
-    let factors = model.factors(name)?.into_iter();
-    let factors = factors.map(|(path, lora)| Ok((path, moved(lora)?)));
-    let factors = factors.collect::<burn_peft::Result<_>>()?;
-    Ok(model.swap_adapter(name, &config, factors)?)
+    trained_as(model, name, &PeftConfig::new(lora, targets), true)
 }
 
-fn moved(lora: Lora) -> burn_peft::Result<Lora> {
-    let random = |x: Tensor<2>| x.random_like(Distribution::Normal(0.0, 0.3));
-    let config = lora.config();
-    let moved = config.with_factors(random(lora.a.val()), random(lora.b.val()))?;
-    match lora.magnitude {
-        None => Ok(moved),
-        Some(magnitude) => {
-            let magnitude = magnitude.val();
-            let gain = magnitude.random_like(Distribution::Uniform(0.5, 1.5));
-            moved.with_magnitude(magnitude * gain)
-        }
-    }
+/// An adapter that began with this initialisation and has moved a little since.
+fn begun(model: &mut Model, init: LoraInit) -> Outcome<()> {
+    let lora = LoraConfig::new(4).with_init(init);
+    let config = PeftConfig::new(lora, TargetConfig::list(["q_proj", "down_proj"]));
+    trained_as(model, DEFAULT_ADAPTER, &config, false)
 }
 
 /// Adapters to combine: `one` and `third` of one rank, `two` of another and on other modules.
@@ -282,15 +293,4 @@ fn two(model: &mut Model) -> Outcome<()> {
         LoraConfig::new(4),
         list(["v_proj", "up_proj"]),
     )
-}
-
-fn write(path: &Path, name: &str, data: &TensorData) -> Outcome<()> {
-    let dtype = match data.dtype() {
-        DType::I64 => Dtype::I64,
-        DType::F32 => Dtype::F32,
-        other => return Err(format!("{}: {other:?}", path.display()).into()),
-    };
-    let view = TensorView::new(dtype, data.shape().to_vec(), data.as_bytes())?;
-    let bytes = safetensors::serialize([(name, view)], None)?;
-    std::fs::write(path, bytes).map_err(|error| format!("{}: {error}", path.display()).into())
 }

@@ -1,0 +1,159 @@
+//! Which parameters an adapter trains whole, beside its deltas: PEFT's `modules_to_save`, `bias` and
+//! `trainable_token_indices`.
+
+use std::collections::BTreeMap;
+
+use super::config::{BiasMode, TrainableTokens};
+use super::target::{UnmatchedPattern, unmatched};
+use super::traverse::Site;
+use crate::layer::LayerKind;
+use crate::{PeftError, Result};
+
+/// Whether the module at `path` is the one that `name` means: by its whole path, or its last segments.
+pub(crate) fn is_named(path: &str, name: &str) -> bool {
+    match path.strip_suffix(name) {
+        Some(before) => before.is_empty() || before.ends_with('.'),
+        None => false,
+    }
+}
+
+/// The parameters of the modules that `names` mean, or of what is inside of them, in the model's order.
+///
+/// # Errors
+///
+/// [`PeftError::UnmatchedPatterns`] with every name that means no module, and the nearest ones.
+pub(super) fn named_modules<'a>(
+    option: &'static str,
+    sites: &'a [Site],
+    names: &[String],
+) -> Result<Vec<&'a Site>> {
+    let means = |site: &Site, name: &str| {
+        let mut modules = ancestors(&site.path);
+        modules.any(|module| is_named(module, name))
+    };
+    let patterns = names
+        .iter()
+        .filter(|name| !sites.iter().any(|site| means(site, name)));
+    let patterns: Vec<UnmatchedPattern> = patterns
+        .map(|name| {
+            let modules = sites.iter().flat_map(|site| ancestors(&site.path));
+            unmatched(option, name, modules)
+        })
+        .collect();
+    if !patterns.is_empty() {
+        return Err(PeftError::UnmatchedPatterns { patterns });
+    }
+    let named = sites
+        .iter()
+        .filter(|site| names.iter().any(|name| means(site, name)));
+    Ok(named.collect())
+}
+
+/// The paths of the modules around a parameter, the innermost first.
+fn ancestors(path: &str) -> impl Iterator<Item = &str> {
+    path.rmatch_indices('.').map(move |(dot, _)| &path[..dot])
+}
+
+/// The tensors of experts, and weights of linear layers, that `names` mean: by their whole paths, or the ends of those.
+///
+/// # Errors
+///
+/// [`PeftError::UnmatchedPatterns`] with every name that means none, and the nearest ones.
+pub(super) fn target_parameters<'a>(sites: &'a [Site], names: &[String]) -> Result<Vec<&'a Site>> {
+    let is_target = |site: &&Site| site.experts().is_some() || site.is_linear();
+    let known: Vec<&Site> = sites.iter().filter(is_target).collect();
+    let patterns = names
+        .iter()
+        .filter(|name| !known.iter().any(|site| is_named(&site.path, name)));
+    let patterns: Vec<UnmatchedPattern> = patterns
+        .map(|name| {
+            let paths = known.iter().map(|site| site.path.as_str());
+            unmatched("target_parameters", name, paths)
+        })
+        .collect();
+    if !patterns.is_empty() {
+        return Err(PeftError::UnmatchedPatterns { patterns });
+    }
+    let named = known.into_iter();
+    Ok(named
+        .filter(|site| names.iter().any(|name| is_named(&site.path, name)))
+        .collect())
+}
+
+/// The biases that `mode` trains, beside the layers at `adapted`.
+pub(super) fn biases<'a>(sites: &'a [Site], mode: BiasMode, adapted: &[&Site]) -> Vec<&'a Site> {
+    let is_chosen = |site: &&Site| match mode {
+        BiasMode::None => false,
+        BiasMode::All => true,
+        BiasMode::LoraOnly => adapted
+            .iter()
+            .any(|layer| site.path.strip_suffix(".bias") == Some(layer.module())),
+    };
+    let biases = sites.iter().filter(|site| site.torch_name() == "bias");
+    biases.filter(is_chosen).collect()
+}
+
+/// The embeddings, or heads, of which `tokens` says rows, by the paths of their parameters, with the rows.
+///
+/// # Errors
+///
+/// [`PeftError::Config`] where it is not clear which embedding is the input's; [`PeftError::UnmatchedPatterns`] for a name that
+/// means neither an embedding nor a linear layer.
+pub(super) fn tokens<'a>(
+    sites: &'a [Site],
+    tokens: Option<&TrainableTokens>,
+) -> Result<BTreeMap<String, (&'a Site, Vec<usize>)>> {
+    const OPTION: &str = "trainable_token_indices";
+    let embeddings = sites
+        .iter()
+        .filter(|site| site.layer == Some(LayerKind::Embedding));
+    let embeddings: Vec<&Site> = embeddings.collect();
+    let mut chosen = BTreeMap::new();
+    match tokens {
+        None => {}
+        Some(TrainableTokens::Input(indices)) => {
+            let site = input_embedding(&embeddings)?;
+            chosen.insert(site.path.clone(), (site, indices.clone()));
+        }
+        Some(TrainableTokens::Named(named)) => {
+            for (name, indices) in named {
+                let of_name = embeddings
+                    .iter()
+                    .filter(|site| is_named(site.module(), name));
+                let mut any = false;
+                for site in of_name {
+                    any = true;
+                    chosen.insert(site.path.clone(), (*site, indices.clone()));
+                }
+                if !any {
+                    let modules = embeddings.iter().map(|site| site.module());
+                    return Err(PeftError::UnmatchedPatterns {
+                        patterns: vec![unmatched(OPTION, name, modules)],
+                    });
+                }
+            }
+        }
+    }
+    Ok(chosen)
+}
+
+/// The embedding of the input: the only one, or the one that models call `embed_tokens`.
+fn input_embedding<'a>(embeddings: &[&'a Site]) -> Result<&'a Site> {
+    let usual = embeddings
+        .iter()
+        .filter(|site| is_named(site.module(), "embed_tokens"));
+    let usual: Vec<&&Site> = usual.collect();
+    match (embeddings, &usual[..]) {
+        ([only], _) => Ok(only),
+        (_, [only]) => Ok(only),
+        _ => {
+            let paths = embeddings.iter().map(|site| site.module());
+            Err(PeftError::Config {
+                name: "trainable_token_indices".into(),
+                value: format!("of one of {:?}", paths.collect::<Vec<_>>()),
+                expected: "the name of an embedding, as more than one, or none, may be the input's"
+                    .into(),
+            })
+        }
+    }
+}
