@@ -31,12 +31,13 @@ fn adapter(dtype: burn::tensor::DType, dora: bool) -> AdapterFile {
 }
 
 /// Tensors of all kinds that an adapter may have.
-const EVERY_KIND: [(&str, &[usize]); 9] = [
+const EVERY_KIND: [(&str, &[usize]); 10] = [
     ("base_model.model.a.q.lora_A.weight", &[2, 3]),
     ("base_model.model.a.q.lora_B.weight", &[2, 2]),
     ("base_model.model.a.q.lora_B.bias", &[2]),
     ("base_model.model.a.conv.lora_A.weight", &[2, 1, 1, 1]),
     ("base_model.model.a.conv.lora_B.weight", &[3, 2, 1, 1]),
+    ("base_model.model.a.conv.lora_B.bias", &[3]),
     ("base_model.model.embed.lora_embedding_A", &[2, 4]),
     ("base_model.model.embed.lora_embedding_B", &[3, 2]),
     ("base_model.model.head.weight", &[2, 3]),
