@@ -88,6 +88,36 @@ fn all_tensors_that_do_not_fit_are_listed() {
 }
 
 #[test]
+fn shapes_that_are_no_factors_are_mismatches() {
+    for (shape, mismatched) in [
+        (&[][..], &[][..]),
+        (&[2], &[2]),
+        // The factor of a convolution, whose partner is not.
+        (&[2, 3, 1], &[4, 2]),
+        (&[3, 2], &[3, 2]),
+        (&[1, 3], &[1, 3]),
+        (&[2, 0], &[2, 0]),
+        (&[0, 3], &[0, 3]),
+        (&[0, usize::MAX], &[0, usize::MAX]),
+    ] {
+        let mut header = json!({QB: f32_entry(&[4, 2], 0)});
+        let numel = if shape.contains(&0) {
+            0
+        } else {
+            shape.iter().product()
+        };
+        header[QA] = json!({"dtype": "F32", "shape": shape, "data_offsets": [32, 32 + 4 * numel]});
+        let error = Scratch::new()
+            .tensors(&header, &vec![0; 32 + 4 * numel])
+            .error();
+        match inside(&error, WEIGHTS_FILE) {
+            PeftError::Incomplete { report } => assert_eq!(report.mismatched[0].found, mismatched),
+            other => panic!("{shape:?}: {other}"),
+        }
+    }
+}
+
+#[test]
 fn a_file_that_is_larger_than_allowed_is_not_read() {
     let scratch = Scratch::new();
     let size = fs::metadata(scratch.file(WEIGHTS_FILE)).unwrap().len();

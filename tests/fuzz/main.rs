@@ -25,9 +25,15 @@ fn adapter_config() {
 
 #[test]
 fn adapter_file() {
+    let seeds = file::seeds();
+    let of_every_kind = file::check(seeds.last().unwrap());
+    assert!(
+        of_every_kind.ends_with("read, 1 copies, 1 rows"),
+        "{of_every_kind}"
+    );
     run(&Target {
         name: "adapter_file",
-        seeds: file::seeds(),
+        seeds,
         mutate: mutate::safetensors,
         check: file::check,
     });

@@ -216,8 +216,8 @@ fn other_methods_and_what_changes_the_mathematics_are_refused_and_named() {
         ("peft_type", json!(["LORA"])),
         ("peft_type", json!("LORA\u{0}")),
         ("init_lora_weights", json!("invented_later")),
-        ("modules_to_save", json!(["head"])),
-        ("trainable_token_indices", json!([1])),
+        ("layer_replication", json!([[0, 2], [1, 3]])),
+        ("use_qalora", json!(true)),
         ("invented_later", json!(true)),
         ("invented\u{1b}[31m", json!("\u{1b}")),
     ] {

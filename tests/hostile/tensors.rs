@@ -61,6 +61,8 @@ fn an_empty_tensor_with_an_endless_side_is_a_mismatch() {
     for shape in [
         &[0, usize::MAX][..],
         &[usize::MAX, 0],
+        &[0, usize::MAX, usize::MAX],
+        &[0, 6, usize::MAX, usize::MAX],
         &[0],
         &[2, 0],
         &[0, 6],
@@ -72,7 +74,9 @@ fn an_empty_tensor_with_an_endless_side_is_a_mismatch() {
         });
         let scratch = Scratch::new();
         scratch.tensors(header.to_string(), &[0; 48]);
-        assert_eq!(report(&scratch).mismatched[0].found, shape);
+        let report = report(&scratch);
+        assert_eq!(report.loaded.len() + report.mismatched.len(), 2, "{report}");
+        assert!(!report.mismatched.is_empty(), "{shape:?}");
     }
 }
 
@@ -86,8 +90,15 @@ fn a_tensor_of_another_number_of_dimensions_is_a_mismatch() {
             f32s(key(MODULES[0], "B"), &[6, 2]),
         ]);
         let report = report(&scratch);
-        assert_eq!(report.mismatched.len(), 1, "{report}");
-        assert_eq!(report.mismatched[0].found, shape);
+        // Which of the two is called wrong depends on what a tensor of so many dimensions may be.
+        let named: Vec<_> = report
+            .mismatched
+            .iter()
+            .map(|mismatch| &mismatch.tensor)
+            .collect();
+        let there = [key(MODULES[0], "A"), key(MODULES[0], "B")];
+        assert!(!named.is_empty(), "{report}");
+        assert!(named.iter().all(|name| there.contains(name)), "{report}");
     }
 }
 
