@@ -18,6 +18,7 @@ mod folded;
 mod frozen_layer;
 mod init;
 mod lora;
+mod lora_config;
 mod several;
 mod slices;
 mod trained_copy;
@@ -35,8 +36,9 @@ pub use folded::InitialFactors;
 pub(crate) use folded::{converted_alpha, ungrown_alpha};
 pub(crate) use frozen_layer::{FrozenLayer, layer_rows, layer_sum};
 pub use init::LoraInit;
+pub use lora::Lora;
 pub(crate) use lora::cast;
-pub use lora::{Lora, LoraConfig};
+pub use lora_config::LoraConfig;
 #[cfg(feature = "faer")]
 pub(crate) use several::change_of;
 pub(crate) use several::{forward_rows, forward_sum, merge_sum, side_by_side};

@@ -7,6 +7,7 @@
 
 mod active;
 mod adapters_only;
+mod attach;
 mod choose;
 mod combine;
 mod config;
