@@ -4,6 +4,7 @@
 #![doc = concat!("[design]: ", env!("CARGO_PKG_REPOSITORY"), "/blob/HEAD/docs/design.md")]
 #![doc = concat!("[keys]: ", env!("CARGO_PKG_REPOSITORY"), "/blob/HEAD/docs/peft-config.md")]
 #![doc = concat!("[interchange]: ", env!("CARGO_PKG_REPOSITORY"), "/blob/HEAD/docs/interchange.md")]
+#![doc = concat!("[hostile]: ", env!("CARGO_PKG_REPOSITORY"), "/blob/HEAD/docs/hostile.md")]
 #![doc = concat!("[gpu]: ", env!("CARGO_PKG_REPOSITORY"), "/blob/HEAD/docs/gpu.md")]
 #![doc = concat!("[finetune]: ", env!("CARGO_PKG_REPOSITORY"), "/blob/HEAD/docs/finetune.md")]
 #![doc = concat!("[changelog]: ", env!("CARGO_PKG_REPOSITORY"), "/blob/HEAD/CHANGELOG.md")]

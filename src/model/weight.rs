@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, AtomicUsize, Ordering};
 
 use burn::module::{Devices, Module, ModuleMapper, ModuleVisitor, Param, Reparameterization};
-use burn::tensor::{DType, Device, FloatDType, Tensor, module::linear};
+use burn::tensor::{DType, Device, FloatDType, Tensor};
 
 use super::active::Active;
 use crate::adapter::{Change, FrozenMap, Lora, cast, forward_rows, forward_sum, merge_sum};
@@ -196,18 +196,12 @@ impl PeftWeight {
         bias: Option<Tensor<1>>,
     ) -> Tensor<D> {
         self.read_factored();
-        let changes = self.in_use();
-        let whole = |change: &Change| change.lora().is_none();
-        if changes.is_some_and(|changes| changes.iter().any(|(change, _)| whole(change))) {
-            // A weight of the adapter's own is dense, and so is its gradient.
-            let weight = base.base();
-            let weight = cast(
-                self.effective(weight.clone()),
-                self.effective_dtype(weight.dtype()),
-            );
-            let loras = self.loras();
-            let y = linear(x, weight, bias);
-            return loras.iter().fold(y, |y, (lora, w)| lora.shifted(y, *w));
+        if self.has_own_values() {
+            // Values of the adapter's own are dense, and so is their gradient.
+            let base = base.base();
+            let dtype = self.effective_dtype(base.dtype());
+            let weight = cast(self.with_own_values(base), dtype);
+            return self.changed(x, &DenseMap { weight, bias });
         }
         match &self.nf4 {
             Some(weight) => self.changed(x, &Nf4Map { weight, bias }),
@@ -240,42 +234,60 @@ impl PeftWeight {
         mixing.next().filter(|_| is_kernel)
     }
 
-    /// The effective value in f32, in the parameter's shape, differentiable in what trains.
+    /// Whether adapters in use have values of their own, whole or by rows.
+    pub(super) fn has_own_values(&self) -> bool {
+        let changes = self.in_use().unwrap_or_default();
+        changes.iter().any(|(change, _)| change.lora().is_none())
+    }
+
+    /// The effective value in f32, in the parameter's shape, differentiable in what trains: low-rank changes of the base with
+    /// the values that adapters have of their own.
     ///
     /// # Panics
     ///
     /// Panics where every row of a batch has a weight of its own.
     pub(super) fn effective<const D: usize>(&self, base: Tensor<D>) -> Tensor<D> {
-        let changes = self.in_use().expect(
-            "rows of a batch under different adapters have no one weight: call `forward_peft`",
+        assert!(
+            !self.enabled || matches!(self.active, Active::Sum(_)),
+            "rows of a batch under different adapters have no one weight: call `forward_peft`"
         );
-        if let [(Change::Copy(copy), 1.0)] = changes[..] {
+        let base = self.with_own_values(base);
+        let loras = self.loras();
+        if loras.is_empty() {
+            return base;
+        }
+        let dims = base.dims();
+        let matrix = merge_sum(self.layout.to_matrix(base), &loras);
+        self.layout.of_matrix(matrix, dims)
+    }
+
+    /// `P + Σ_i w_i·(V_i - P)`, the base with the values `V_i` that adapters have of their own, in f32; `V` itself where one alone
+    /// has the weight 1.
+    fn with_own_values<const D: usize>(&self, base: Tensor<D>) -> Tensor<D> {
+        let changes = self.in_use().unwrap_or_default().into_iter();
+        let own: Vec<_> = changes
+            .filter(|(change, _)| change.lora().is_none())
+            .collect();
+        if let [(Change::Copy(copy), 1.0)] = own[..] {
             return cast(copy.value(), FloatDType::F32);
         }
         let base = self.base(base);
-        let dims = base.dims();
-        if let [(Change::Rows(rows), 1.0)] = changes[..] {
-            return rows
-                .replace(base.reshape([dims[0], dims[D - 1]]))
-                .reshape(dims);
+        let value = |change: &Change| match change {
+            Change::Copy(copy) => cast(copy.value(), FloatDType::F32),
+            Change::Rows(rows) => {
+                let dims = base.dims();
+                let matrix = base.clone().reshape([dims[0], dims[D - 1]]);
+                rows.replace(matrix).reshape(dims)
+            }
+            Change::Lora(_) => base.clone(),
+        };
+        match own[..] {
+            [] => base,
+            [(change, 1.0)] => value(change),
+            _ => own.iter().fold(base.clone(), |sum, (change, weight)| {
+                sum + (value(change) - base.clone()).mul_scalar(*weight)
+            }),
         }
-        let loras = self.loras();
-        let mut sum = base.clone();
-        if !loras.is_empty() {
-            let matrix = merge_sum(self.layout.to_matrix(base.clone()), &loras);
-            sum = self.layout.of_matrix(matrix, dims);
-        }
-        changes.iter().fold(sum, |sum, (change, weight)| {
-            let own = match change {
-                Change::Lora(_) => return sum,
-                Change::Copy(copy) => cast(copy.value(), FloatDType::F32),
-                Change::Rows(rows) => {
-                    let matrix = base.clone().reshape([dims[0], dims[D - 1]]);
-                    rows.replace(matrix).reshape(dims)
-                }
-            };
-            sum + (own - base.clone()).mul_scalar(*weight)
-        })
     }
 
     /// The value under the adapters, in f32, in the parameter's shape.
