@@ -7,6 +7,7 @@ use super::{Lora, TrainedCopy, TrainedRows};
 
 /// One adapter's change of one parameter.
 #[derive(Clone, Debug)]
+#[allow(clippy::large_enum_variant)] // Nearly every change there is is the largest variant.
 pub enum Change {
     /// A low-rank change of a weight.
     Lora(Lora),

@@ -191,11 +191,11 @@ mod tests {
         let trained = TrainedRows::with_rows(rows.clone(), &[5, 1], 7).unwrap();
         let found = trained.replace(weight.clone());
         for (row, expected) in (0..7).map(|row| match row {
-            5 => (5, rows.clone().slice([0..1])),
-            1 => (1, rows.clone().slice([1..2])),
-            row => (row, weight.clone().slice([row..row + 1])),
+            5 => (5, rows.clone().narrow(0, 0, 1)),
+            1 => (1, rows.clone().narrow(0, 1, 1)),
+            row => (row, weight.clone().narrow(0, row, 1)),
         }) {
-            let found = found.clone().slice([row..row + 1]);
+            let found = found.clone().narrow(0, row, 1);
             assert_eq!(found.into_data(), expected.into_data(), "row {row}");
         }
         let tokens = Tensor::<2, Int>::from_data([[5, 0, 1], [6, 5, 5]], &device);

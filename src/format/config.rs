@@ -215,12 +215,11 @@ impl AdapterConfig {
     /// the `base_layer` that PEFT puts in between where a module has more than one.
     pub(super) fn experts_at<'a>(&'a self, path: &'a str) -> impl Iterator<Item = String> + 'a {
         let module = without_base_layers(path).0;
-        let named = self.target_parameters.iter().filter_map(move |target| {
+        self.target_parameters.iter().filter_map(move |target| {
             let (of, name) = target.rsplit_once('.').unwrap_or(("", target));
             let fits = of.is_empty() || is_named(module, of) || is_named(of, module);
             fits.then(|| format!("{module}.{name}"))
-        });
-        named
+        })
     }
 
     /// Names of the embeddings that have rows of their own, where they are named.

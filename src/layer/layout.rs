@@ -122,7 +122,7 @@ mod tests {
         assert_eq!(WeightLayout::Kernel.dims(&[5, 4, 3, 2]), [24, 5]);
         // A column holds what one output channel sees.
         let column = matrix.clone().slice([0..24, 2..3]).reshape([24]);
-        let channel = weight.clone().slice([2..3]).reshape([24]);
+        let channel = weight.clone().narrow(0, 2, 1).reshape([24]);
         assert_eq!(column.into_data(), channel.into_data());
         let back = WeightLayout::Kernel.of_matrix(matrix, [5, 4, 3, 2]);
         assert_eq!(back.into_data(), weight.clone().into_data());

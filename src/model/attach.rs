@@ -72,9 +72,7 @@ impl<M: Module> PeftModel<M> {
             }
         }
         let rows = tokens(&all, config.trainable_tokens.as_ref())?;
-        let (copied, rows) = copies(self.module(), &copied, &rows, config.lora.dtype)?;
-        changes.extend(copied.into_iter().map(|(path, copy)| (path, copy.into())));
-        changes.extend(rows.into_iter().map(|(path, rows)| (path, rows.into())));
+        changes.extend(copies(self.module(), &copied, &rows, config.lora.dtype)?);
         self.insert_changes(name, config, changes)?;
         Ok(AttachReport {
             targets,

@@ -6,7 +6,7 @@ use burn::module::{Module, Param};
 use burn::tensor::{Device, FloatDType, Tensor};
 
 use super::traverse::{See, Site, walk};
-use crate::adapter::{Lora, LoraConfig, Slices, TrainedCopy, TrainedRows, cast};
+use crate::adapter::{Change, Lora, LoraConfig, Slices, TrainedCopy, TrainedRows, cast};
 use crate::layer::{DenseMap, LayerKind, Nf4Map};
 use crate::{PeftError, Result};
 
@@ -99,14 +99,12 @@ pub(super) fn copies<M: Module>(
     copied: &[&Site],
     rows: &BTreeMap<String, (&Site, Vec<usize>)>,
     dtype: FloatDType,
-) -> Result<(Vec<(String, TrainedCopy)>, Vec<(String, TrainedRows)>)> {
+) -> Result<Vec<(String, Change)>> {
     struct Copies<'a> {
         copied: HashMap<&'a str, &'a Site>,
         rows: &'a BTreeMap<String, (&'a Site, Vec<usize>)>,
         dtype: FloatDType,
-        copies: Vec<(String, TrainedCopy)>,
-        trained: Vec<(String, TrainedRows)>,
-        result: Result<()>,
+        changes: Result<Vec<(String, Change)>>,
     }
 
     impl See for Copies<'_> {
@@ -119,11 +117,12 @@ pub(super) fn copies<M: Module>(
                 let copy = device.memory_persistent_allocations(value, |value| {
                     cast(site.state_or_new().base(value), self.dtype)
                 });
-                self.copies.push((path.to_owned(), TrainedCopy::new(copy)));
+                let copy = TrainedCopy::new(copy).into();
+                if let Ok(changes) = &mut self.changes {
+                    changes.push((path.to_owned(), copy));
+                }
             }
-            if let Some((site, indices)) = self.rows.get(path)
-                && self.result.is_ok()
-            {
+            if let (Some((site, indices)), Ok(changes)) = (self.rows.get(path), &mut self.changes) {
                 let weight = site.state_or_new().base(param.base()).reshape(site.dims());
                 let weight = match site.is_linear() {
                     true => weight.transpose(),
@@ -139,9 +138,9 @@ pub(super) fn copies<M: Module>(
                     false => rows,
                 });
                 match rows {
-                    Ok(rows) => self.trained.push((path.to_owned(), rows)),
+                    Ok(rows) => changes.push((path.to_owned(), rows.into())),
                     Err(source) => {
-                        self.result = Err(PeftError::InModule {
+                        self.changes = Err(PeftError::InModule {
                             path: site.module().to_owned(),
                             source: Box::new(source),
                         });
@@ -158,13 +157,10 @@ pub(super) fn copies<M: Module>(
             .collect(),
         rows,
         dtype,
-        copies: Vec::new(),
-        trained: Vec::new(),
-        result: Ok(()),
+        changes: Ok(Vec::new()),
     };
     if !copied.is_empty() || !rows.is_empty() {
         walk(module, &mut seen);
     }
-    seen.result?;
-    Ok((seen.copies, seen.trained))
+    seen.changes
 }
