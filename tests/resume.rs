@@ -15,9 +15,9 @@ use burn::optim::{
 };
 use burn::tensor::{Device, FloatDType, Tensor, TensorData};
 use burn_peft::PeftError;
-use burn_peft::adapter::{LoraConfig, Slices};
+use burn_peft::adapter::{Change, LoraConfig, Slices};
 use burn_peft::format::WriteOptions;
-use burn_peft::model::{AdaptersOnly, PeftConfig, PeftForward, PeftModel, TargetConfig};
+use burn_peft::model::{AdaptersOnly, BiasMode, PeftConfig, PeftForward, PeftModel, TargetConfig};
 use burn_peft::nf4::Nf4Config;
 use burn_peft::optim::{LoraPlusGroups, clip_grad_norm, lora_plus};
 use burn_peft::resume::{Checkpoint, Seed};
@@ -85,9 +85,18 @@ enum Kind {
     Half,
     /// Two learning rates and two kinds of optimiser, chosen by parameter ids.
     Groups,
+    /// Beside the factors, biases of `B`, and copies of the layers' biases and of a whole layer.
+    Copies,
 }
 
-const KINDS: [Kind; 5] = [Kind::Dense, Kind::Nf4, Kind::Dora, Kind::Half, Kind::Groups];
+const KINDS: [Kind; 6] = [
+    Kind::Dense,
+    Kind::Nf4,
+    Kind::Dora,
+    Kind::Half,
+    Kind::Groups,
+    Kind::Copies,
+];
 
 fn lora(kind: Kind) -> LoraConfig {
     let dtype = match kind {
@@ -97,6 +106,7 @@ fn lora(kind: Kind) -> LoraConfig {
     LoraConfig::new(4)
         .with_dropout(0.3)
         .with_dora(kind == Kind::Dora)
+        .with_bias(kind == Kind::Copies)
         .with_dtype(dtype)
 }
 
@@ -113,7 +123,12 @@ fn model(kind: Kind, chance: u64) -> PeftModel<Net> {
     if kind == Kind::Nf4 {
         model.quantize_nf4(&all, &Nf4Config::new()).unwrap();
     }
-    let config = PeftConfig::new(lora(kind), all);
+    let config = match kind {
+        Kind::Copies => PeftConfig::new(lora(kind), TargetConfig::list(["first"]))
+            .with_bias(BiasMode::LoraOnly)
+            .with_modules_to_save(["second"]),
+        _ => PeftConfig::new(lora(kind), all),
+    };
     model.add_adapter("trained", &config).unwrap();
     model.add_adapter("resting", &config).unwrap();
     model.set_adapter("trained").unwrap();
@@ -226,12 +241,18 @@ impl Run {
 fn factors(model: &PeftModel<Net>) -> Vec<u32> {
     let mut bits = Vec::new();
     for name in model.adapters() {
-        for (_, lora) in model.factors(name).unwrap() {
-            let magnitude = lora.magnitude.map(|magnitude| magnitude.val().into_data());
-            for data in [lora.a.val().into_data(), lora.b.val().into_data()]
-                .into_iter()
-                .chain(magnitude)
-            {
+        for (_, change) in model.changes(name).unwrap() {
+            let data = match change {
+                Change::Lora(lora) => {
+                    let vectors = lora.magnitude.into_iter().chain(lora.bias);
+                    let vectors = vectors.map(|vector| vector.val().into_data());
+                    let factors = [lora.a, lora.b].map(|factor| factor.val().into_data());
+                    factors.into_iter().chain(vectors).collect()
+                }
+                Change::Copy(copy) => vec![copy.values.val().into_data()],
+                Change::Rows(rows) => vec![rows.rows.val().into_data()],
+            };
+            for data in data {
                 bits.extend(data.iter::<f32>().map(f32::to_bits));
             }
         }
@@ -292,7 +313,7 @@ fn a_new_process_goes_on_as_if_nothing_had_been() {
     }
 }
 
-type Change = fn(&mut Run);
+type Spoil = fn(&mut Run);
 
 /// What the test above would miss if any of it were of no effect.
 #[test]
@@ -302,14 +323,14 @@ fn everything_in_a_checkpoint_is_needed() {
     let path = dir.path().join(CHECKPOINT);
     for kind in KINDS {
         let through = uninterrupted(kind, &path).end();
-        let with = |change: Change| {
+        let with = |change: Spoil| {
             let mut run = Run::resumed(kind, 99, &path);
             change(&mut run);
             run.train(STEPS);
             run.end()
         };
         assert_eq!(with(|_| ()), through, "{kind:?}");
-        let changes: [(&str, Change); 6] = [
+        let changes: [(&str, Spoil); 6] = [
             ("order", |run| run.order = Seed(8)),
             ("dropout", |run| run.dropout = Seed(8)),
             ("place in the data", |run| run.data_step -= 1),

@@ -17,7 +17,7 @@ pub type Case = (
     fn(&mut Model) -> Outcome<()>,
 );
 
-pub const CASES: [Case; 25] = [
+pub const CASES: [Case; 26] = [
     (
         "lora",
         "LoRA on q and v, `α ≠ r`",
@@ -232,6 +232,19 @@ pub const CASES: [Case; 25] = [
         |model| {
             let lora = LoraConfig::new(4).with_freeze_a(true);
             trained(model, DEFAULT_ADAPTER, lora, TargetConfig::list(["q_proj"]))
+        },
+    ),
+    (
+        "digest",
+        "a digest of both files in the metadata",
+        DEFAULT_ADAPTER,
+        |model| {
+            trained(
+                model,
+                DEFAULT_ADAPTER,
+                LoraConfig::new(4),
+                TargetConfig::list(["v_proj", "o_proj"]),
+            )
         },
     ),
     (

@@ -72,7 +72,11 @@ fn run() -> Outcome<()> {
         let mut model = PeftModel::new(base.clone());
         make(&mut model).map_err(|error| format!("{name}: {error}"))?;
         let dir = args.out.join(name);
-        let at = model.save_adapter(adapter, &dir, &SaveOptions::default())?;
+        let options = SaveOptions {
+            digest: name == "digest",
+            ..Default::default()
+        };
+        let at = model.save_adapter(adapter, &dir, &options)?;
         // Of the file, not of the model in memory: PEFT, too, makes factors f32 when it reads them.
         let mut read = PeftModel::new(base.clone());
         read.load_adapter(adapter, &at, &LoadOptions::default())?;

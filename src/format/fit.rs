@@ -410,11 +410,13 @@ impl Fit<'_> {
         let dtype = self.check_dtype(&tensor_key(&tensors.path, Factor::A), &tensors.a, dtype)?;
         // Of a convolution, `[r, channels_in, k_1, …]` is `[r, d_in]`.
         let matrix = |data: &TensorData| {
+            if data.rank() == 2 {
+                return self.tensor::<2>(elements::transposed(data), dtype);
+            }
             let rows = data.shape()[0];
             let columns = data.num_elements() / rows.max(1);
             let data = elements::reshaped(data.clone(), &[rows, columns]);
-            let data = elements::transposed(&data);
-            self.tensor::<2>(data, dtype)
+            self.tensor::<2>(elements::transposed(&data), dtype)
         };
         let vector = |data: &TensorData| {
             let count = data.num_elements();

@@ -76,7 +76,9 @@ impl AdapterFile {
     /// # Errors
     ///
     /// [`PeftError::UnknownAdapter`]; [`PeftError::Config`] for a module that the map cannot name, for modules whose
-    /// dropout or rsLoRA are not the adapter's, and for targets that cannot be told apart; [`PeftError::DeviceRead`].
+    /// dropout or rsLoRA are not the adapter's, for targets or saved modules that cannot be told apart, and for what PEFT does
+    /// not have: factors and rows of its own for one embedding, DoRA on a tied head or on a convolution of several groups;
+    /// [`PeftError::DeviceRead`].
     pub fn from_model<M: Module>(
         model: &PeftModel<M>,
         name: &str,
@@ -123,6 +125,16 @@ impl AdapterFile {
                     file.rows.push(ParameterTensor { path: module, data });
                 }
             }
+        }
+        if let Some(path) = tokens.keys().find(|path| {
+            let mut adapted = adapted.iter();
+            adapted.any(|adapted| adapted.path == **path)
+        }) {
+            return Err(PeftError::Config {
+                name: "trainable_token_indices".into(),
+                value: format!("tokens of `{path}`, which has factors too"),
+                expected: "one of the two, as PEFT has them".into(),
+            });
         }
         // Modules that the map cannot name are not in the file's naming, so no pattern of the file can mean them.
         let target = parameters.iter().filter(|parameter| parameter.is_target());

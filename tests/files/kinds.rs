@@ -7,9 +7,10 @@ use std::path::{Path, PathBuf};
 
 use burn::module::{Module, ModuleVisitor, Param};
 use burn::tensor::{Device, Gradients, Int, Tensor, TensorData};
+use burn_peft::adapter::LoraConfig;
 use burn_peft::format::{LoadOptions, SaveOptions, WEIGHTS_FILE};
 use burn_peft::layer::ExpertLayout;
-use burn_peft::model::PeftModel;
+use burn_peft::model::{PeftConfig, PeftModel, TargetConfig, TrainableTokens};
 use safetensors::{Dtype, SafeTensors};
 
 use super::kinds_model::Kinds;
@@ -232,6 +233,35 @@ fn embeddings_heads_and_tied_weights_of_a_llama_are_as_in_peft() {
         let saved = saved.unwrap_or_else(|error| panic!("{case}: {error}"));
         let written = Tensors::read(&saved.join(WEIGHTS_FILE));
         assert_eq!(written.0, files.0, "{case}");
+    }
+}
+
+#[test]
+fn what_peft_does_not_have_is_not_saved() {
+    let device = Device::flex();
+    let lora = || LoraConfig::new(2);
+    let dora = || lora().with_dora(true);
+    let on = |lora, name: &str| PeftConfig::new(lora, TargetConfig::list([name]));
+    for (config, part) in [
+        (
+            on(lora(), "embed").with_trainable_tokens(TrainableTokens::Input(vec![1])),
+            "tokens of `embed`, which has factors too",
+        ),
+        (
+            on(dora(), "embed").with_ensure_weight_tying(true),
+            "ensure_weight_tying = true: expected false with DoRA",
+        ),
+        (on(dora(), "grouped"), "dora of `grouped`"),
+    ] {
+        let mut model = model(false, &device);
+        model.add_adapter("default", &config).unwrap();
+        // Only then it is known how many groups there are.
+        model.forward_peft(Tensor::zeros([1, 7], &device));
+        let scratch = tempfile::tempdir().unwrap();
+        let saved = model.save_adapter("default", scratch.path(), &SaveOptions::default());
+        let error = saved.unwrap_err().to_string();
+        assert!(error.contains(part), "{error}: not {part}");
+        assert_eq!(fs::read_dir(scratch.path()).unwrap().count(), 0);
     }
 }
 
