@@ -32,8 +32,8 @@ transformers {transformers}). Each was checked by `scripts/check_with_peft.py`: 
 exactly PEFT's own, its values are the file's, and PEFT's logits are this crate's within 2e-4 while the adapter moves them by
 more than 1e-2. `python scripts/check_interchange.py` makes this table.
 
-What PEFT wrote, this crate reads to the same logits: `tests/files/model.rs` and `tests/files/golden.rs` hold that, on
-directories that `tests/golden/peft/generate.py` made.
+What PEFT wrote, this crate reads to the same outputs: `tests/files/model.rs`, `golden.rs` and `kinds.rs` hold that, on
+directories that `tests/golden/peft/generate.py` and `tests/golden/kinds/generate.py` made; `kinds.rs` compares gradients and merges too.
 
 | Case | What it has | Tensors | Logits differ by | Adapter moves them by | |
 |---|---|---|---|---|---|
