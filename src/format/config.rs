@@ -29,6 +29,10 @@ pub const MAX_CONFIG_BYTES: u64 = 1 << 20;
 /// Largest rank of a configuration or a pattern.
 pub const MAX_RANK: usize = 1 << 16;
 
+/// Most names in `modules_to_save`, `target_parameters` and `trainable_token_indices`: every tensor of a file is compared with
+/// each of them.
+pub const MAX_NAMES: usize = 1024;
+
 /// The task types PEFT knows; it refuses to load any other.
 const TASK_TYPES: [&str; 6] = [
     "SEQ_CLS",
@@ -38,6 +42,11 @@ const TASK_TYPES: [&str; 6] = [
     "QUESTION_ANS",
     "FEATURE_EXTRACTION",
 ];
+
+/// Whether the module at this path is called as PEFT knows a model's input embedding.
+pub(super) fn is_input_embedding(module: &str) -> bool {
+    is_named(module, EMBEDDINGS[0])
+}
 
 /// Whether PEFT may save the whole weight of the module at this path where it is adapted.
 pub(super) fn is_embedding(module: &str) -> bool {
@@ -217,7 +226,7 @@ impl AdapterConfig {
         let module = without_base_layers(path).0;
         self.target_parameters.iter().filter_map(move |target| {
             let (of, name) = target.rsplit_once('.').unwrap_or(("", target));
-            let fits = of.is_empty() || is_named(module, of) || is_named(of, module);
+            let fits = of.is_empty() || is_named(module, of);
             fits.then(|| format!("{module}.{name}"))
         })
     }
@@ -386,6 +395,18 @@ impl AdapterConfig {
                     format!("{key:?}: {alpha}"),
                     alphas,
                 ));
+            }
+        }
+        let names = self.modules_to_save.len();
+        let tokens = self.token_names().count();
+        for (key, count) in [
+            ("modules_to_save", names),
+            ("trainable_token_indices", tokens),
+            ("target_parameters", self.target_parameters.len()),
+        ] {
+            if count > MAX_NAMES {
+                let value = format!("{count} names");
+                return Err(config_error(key, value, &format!("at most {MAX_NAMES}")));
             }
         }
         self.targets.compile(None)

@@ -1,6 +1,6 @@
 //! Which parameters of a model the tensors of an adapter are for, and the changes that they are there.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use burn::module::Module;
 use burn::tensor::{FloatDType, Tensor, TensorData};
@@ -13,6 +13,7 @@ use super::names::NameMap;
 use super::report::{LoadReport, Mismatch};
 use super::shapes::ModuleShape;
 use super::sites::check_shape;
+use super::tied::TiedHead;
 use crate::adapter::{Change, LoraConfig, Slices, TrainedCopy, TrainedRows, ungrown_alpha};
 use crate::layer::{LayerKind, WeightLayout};
 use crate::model::{BiasMode, Parameter, PeftModel, TargetModules, TrainableTokens, is_named};
@@ -113,19 +114,18 @@ impl AdapterFile {
     ) -> Result<(Vec<Fit<'_>>, LoadReport)> {
         let mut report = LoadReport::default();
         let mut parameters = Parameters::of(model, names);
-        let mut fits = self.fit_factors(&mut parameters, &mut report)?;
+        let tied = TiedHead::of(self);
+        let mut fits = self.fit_factors(&mut parameters, &tied, &mut report)?;
+        let adapted = self.adapted();
         let adapted = |path: &str| {
-            let mut modules = self.tensors.iter();
-            modules.any(|module| {
-                path.rsplit_once('.')
-                    .is_some_and(|(of, _)| of == module.path)
-            })
+            let module = path.rsplit_once('.');
+            module.is_some_and(|(module, _)| adapted.contains(module))
         };
         for copy in &self.copies {
             let key = parameter_key(&copy.path, adapted(&copy.path));
             elements::to_file(&key, copy.data.dtype())?;
             let Some(parameter) = parameters.all.remove(&copy.path) else {
-                match self.is_tied_copy(copy) {
+                match tied.has_copy(copy) {
                     true => report.loaded.push(key),
                     false => report.unexpected.push(key),
                 }
@@ -164,6 +164,7 @@ impl AdapterFile {
     fn fit_factors(
         &self,
         parameters: &mut Parameters,
+        tied: &TiedHead,
         report: &mut LoadReport,
     ) -> Result<Vec<Fit<'_>>> {
         let matcher = self.config.validate()?;
@@ -181,7 +182,7 @@ impl AdapterFile {
             });
             let Some(parameter) = found else {
                 let keys = tensors.iter().map(|(factor, _)| tensor_key(path, factor));
-                match self.is_tied_head(tensors) {
+                match tied.has_factors(tensors) {
                     true => report.loaded.extend(keys),
                     false => report.unexpected.extend(keys),
                 }
@@ -224,28 +225,10 @@ impl AdapterFile {
         Ok(fits)
     }
 
-    /// Whether these are an embedding's factors once more, for the head that is the embedding transposed: `A` is the embedding's
-    /// `Bᵀ` there, and `B` its `Aᵀ`.
-    pub(super) fn is_tied_head(&self, tensors: &LoraTensors) -> bool {
-        let is_plain = |tensors: &LoraTensors| tensors.magnitude.is_none() && tensors.a.rank() == 2;
-        let mut embeddings = self
-            .tensors
-            .iter()
-            .filter(|other| other.embedding && is_plain(other));
-        self.config.ensure_weight_tying
-            && !tensors.embedding
-            && is_plain(tensors)
-            && embeddings.any(|embedding| {
-                elements::transposed(&embedding.a) == tensors.b
-                    && elements::transposed(&embedding.b) == tensors.a
-            })
-    }
-
-    /// Whether this is the copy of an embedding once more, for the head that is the embedding transposed.
-    pub(super) fn is_tied_copy(&self, copy: &ParameterTensor) -> bool {
-        let mut copies = self.copies.iter();
-        self.config.ensure_weight_tying
-            && copies.any(|other| other.path != copy.path && other.data == copy.data)
+    /// The paths of the modules that have factors.
+    pub(super) fn adapted(&self) -> HashSet<&str> {
+        let modules = self.tensors.iter();
+        modules.map(|module| module.path.as_str()).collect()
     }
 
     /// The rows that the configuration has of the embedding at `path`.
@@ -299,6 +282,18 @@ impl AdapterFile {
                 };
             if bias || saved(path) {
                 report.missing.push(parameter_key(path, adapted(path)));
+            }
+        }
+        for (path, parameter) in &left.experts {
+            let mut named = config.target_parameters.iter();
+            // What has found its tensors is no more among all parameters.
+            if left.all.contains_key(path) && named.any(|name| is_named(path, name)) {
+                let module = path.strip_suffix(&format!(".{}", parameter.torch_name));
+                let keys = [Factor::A, Factor::B];
+                let module = module.unwrap_or(path);
+                report
+                    .missing
+                    .extend(keys.map(|factor| tensor_key(module, factor)));
             }
         }
         if let (Some(TrainableTokens::Input(_)), true) =

@@ -120,11 +120,13 @@ impl AdapterFile {
             true => self.config.targets.clone(),
             false => {
                 let adapted = fits.iter().filter_map(|fit| match &fit.values {
-                    Values::Lora { rank, alpha, .. } => Some(Adapted {
-                        path: fit.parameter.module().to_owned(),
-                        rank: *rank,
-                        alpha: *alpha,
-                    }),
+                    Values::Lora { rank, alpha, .. } if fit.parameter.is_target() => {
+                        Some(Adapted {
+                            path: fit.parameter.module().to_owned(),
+                            rank: *rank,
+                            alpha: *alpha,
+                        })
+                    }
                     _ => None,
                 });
                 let adapted: Vec<_> = adapted.collect();
@@ -134,6 +136,10 @@ impl AdapterFile {
         let mut config = PeftConfig::new(lora, targets).with_bias(self.config.bias);
         config.modules_to_save = saved_modules(&fits, self.config.bias);
         config.ensure_weight_tying = self.config.ensure_weight_tying;
+        let experts = fits
+            .iter()
+            .filter(|fit| fit.parameter.is_experts() && matches!(fit.values, Values::Lora { .. }));
+        config.target_parameters = experts.map(|fit| fit.parameter.path.clone()).collect();
         config.trainable_tokens = self.config.trainable_token_indices.clone();
         if let (Some(TrainableTokens::Named(_)), false) =
             (&config.trainable_tokens, options.names.is_empty())

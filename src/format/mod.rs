@@ -37,6 +37,7 @@ mod serving;
 mod shapes;
 mod sites;
 mod stored;
+mod tied;
 mod write;
 
 #[cfg(feature = "optim")]
@@ -46,7 +47,8 @@ pub(crate) use read::read_bounded;
 
 pub use adapter::{AdapterFile, LoraTensors, ParameterTensor, adapter_dir};
 pub use config::{
-    AdapterConfig, CONFIG_FILE, InitLoraWeights, MAX_CONFIG_BYTES, MAX_RANK, PEFT_VERSION,
+    AdapterConfig, CONFIG_FILE, InitLoraWeights, MAX_CONFIG_BYTES, MAX_NAMES, MAX_RANK,
+    PEFT_VERSION,
 };
 pub use digest::DigestCheck;
 pub use file::{MAX_HEADER_BYTES, SafetensorsFile};

@@ -17,7 +17,7 @@ use super::names::NameMap;
 use super::stored::host;
 use super::write::WriteOptions;
 use crate::adapter::{Change, Lora, LoraConfig, LoraInit, converted_alpha};
-use crate::model::{Adapted, BiasMode, Parameter, PeftModel, TrainableTokens, is_named};
+use crate::model::{Adapted, BiasMode, Parameter, PeftModel, TrainableTokens};
 use crate::{PeftError, Result};
 
 /// How an adapter of a model is saved. The default overwrites nothing and keeps the model's own paths.
@@ -178,16 +178,25 @@ impl AdapterFile {
             let wrapped = format!("{module}{}", ".base_layer".repeat(later.count()));
             let tensors = LoraTensors::of(lora, wrapped, parameter)?;
             file.tensors.push(tensors.tensors);
+            let matcher = file.config.targets.compile(None)?;
             let patterns = &mut file.config.targets;
-            if tensors.lora_rank != rank {
-                patterns
-                    .rank_pattern
-                    .insert(regex::escape(&path), tensors.lora_rank);
+            if matcher.rank_for(&path, rank)? != tensors.lora_rank {
+                let key = regex::escape(&path);
+                patterns.rank_pattern.insert(key, tensors.lora_rank);
             }
-            if tensors.lora_alpha != alpha {
-                patterns
-                    .alpha_pattern
-                    .insert(regex::escape(&path), tensors.lora_alpha);
+            if matcher.alpha_for(&path, alpha)? != tensors.lora_alpha {
+                let key = regex::escape(&path);
+                patterns.alpha_pattern.insert(key, tensors.lora_alpha);
+            }
+            let matcher = patterns.compile(None)?;
+            if matcher.rank_for(&path, rank)? != tensors.lora_rank
+                || matcher.alpha_for(&path, alpha)? != tensors.lora_alpha
+            {
+                return Err(PeftError::Config {
+                    name: "rank_pattern, alpha_pattern".into(),
+                    value: format!("those of `{path}`"),
+                    expected: "no earlier key that matches it and says otherwise".into(),
+                });
             }
             file.config.target_parameters.push(path);
         }
@@ -214,35 +223,6 @@ impl AdapterFile {
         file.config.task_type = options.task_type.clone();
         file.config.base_model_name_or_path = options.base_model_name_or_path.clone();
         Ok(file)
-    }
-}
-
-impl AdapterFile {
-    /// Adds the tensors of the head at `head` that is the model's embedding, as PEFT writes them.
-    fn tie_head(&mut self, head: &str) -> Result<()> {
-        self.config.ensure_weight_tying = true;
-        if let Some(embedding) = self.tensors.iter().find(|tensors| tensors.embedding) {
-            if embedding.magnitude.is_some() {
-                return Err(PeftError::Config {
-                    name: "ensure_weight_tying".into(),
-                    value: "true".into(),
-                    expected:
-                        "false with DoRA, of which PEFT gives a tied head a magnitude of its own"
-                            .into(),
-                });
-            }
-            let (a, b) = (transposed(&embedding.b), transposed(&embedding.a));
-            self.tensors.push(LoraTensors::new(head, a, b));
-        }
-        let embedding = self.copies.iter().find(|copy| {
-            let module = copy.path.strip_suffix(".weight");
-            module.is_some_and(|module| is_named(module, "embed_tokens"))
-        });
-        if let Some(embedding) = embedding {
-            let (path, data) = (format!("{head}.weight"), embedding.data.clone());
-            self.copies.push(ParameterTensor { path, data });
-        }
-        Ok(())
     }
 }
 

@@ -13,6 +13,7 @@ use super::elements::{Stored, check_finite};
 use super::keys::{is_path, parameter_key, parse_key, rows_key, tensor_key};
 use super::read::{WEIGHTS_FILE, check_dtypes};
 use super::sites::check_shape;
+use super::tied::TiedHead;
 use crate::{PeftError, Result};
 
 /// How an adapter is written. The default overwrites nothing.
@@ -44,6 +45,7 @@ pub(super) fn write(adapter: &AdapterFile, dir: &Path, options: &WriteOptions) -
 /// The bytes of the file of tensors, in the order of PEFT's own: by element type, then by name.
 fn weights(adapter: &AdapterFile, digest: bool) -> Result<Vec<u8>> {
     let matcher = adapter.config.validate()?;
+    let tied = TiedHead::of(adapter);
     let mut tensors = Tensors::default();
     for module in &adapter.tensors {
         let path = &module.path;
@@ -93,19 +95,20 @@ fn weights(adapter: &AdapterFile, digest: bool) -> Result<Vec<u8>> {
         }
         check_dtypes(module, &keys)?;
         let of_experts = module.experts && !experts.is_empty();
-        if !of_experts && !matcher.matches(path)? && !adapter.is_tied_head(module) {
+        if !of_experts && !matcher.matches(path)? && !tied.has_factors(module) {
             return Err(bad_path(
                 path,
                 "modules that `target_modules` names, or PEFT would not load them",
             ));
         }
     }
+    let adapted = adapter.adapted();
     let adapted = |path: &str| {
-        let module = path.rsplit_once('.').map_or("", |(module, _)| module);
-        adapter.tensors.iter().any(|adapted| adapted.path == module)
+        let module = path.rsplit_once('.');
+        module.is_some_and(|(module, _)| adapted.contains(module))
     };
     for copy in &adapter.copies {
-        if !adapter.config.has_parameter(&copy.path) && !adapter.is_tied_copy(copy) {
+        if !adapter.config.has_parameter(&copy.path) && !tied.has_copy(copy) {
             return Err(bad_path(
                 &copy.path,
                 "a parameter that `modules_to_save` or `bias` means, or PEFT would not load it",

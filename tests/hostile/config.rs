@@ -145,6 +145,16 @@ fn values_out_of_range_are_refused_and_named() {
         ("rank_pattern", json!({"q": 65537})),
         ("alpha_pattern", json!({"q": 1e300})),
         ("layers_pattern", json!("layers")),
+        ("bias", json!("some")),
+        ("lora_bias", json!("yes")),
+        ("modules_to_save", json!("norm")),
+        ("modules_to_save", json!(vec!["norm"; 1025])),
+        ("target_parameters", json!(vec!["experts.up"; 1025])),
+        ("target_parameters", json!({"experts": 1})),
+        ("trainable_token_indices", json!([-1])),
+        ("trainable_token_indices", json!("5")),
+        ("trainable_token_indices", json!({"embed": 5})),
+        ("ensure_weight_tying", json!(1)),
     ] {
         let scratch = Scratch::new();
         scratch.set(key, value.clone());
