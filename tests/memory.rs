@@ -4,12 +4,12 @@
 //! backward, and neither pass may hold a dense weight, nor a large part of one, at any time.
 
 use burn::module::Module;
-use burn::nn::{Linear, LinearConfig};
-use burn::tensor::{Device, Distribution, Tensor};
+use burn::nn::{Embedding, EmbeddingConfig, Linear, LinearConfig};
+use burn::tensor::{Device, Distribution, Int, Tensor};
 use burn_peft::adapter::{LoraConfig, LoraInit};
 use burn_peft::format::{LoadOptions, SaveOptions};
 use burn_peft::layer::{LoraLinear, QLoraLinear};
-use burn_peft::model::{PeftConfig, PeftForward, PeftModel, TargetConfig};
+use burn_peft::model::{PeftConfig, PeftForward, PeftModel, TargetConfig, TiedHead};
 use burn_peft::nf4::Nf4Config;
 use peak_alloc::PeakAlloc;
 
@@ -72,6 +72,7 @@ fn training_over_packed_weights_holds_no_dense_ones() {
     }
 
     packing_holds_one_dense_weight();
+    an_embedding_and_its_head_are_never_composed();
     loading_holds_factors_once_on_either_side();
 
     // DoRA has an output more to keep, and its norms take no dense weight either.
@@ -141,6 +142,49 @@ fn an_a_that_does_not_train_needs_no_input() {
 }
 
 /// Packing a model holds no second dense copy of a weight, and of weights not yet initialised one at a time.
+/// An embedding with a LoRA that is the output head too: neither the changed embedding, nor its gradient, is there at any time.
+fn an_embedding_and_its_head_are_never_composed() {
+    const VOCABULARY: usize = 16384;
+    const FEATURES: usize = 256;
+    // As many as there are kernels for. With fewer Burn's own product of f32 copies what is transposed.
+    const TOKENS: usize = 16;
+    let device = Device::default().autodiff();
+    let tokens = Tensor::<1, Int>::arange(0..TOKENS as i64, &device).mul_scalar(1000);
+    let tokens: Tensor<2, Int> = tokens.unsqueeze();
+    let passes = [false, true].map(|composed| {
+        let embedding = EmbeddingConfig::new(VOCABULARY, FEATURES).init(&device);
+        drop(embedding.weight.val());
+        let mut model = PeftModel::new(Tied { embedding });
+        let config = PeftConfig::new(LoraConfig::new(4), TargetConfig::list(["embedding"]));
+        model.add_adapter("default", &config).unwrap();
+        let embedding = &model.module().embedding;
+        let before = ALLOCATOR.current_usage();
+        ALLOCATOR.reset_peak_usage();
+        let logits = match composed {
+            false => embedding.attend_peft(embedding.forward_peft(tokens.clone())),
+            true => {
+                let x = embedding.forward(tokens.clone());
+                let head = embedding.weight.val().transpose();
+                x.matmul(head.unsqueeze())
+            }
+        };
+        let gradients = logits.sum().backward();
+        let peak = ALLOCATOR.peak_usage() - before;
+        drop(gradients);
+        peak
+    });
+    println!("an embedding and its head: {passes:?} bytes at most");
+    let (dense, logits) = (VOCABULARY * FEATURES * F32, TOKENS * VOCABULARY * F32);
+    // Logits, their gradients and those of `A` in both places: a few of their sizes in flight.
+    assert!(passes[0] <= 6 * logits, "{passes:?}");
+    assert!(6 * logits < dense && dense < passes[1], "{passes:?}");
+}
+
+#[derive(Module, Debug)]
+struct Tied {
+    embedding: Embedding,
+}
+
 fn packing_holds_one_dense_weight() {
     const LAYERS: usize = 6;
     let device = Device::default();
