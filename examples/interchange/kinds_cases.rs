@@ -215,7 +215,9 @@ pub fn write_all(kinds: &Path, out: &Path, device: &Device) -> Outcome<usize> {
                 let model = PeftModel::new(Kinds::load(kinds, transposed, device)?);
                 write_case(
                     &dir,
-                    model.with_expert_layout(layout),
+                    model
+                        .with_expert_layout(layout)
+                        .with_conv_groups("grouped", 3),
                     &config,
                     tokens,
                     |model, x| model.forward_peft(x).into_data(),
@@ -247,7 +249,6 @@ fn write_case<M: Module>(
 ) -> Outcome<()> {
     let mut model = fresh.clone();
     trained_as(&mut model, DEFAULT_ADAPTER, config, true)?;
-    // Also shows this crate how many groups a convolution has, which a file of PEFT needs.
     let outputs = forward(&model, tokens.clone());
     let at = model.save_adapter(DEFAULT_ADAPTER, dir, &SaveOptions::default())?;
     let mut read = fresh;

@@ -325,8 +325,8 @@ impl Parameter {
         self.layer == Some(LayerKind::Linear)
     }
 
-    /// What the shapes of factors for it follow from. How many groups a convolution has is for the factors to say: its weight
-    /// has the channels of one.
+    /// What the shapes of factors for it follow from. A weight does not tell how many groups a convolution has: it has the
+    /// channels of one.
     fn module_shape(&self, factors: &ModuleShape) -> ModuleShape {
         let layout = self.layer.map_or(WeightLayout::Matrix, LayerKind::layout);
         let [d_in, d_out] = layout.dims(&self.shape);
@@ -337,7 +337,11 @@ impl Parameter {
                 ModuleShape::matrix(d_in, d_out / experts.max(1)).of_experts(experts)
             }
             WeightLayout::Kernel => {
-                let groups = factors.kernel.as_ref().map_or(1, |(groups, _)| *groups);
+                // Of one group, they are a change of the weight, whatever the convolution is.
+                let groups = match &factors.kernel {
+                    Some((2.., _)) => self.groups,
+                    _ => 1,
+                };
                 let d_in = self.shape[1].saturating_mul(groups);
                 let kernel = Some((groups, self.shape[2..].to_vec()));
                 ModuleShape {

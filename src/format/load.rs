@@ -52,7 +52,8 @@ impl<M: Module> PeftModel<M> {
     /// Reads the adapter in `dir`, adds it to the model under `name` and makes it the active one.
     ///
     /// `dir` is the directory that holds the two files, as for PEFT, whatever `name` is: what
-    /// [`save_adapter`](Self::save_adapter) returned. [`adapter_dir`](super::adapter_dir) tells where it lies.
+    /// [`save_adapter`](Self::save_adapter) returned. An adapter of PEFT on a convolution of several groups fits once
+    /// [`with_conv_groups`](Self::with_conv_groups) has said how many. [`adapter_dir`](super::adapter_dir) tells where it lies.
     ///
     /// # Errors
     ///
@@ -76,8 +77,8 @@ impl AdapterFile {
     /// Adds this adapter to `model` under `name` and makes it the active one, or swaps it with the one of that name if
     /// `options` say so.
     ///
-    /// The tensors decide which modules get factors. The configuration gives ranks, alphas and dropout; a linear module
-    /// of the model that its `target_modules` chooses and that has no tensor is reported as missing.
+    /// The tensors decide which modules get factors. The configuration gives ranks, alphas and dropout; what it chooses in the
+    /// model, a module or a whole parameter, and that has no tensor is reported as missing.
     ///
     /// # Errors
     ///

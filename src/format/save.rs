@@ -39,6 +39,10 @@ impl<M: Module> PeftModel<M> {
     /// Saves the adapter `name` under `dir` as PEFT does, in the directory itself if it is the default adapter and in
     /// its folder otherwise, and returns where. Holds the factors twice on the host meanwhile.
     ///
+    /// A change of a convolution of several groups becomes PEFT's form of it, of so many times the rank. How many there are
+    /// [`with_conv_groups`](PeftModel::with_conv_groups) says, or a pass by
+    /// [`forward_peft`](crate::model::PeftForward::forward_peft) has shown; of a file saved without either, PEFT refuses the shapes.
+    ///
     /// ```no_run
     /// # fn save<M: burn::module::Module>(model: &burn_peft::model::PeftModel<M>) -> burn_peft::Result<()> {
     /// use burn_peft::format::SaveOptions;

@@ -10,7 +10,7 @@ use burn::tensor::{FloatDType, Tensor};
 
 use super::active::Active;
 use super::peft_model::{PeftModel, refuse_foreign};
-use super::traverse::{See, collect, edit, walk};
+use super::traverse::{See, Site, collect, edit, walk};
 use super::weight::{Materialize, NamedChange, PeftWeight};
 use crate::adapter::{TrainedCopy, cast};
 use crate::layer::{MergeReport, Nf4MergeReport, WeightLayout, requantize};
@@ -101,9 +101,11 @@ impl<M: Module> PeftModel<M> {
     ///
     /// # Errors
     ///
-    /// [`PeftError::NotTheBase`] with the path of a weight that an adapter changes.
+    /// [`PeftError::NotTheBase`] with the path of a weight that an adapter changes; [`PeftError::Config`] for an adapter of PEFT on
+    /// a convolution of several groups, whose change is none of the weight.
     pub fn base_reference(&self) -> Result<Self> {
         self.refuse_rows()?;
+        collect(self.module()).iter().try_for_each(refuse_mixing)?;
         let mut changes = LargestChange {
             states: changed_states(self.module()),
             result: Ok(()),
@@ -129,16 +131,10 @@ impl<M: Module> PeftModel<M> {
         self.refuse_rows()?;
         let sites = collect(self.module());
         sites.iter().try_for_each(refuse_foreign)?;
+        sites.iter().try_for_each(refuse_mixing)?;
         let mut shifts: HashMap<String, Tensor<1>> = HashMap::new();
         for site in &sites {
             let state = site.state.as_ref();
-            if state.is_some_and(|state| state.mixing_groups(&site.shape).is_some()) {
-                return Err(PeftError::Config {
-                    name: format!("groups of `{}`", site.module()),
-                    value: "a change that sees the channels of all".into(),
-                    expected: "a change of the weight, which has the channels of one group".into(),
-                });
-            }
             let Some(shift) = state.and_then(shift) else {
                 continue;
             };
@@ -163,6 +159,19 @@ impl<M: Module> PeftModel<M> {
         check.result?;
         let max_cast_error = check.max_cast_error;
         Ok((MergeReport { max_cast_error }, check.biases))
+    }
+}
+
+/// A change that sees the channels of all groups of a convolution is no change of its weight.
+fn refuse_mixing(site: &Site) -> Result<()> {
+    let state = site.state.as_ref();
+    match state.is_some_and(|state| state.mixes_groups(&site.shape)) {
+        false => Ok(()),
+        true => Err(PeftError::Config {
+            name: format!("groups of `{}`", site.module()),
+            value: "a change that sees the channels of all".into(),
+            expected: "a change of the weight, which has the channels of one group".into(),
+        }),
     }
 }
 

@@ -1,6 +1,6 @@
 //! A model of any kind with adapters, as PEFT's `PeftModel` in Python.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 
 use burn::module::{Module, ParamGroup, list_param_ids};
 use burn::tensor::Device;
@@ -9,6 +9,7 @@ use super::active::Active;
 use super::config::PeftConfig;
 #[cfg(feature = "faer")]
 use super::fresh::dense_weights;
+use super::parameters::is_named;
 use super::quantize::{self, QuantizeReport};
 use super::report::ModelReport;
 use super::target::{TargetConfig, TargetReport};
@@ -48,6 +49,8 @@ pub struct PeftModel<M> {
     pub(super) enabled: bool,
     pub(super) head: String,
     pub(super) experts: ExpertLayout,
+    /// How many groups convolutions have, by their paths or the ends of those.
+    pub(super) groups: BTreeMap<String, usize>,
 }
 
 /// A float parameter of a model, as files need to know it.
@@ -84,6 +87,7 @@ impl<M: Module> PeftModel<M> {
             enabled: true,
             head: "lm_head".into(),
             experts: ExpertLayout::default(),
+            groups: BTreeMap::new(),
         }
     }
 
@@ -97,6 +101,14 @@ impl<M: Module> PeftModel<M> {
     /// Says how tensors of experts lie, which [`target_parameters`](PeftConfig::target_parameters) name.
     pub fn with_expert_layout(mut self, layout: ExpertLayout) -> Self {
         self.experts = layout;
+        self
+    }
+
+    /// Says how many groups the convolution of this path, or of a path that ends so, has: Burn shows that to no one who walks a
+    /// model, and PEFT's files of adapters on such a convolution have shapes that follow from it. Default: 1, until
+    /// [`forward_peft`](super::PeftForward::forward_peft) has run an adapter on it.
+    pub fn with_conv_groups(mut self, path: impl Into<String>, groups: usize) -> Self {
+        self.groups.insert(path.into(), groups);
         self
     }
 
@@ -240,10 +252,18 @@ impl<M: Module> PeftModel<M> {
             torch_name: site.torch_name().to_owned(),
             shape: site.dense_shape(),
             layer: site.layer,
-            groups: site.state.as_ref().map_or(1, PeftWeight::groups),
+            groups: self.groups_of(site),
             device: self.device_of(site),
         });
         parameters.collect()
+    }
+
+    /// How many groups a convolution is known to have: as was said, or seen.
+    fn groups_of(&self, site: &Site) -> usize {
+        let mut said = self.groups.iter();
+        let said = said.find(|(name, _)| is_named(site.module(), name));
+        let seen = site.state.as_ref().map_or(1, PeftWeight::groups);
+        said.map_or(seen, |(_, groups)| (*groups).max(1))
     }
 
     /// The dense weights of the modules at these paths, `[d_in, d_out]`, shared; a packed one is an empty matrix.

@@ -50,6 +50,7 @@ impl<M: Module> Module for PeftModel<M> {
             enabled: self.enabled,
             head: self.head.clone(),
             experts: self.experts,
+            groups: self.groups.clone(),
         }
     }
 

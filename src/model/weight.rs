@@ -227,17 +227,19 @@ impl PeftWeight {
     }
 
     /// Whether an adapter in use sees the channels of all groups of a convolution, whose weight of shape `dims` has those of one.
-    pub(super) fn mixing_groups(&self, dims: &[usize]) -> Option<&Lora> {
-        let is_kernel = self.layout == WeightLayout::Kernel;
-        let loras = self.loras().into_iter().map(|(lora, _)| lora);
-        let mut mixing = loras.filter(|lora| lora.dims()[0] != self.layout.dims(dims)[0]);
-        mixing.next().filter(|_| is_kernel)
+    pub(super) fn mixes_groups(&self, dims: &[usize]) -> bool {
+        let loras = self.loras();
+        let mut loras = loras.iter();
+        self.layout == WeightLayout::Kernel
+            && loras.any(|(lora, _)| lora.dims()[0] != self.layout.dims(dims)[0])
     }
 
     /// Whether adapters in use have values of their own, whole or by rows.
     pub(super) fn has_own_values(&self) -> bool {
-        let changes = self.in_use().unwrap_or_default();
-        changes.iter().any(|(change, _)| change.lora().is_none())
+        let own = |adapter: &NamedChange| {
+            adapter.change.lora().is_none() && self.active.uses(&adapter.name)
+        };
+        self.enabled && self.adapters.iter().any(own)
     }
 
     /// The effective value in f32, in the parameter's shape, differentiable in what trains: low-rank changes of the base with
@@ -347,7 +349,7 @@ impl Reparameterization for PeftWeight {
                 "an adapter with a bias of B is no change of a weight alone: call `forward_peft`"
             );
             assert!(
-                self.mixing_groups(&base.dims()).is_none(),
+                !self.mixes_groups(&base.dims()),
                 "an adapter that mixes the groups of a convolution is no change of its weight: call `forward_peft`"
             );
             if self.is_composed() {

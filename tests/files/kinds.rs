@@ -55,7 +55,9 @@ fn model(transposed: bool, device: &Device) -> PeftModel<Kinds> {
         false => ExpertLayout::OutIn,
     };
     let model = Kinds::load(Path::new(DIR), transposed, device).unwrap();
-    PeftModel::new(model).with_expert_layout(layout)
+    PeftModel::new(model)
+        .with_expert_layout(layout)
+        .with_conv_groups("grouped", 3)
 }
 
 fn loaded(case: &str, transposed: bool, device: &Device) -> PeftModel<Kinds> {
@@ -262,6 +264,34 @@ fn what_peft_does_not_have_is_not_saved() {
         let error = saved.unwrap_err().to_string();
         assert!(error.contains(part), "{error}: not {part}");
         assert_eq!(fs::read_dir(scratch.path()).unwrap().count(), 0);
+    }
+}
+
+/// Whatever a file says of groups, a forward pass has the channels that it needs.
+#[test]
+fn an_adapter_of_other_groups_than_the_convolution_has_does_not_fit() {
+    let device = Device::flex();
+    for groups in [None, Some(1), Some(2), Some(4), Some(usize::MAX)] {
+        let model = Kinds::load(Path::new(DIR), false, &device).unwrap();
+        let mut model = PeftModel::new(model);
+        if let Some(groups) = groups {
+            model = model.with_conv_groups("grouped", groups);
+        }
+        let error = model.load_adapter("default", &dir("grouped"), &LoadOptions::default());
+        let error = error.unwrap_err().to_string();
+        assert!(error.contains("2 mismatched"), "{groups:?}: {error}");
+        assert_eq!(model.adapters().count(), 0);
+    }
+}
+
+#[test]
+fn an_adapter_that_mixes_groups_is_neither_merged_nor_taken_for_the_base() {
+    let model = loaded("grouped", false, &Device::flex());
+    for error in [
+        model.merged().unwrap_err(),
+        model.base_reference().unwrap_err(),
+    ] {
+        assert!(error.to_string().contains("groups of `grouped`"), "{error}");
     }
 }
 
