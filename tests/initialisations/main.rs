@@ -12,7 +12,7 @@ mod llama;
 
 use burn::module::{Module, Param};
 use burn::nn::{Linear, LinearConfig, LinearLayout};
-use burn::tensor::{Device, Distribution, Tensor};
+use burn::tensor::{Device, Distribution, FloatDType, Tensor};
 use burn_peft::adapter::{LoraConfig, LoraInit};
 
 /// Those that take a part of the weight.
@@ -55,14 +55,16 @@ fn identity(n: usize) -> Tensor<2> {
     Tensor::eye(n, &device())
 }
 
-/// `[n, k]` with orthonormal columns: a product of reflections `I - 2·v·vᵀ`, cut.
+/// `[n, k]` with orthonormal columns: a product of reflections `I - 2·v·vᵀ`, cut. In f64, since in f32 the errors of `n` of them
+/// would be those that tests look for.
 fn orthonormal(n: usize, k: usize) -> Tensor<2> {
     let reflection = |q: Tensor<2>, _| {
-        let v = random([n, 1]);
+        let v = random([n, 1]).cast(FloatDType::F64);
         let v = v.clone() / v.square().sum().sqrt().unsqueeze();
         q.clone() - v.clone().matmul(v.transpose().matmul(q)) * 2.0
     };
-    (0..n).fold(identity(n), reflection).narrow(1, 0, k)
+    let q = (0..n).fold(identity(n).cast(FloatDType::F64), reflection);
+    q.narrow(1, 0, k).cast(FloatDType::F32)
 }
 
 /// `U [d_in, k]`, `V [d_out, k]` and the weight `[d_in, d_out]` of these singular values.

@@ -13,6 +13,10 @@ const RANK: usize = 4;
 /// Sums of at most 48 terms of order 1 to 10, in f32, and a decomposition stable to a few units of rounding of `‖W‖`.
 const CLOSE: f32 = 2e-5;
 
+/// A subspace turns by the decomposition's error over the gap in the singular values (Wedin, 1972). Over 3200 random weights that was
+/// 3e-7 in the middle, 1e-5 in one of a hundred and 7e-5 at most; of a vector that is another it is of order 1.
+const ANGLE: f32 = 1e-3;
+
 fn layer(init: LoraInit, weight: &Tensor<2>) -> LoraLinear {
     LoraLinear::from_linear(linear(weight), &config(init, RANK)).unwrap()
 }
@@ -43,7 +47,8 @@ fn pissa_takes_the_largest_singular_values_in_equal_parts() {
                 let inside = basis
                     .clone()
                     .matmul(basis.transpose().matmul(factor.clone()));
-                assert!(error(&inside, &factor) < CLOSE, "{init:?}");
+                let outside = error(&inside, &factor);
+                assert!(outside < ANGLE, "{init:?}: {outside}");
             }
         }
     }

@@ -57,7 +57,9 @@ proptest! {
             let expected = merged.forward(x.clone());
             // Two orders of at most 80 f32 products of values of size s·√r: relative to the largest intermediate.
             let size = scale(&expected) * scale(&merged.weight.val());
-            prop_assert!(max_diff(&y, &expected) <= 2e-5 * size * condition, "{} of {size}", max_diff(&y, &expected));
+            // DoRA's norms are three more such sums, one of them of sums, whose errors add up before they cancel.
+            let bound = if dora { 1e-4 } else { 2e-5 };
+            prop_assert!(max_diff(&y, &expected) <= bound * size * condition, "{} of {size}", max_diff(&y, &expected));
         }
     }
 }
