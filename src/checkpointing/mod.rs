@@ -20,7 +20,7 @@
 //!
 //! Source: T. Chen et al., "Training deep nets with sublinear memory cost", <https://arxiv.org/abs/1604.06174>.
 
-mod gradients;
+mod parameters;
 
 use burn::module::Module;
 use burn::optim::GradientsParams;
@@ -28,7 +28,7 @@ use burn::tensor::{Gradients, Tensor};
 
 use crate::resume::Seed;
 use crate::{PeftError, Result};
-use gradients::{add_of, requires_grad};
+use parameters::{add_of, initialize, requires_grad};
 
 /// Which activations are kept.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -102,6 +102,8 @@ impl Checkpointing {
         F: Fn(&B, Tensor<D>) -> Tensor<D>,
     {
         self.check(&x)?;
+        // What is initialised when first used would be so twice, differently, and draw what a block's seed is for.
+        blocks.iter().for_each(initialize);
         let mut tape = Tape {
             blocks,
             run,
@@ -117,11 +119,11 @@ impl Checkpointing {
                     true => Some(0),
                     false => blocks.iter().position(requires_grad),
                 };
-                let mut x = x.detach();
+                let mut x = constant(x);
                 for first in (0..blocks.len()).step_by(size) {
                     let segment = first..blocks.len().min(first + size);
                     if trained.is_some_and(|trained| trained < segment.end) {
-                        tape.kept.push((first, x.clone().inner()));
+                        tape.kept.push((first, x.clone()));
                     }
                     // Dropout needs the device of training; a graph needs a parameter that requires a gradient.
                     x = tape.run_blocks(segment, x, |block| block.clone().no_grad());
@@ -169,7 +171,7 @@ pub struct Tape<'a, B, F, const D: usize> {
     checkpointing: Checkpointing,
     /// What came into the first block, with its graph.
     input: Tensor<D>,
-    /// The inputs of the segments, without a graph, each with the index of its first block. Segments before the first one
+    /// The inputs of the segments, constants, each with the index of its first block. Segments before the first one
     /// that anything is trained in are left out.
     kept: Vec<(usize, Tensor<D>)>,
     /// What the last block gave, as the leaf of another graph; none where everything is one graph.
@@ -217,7 +219,7 @@ impl<B: Module, F: Fn(&B, Tensor<D>) -> Tensor<D>, const D: usize> Tape<'_, B, F
             let segment = first..self.blocks.len().min(first + size);
             // Of the first one the input's gradient is wanted only if something before it is trained.
             let is_last = self.kept.is_empty() && !self.input.is_tracked();
-            let x = Tensor::from_inner(input).set_require_grad(!is_last);
+            let x = input.set_require_grad(!is_last);
             let y = self.run_blocks(segment.clone(), x.clone(), B::clone);
             if !y.is_tracked() {
                 return all;
@@ -252,8 +254,13 @@ impl<B: Module, F: Fn(&B, Tensor<D>) -> Tensor<D>, const D: usize> Tape<'_, B, F
     }
 }
 
+/// The value alone, which a `detach` of Burn's leaves as trainable as it was.
+fn constant<const D: usize>(x: Tensor<D>) -> Tensor<D> {
+    x.detach().set_require_grad(false)
+}
+
 /// The gradients of what `y` depends on, `dy` being that of `y`.
 fn pull<const D: usize>(y: Tensor<D>, dy: Tensor<D>) -> Gradients {
-    // The gradient of a sum of products with a constant is that constant, to the bit.
-    (y * Tensor::from_inner(dy)).sum().backward()
+    // The gradient of a sum of products with a constant, which a tensor without autodiff is, is that constant to the bit.
+    (y * dy).sum().backward()
 }
