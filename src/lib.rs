@@ -25,6 +25,7 @@ mod error;
 pub mod format;
 pub mod fused;
 pub mod layer;
+pub mod memory;
 pub mod model;
 pub mod nf4;
 pub mod objective;

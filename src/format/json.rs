@@ -21,7 +21,7 @@ const MAX_VALUES: usize = 1 << 16;
 ///
 /// [`PeftError::Json`] for what is no JSON object, for a key that stands twice in one object, for more than
 /// [`MAX_VALUES`] values, and for more than 127 levels.
-pub(super) fn object(json: &[u8]) -> Result<Map<String, Value>> {
+pub(crate) fn object(json: &[u8]) -> Result<Map<String, Value>> {
     let left = Cell::new(MAX_VALUES);
     let mut deserializer = serde_json::Deserializer::from_slice(json);
     let value = Strict(&left)

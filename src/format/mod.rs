@@ -42,7 +42,7 @@ mod write;
 
 #[cfg(feature = "optim")]
 pub(crate) use atomic::write_files;
-#[cfg(feature = "optim")]
+pub(crate) use json::object as json_object;
 pub(crate) use read::read_bounded;
 
 pub use adapter::{AdapterFile, LoraTensors, ParameterTensor, adapter_dir};
