@@ -94,10 +94,7 @@ impl LlamaModel {
         tokens: Tensor<2, Int>,
         layout: &Layout,
         checkpointing: Checkpointing,
-    ) -> burn_peft::Result<(
-        Tensor<3>,
-        Tape<'a, Block, impl Fn(&Block, Tensor<3>) -> Tensor<3> + 'a, 3>,
-    )> {
+    ) -> burn_peft::Result<(Tensor<3>, Tape<'a, Block, 3>)> {
         let x = self.embed_tokens.forward_peft(tokens);
         let rotation = Rotation::new(&self.frequencies, layout.positions.clone());
         let visible = layout.visible.clone();
