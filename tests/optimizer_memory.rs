@@ -20,7 +20,7 @@ const COLUMNS: usize = 1001;
 const VALUES: usize = ROWS * COLUMNS;
 const KIB: usize = 1024;
 /// Maps of parameters and states, tasks of threads.
-const SMALL: usize = 64 * KIB;
+const SMALL: usize = 32 * KIB;
 
 fn one(dtype: FloatDType) -> One {
     let device = Device::default().autodiff();
@@ -87,5 +87,5 @@ fn eight_bit_moments_take_two_bytes_a_value_and_a_step_none() {
     assert!(stays >= 4 * VALUES as isize - SMALL as isize, "{stays}");
     let (_, peak, _) = step(&mut optimizer, module);
     println!("Burn's AdamW: {peak} at most");
-    assert!(peak >= 4 * VALUES, "{peak}");
+    assert!(peak >= 4 * VALUES - SMALL, "{peak}");
 }
