@@ -3,8 +3,11 @@
 
 mod accumulate;
 mod adamw_8bit;
+// What finds codes on the host serves Burn's CPU backend.
+#[cfg_attr(not(feature = "flex"), allow(dead_code))]
 mod block_wise;
 mod clip;
+#[cfg_attr(not(feature = "flex"), allow(dead_code))]
 mod dynamic_map;
 mod f32_state;
 #[cfg(feature = "faer")]

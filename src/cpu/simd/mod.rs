@@ -317,11 +317,13 @@ pub(crate) fn dispatch<K: Kernel>(isa: Isa, kernel: K) -> K::Output {
 }
 
 /// A computation of ordinary Rust, of which compilers make vectors: nothing in it depends on the instruction set but its speed.
+#[cfg_attr(not(feature = "optim"), allow(dead_code))]
 pub(crate) trait Loop {
     /// `#[inline(always)]`, with all that it calls.
     fn run(self);
 }
 
+#[cfg_attr(not(feature = "optim"), allow(dead_code))]
 struct Compiled<L>(L);
 
 impl<L: Loop> Kernel for Compiled<L> {

@@ -9,13 +9,6 @@
 //! [block-wise quantisation](super::block_wise) to eight bits: signed for `m`, unsigned for `v`, 256 consecutive values a block, in
 //! the order of Burn's tensor. A step restores the moments, computes in f32, and stores them again.
 //!
-//! # What eight bits cost
-//!
-//! A moment keeps about two digits where it is large in its block, and less where it is small. A `v` below 1.6e-7 of its block's
-//! largest is stored as 0, so that a value whose gradient was four orders of magnitude below that of its neighbours may step
-//! further than in 32 bits; `ε` bounds by how much. Where gradients of one tensor differ so much, keep it in 32 bits by a
-//! [parameter group](burn::optim::ModuleOptimizer::with_group), as the paper does with embeddings.
-//!
 //! Sources: T. Dettmers et al., "8-bit Optimizers via Block-wise Quantization", <https://arxiv.org/abs/2110.02861>; AdamW,
 //! <https://arxiv.org/abs/1711.05101>. The step is that of bitsandbytes 0.50.2 (`AdamW8bit`), to f32 rounding.
 
@@ -120,6 +113,13 @@ impl AdamW8bitConfig {
 ///
 /// On Burn's CPU backend a step on a parameter in f32 or bf16 works in place, with less than 8 KiB a thread. On others it takes
 /// the parameter once more, in its dtype, and about ten tensors of 2¹⁸ f32.
+///
+/// # What eight bits cost
+///
+/// A moment keeps about two digits where it is large among the 256 consecutive values of its block, and less where it is small. A
+/// second moment below 1.6e-7 of its block's largest is stored as 0, so that a value whose gradients are far below those of its
+/// neighbours, by a factor of 2500 or more, may step further than in 32 bits; `ε` bounds how far. A tensor of such gradients is
+/// better kept in 32 bits, by a [parameter group](burn::optim::ModuleOptimizer::with_group).
 ///
 /// # Dtypes
 ///
