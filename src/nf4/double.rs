@@ -45,7 +45,7 @@ pub const DYNAMIC_MAP: [f32; 256] = {
 
 /// Point `k` of the `intervals + 1` evenly spaced from 0.1 to 1, as PyTorch's `linspace` has them: counted from the
 /// nearer end, with one rounding for product and sum.
-const fn point(k: usize, intervals: usize) -> f32 {
+pub(crate) const fn point(k: usize, intervals: usize) -> f32 {
     let step = (1.0 - 0.1_f32) / intervals as f32;
     // f64 holds product and sum exactly here (they are multiples of 2^-34 below 2), so the cast is the one rounding.
     if k < intervals.div_ceil(2) {
