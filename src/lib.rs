@@ -22,6 +22,7 @@ pub mod dataset;
 mod error;
 pub mod format;
 pub mod fused;
+mod head;
 pub mod layer;
 pub mod model;
 pub mod nf4;
