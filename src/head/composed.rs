@@ -194,9 +194,11 @@ impl Tracked {
         };
         let mut dw = self.weight.as_ref().and_then(tracked);
         let mut db = self.low_rank.as_ref().and_then(|[_, b]| tracked(b));
-        let mut d_bias = self.bias.as_ref().filter(|bias| bias.is_tracked()).map(|bias| {
-            Tensor::<2>::zeros([1, bias.dims()[0]], (&bias.device(), bias.dtype()))
-        });
+        let mut d_bias = self
+            .bias
+            .as_ref()
+            .filter(|bias| bias.is_tracked())
+            .map(|bias| Tensor::<2>::zeros([1, bias.dims()[0]], (&bias.device(), bias.dtype())));
         for ((rows, largest), sum) in constants.row_chunks().zip(largest).zip(sums) {
             let (mut dx_rows, mut du_rows) = (None, None);
             for tokens in constants.token_chunks() {

@@ -97,8 +97,9 @@ impl Operands {
                     DType::BF16 => {
                         let w = Dense::new(lines::<bf16>(&weight), held);
                         match narrow && even(dims) {
-                            true => self
-                                .of_weight::<Pairs, V, bf16, _, P>(x, w, by_token, dims, pass),
+                            true => {
+                                self.of_weight::<Pairs, V, bf16, _, P>(x, w, by_token, dims, pass)
+                            }
                             false => self.of_weight::<F32, V, bf16, _, P>(
                                 x,
                                 Widened(w),
@@ -246,8 +247,8 @@ impl Pass for Backward<'_> {
             true => Flex::float_transpose(weight),
             false => weight,
         });
-        let bias = (!bias.is_empty())
-            .then(|| Float::from_data(TensorData::new(bias, [head.vocabulary])));
+        let bias =
+            (!bias.is_empty()).then(|| Float::from_data(TensorData::new(bias, [head.vocabulary])));
         [
             tensor(x, shapes[0]),
             weight,

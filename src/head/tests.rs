@@ -222,7 +222,12 @@ fn check(case: &Case, composed: bool) {
     };
     let many = rows as f64;
     let size = largest(&expected);
-    assert_near("loss", found.clone(), expected.clone(), many * eps + 2.0 * HALF_ULP * size);
+    assert_near(
+        "loss",
+        found.clone(),
+        expected.clone(),
+        many * eps + 2.0 * HALF_ULP * size,
+    );
 
     let dy = 0.5;
     let found = (found * dy).backward();
@@ -238,7 +243,12 @@ fn check(case: &Case, composed: bool) {
     assert_eq!(grad(&found_x, &found).dtype(), case.x);
     if trained {
         let bound = many * largest(&x) * eps_rounded;
-        assert_near("dW", grad(&held[0], &found), grad(&held[1], &expected), bound);
+        assert_near(
+            "dW",
+            grad(&held[0], &found),
+            grad(&held[1], &expected),
+            bound,
+        );
     } else {
         assert!(held[0].grad(&found).is_none());
     }
@@ -291,7 +301,9 @@ fn a_label_is_found_in_every_chunk() {
     for dtype in [DType::F32, DType::F64] {
         let [x, weight] = [&x, &weight].map(|t| t.clone().cast(dtype));
         for label in 0..vocabulary {
-            let labels: Vec<usize> = (label..label + vocabulary).map(|y| y % vocabulary).collect();
+            let labels: Vec<usize> = (label..label + vocabulary)
+                .map(|y| y % vocabulary)
+                .collect();
             let expected = plain(&x, &weight, None, None, &labels);
             for (rows, tokens) in [(1, 2), (3, 4), (20, 6), (4, 20)] {
                 let head = Head {
@@ -314,10 +326,8 @@ fn extreme_logits_stay_finite() {
     let device = Device::default().autodiff();
     let x = Tensor::<2>::from_data([[1e19_f32], [1e19]], &device).require_grad();
     // Of logits 1e38, -1e38, -1e38, 9e37 and no probability at all: each in a chunk of its own, or two.
-    let weight = Tensor::<2>::from_data(
-        [[1e19_f32, -1e19, -1e19, 9e18, f32::NEG_INFINITY]],
-        &device,
-    );
+    let weight =
+        Tensor::<2>::from_data([[1e19_f32, -1e19, -1e19, 9e18, f32::NEG_INFINITY]], &device);
     for composed in [false, true] {
         // What is composed takes finite logits.
         let weight = match composed {

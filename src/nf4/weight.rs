@@ -191,10 +191,14 @@ impl Nf4Weight {
             Some(nested) => {
                 let nested = nested.val();
                 let last = nested.dims()[0] - 1;
-                let groups = blocks.start / NESTED_BLOCK_SIZE..blocks.end.div_ceil(NESTED_BLOCK_SIZE);
+                let groups =
+                    blocks.start / NESTED_BLOCK_SIZE..blocks.end.div_ceil(NESTED_BLOCK_SIZE);
                 let offset = nested.clone().slice([last..last + 1]);
                 let nested = Tensor::cat(vec![part(nested, 1, groups), offset], 0);
-                Nf4ScaleTensors::Double(part(absmax, 4, blocks).into_dispatch(), nested.into_dispatch())
+                Nf4ScaleTensors::Double(
+                    part(absmax, 4, blocks).into_dispatch(),
+                    nested.into_dispatch(),
+                )
             }
         };
         let tensors = Nf4Tensors {

@@ -118,8 +118,7 @@ impl<W> Head<'_, W> {
                         shape: [width, rank],
                         strides: [1, width],
                     };
-                    let write =
-                        |[out]: [&mut [_]; 1]| skinny::to_rank(self.isa, z, b, 1.0, out);
+                    let write = |[out]: [&mut [_]; 1]| skinny::to_rank(self.isa, z, b, 1.0, out);
                     // SAFETY: all is written.
                     let [du] = unsafe { written([rows.len() * rank], write) };
                     add(&mut gradients.u[times(&rows, rank)], &du);
