@@ -235,11 +235,14 @@ fn what_is_not_factored() {
     let model = adapted(&on(LoraConfig::new(3).with_dora(true), "lm_head"));
     check_linear(&model, model.module(), 3);
     // Logits as a whole.
-    let model = adapted(&on(
-        LoraConfig::new(3).with_dora(true).with_bias(true),
-        "lm_head",
-    ));
-    check_linear(&model, model.module(), 4);
+    let mut model = adapted(&on(LoraConfig::new(3).with_dora(true), "lm_head"));
+    let biased = on(LoraConfig::new(2).with_bias(true), "lm_head");
+    model.add_adapter("other", &biased).unwrap();
+    model
+        .set_adapters(&[("default", 1.0), ("other", 0.5)])
+        .unwrap();
+    let model = model.map(&mut Noise);
+    check_linear(&model, model.module(), 6);
     let mut model = adapted(&on(LoraConfig::new(3), "lm_head"));
     model
         .add_adapter("other", &on(LoraConfig::new(2), "lm_head"))
@@ -332,7 +335,7 @@ fn errors_are_those_of_the_plain_loss() {
         error,
         PeftError::NoSupervisedTokens { tokens: 21 }
     ));
-    let error = loss(&hidden, targets() + 14, mask(true));
+    let error = loss(&hidden, targets() + 13, mask(true));
     assert!(
         matches!(
             error,

@@ -25,7 +25,7 @@ use crate::layer::weight_dims;
 /// | trained rows (tokens) | the same, of the rank of their number | of the rows |
 /// | a trained copy | `x·V + b` | of `V`, dense |
 /// | DoRA without dropout | the effective weight is composed once, dense | that of it, dense |
-/// | DoRA with dropout or a bias of `B`, rows of a batch under adapters of their own | the logits as a whole | by `forward_peft` |
+/// | DoRA with dropout or beside a bias of `B`, rows of a batch under adapters of their own | the logits as a whole | by `forward_peft` |
 ///
 /// A weight of Burn's own quantisation is dequantised once.
 pub trait HeadLoss {
