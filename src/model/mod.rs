@@ -17,6 +17,7 @@ mod convert;
 mod eva;
 mod forward;
 mod fresh;
+mod head_loss;
 mod merge;
 mod parameters;
 mod peft_model;
@@ -34,6 +35,7 @@ pub use config::{BiasMode, PeftConfig, TrainableTokens};
 #[cfg(feature = "faer")]
 pub use eva::EvaModule;
 pub use forward::{PeftForward, TiedHead};
+pub use head_loss::HeadLoss;
 pub(crate) use parameters::is_named;
 pub(crate) use peft_model::Parameter;
 pub use peft_model::{DEFAULT_ADAPTER, PeftModel};

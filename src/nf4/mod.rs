@@ -12,7 +12,7 @@
 mod autodiff;
 pub mod blocks;
 pub mod codebook;
-mod cpu;
+pub(crate) mod cpu;
 mod data;
 mod dense;
 pub mod double;
