@@ -8,13 +8,14 @@ use burn::backend::Dispatch;
 use burn::module::{Content, DisplaySettings, Module, ModuleDisplay, Param, ParamId};
 use burn::tensor::{DType, Device, FloatDType, Int, Tensor, TensorData};
 
-use super::blocks::{BlockSize, not_finite, packed_len};
+use super::blocks::{BlockSize, not_finite};
+use super::builder::Nf4Builder;
 use super::data::{Nf4Config, Nf4Data, Nf4Scales};
 use super::dense;
 use super::double::NESTED_BLOCK_SIZE;
 use super::ops::{self, Nf4ScaleTensors, Nf4Tensors};
 use super::words::{
-    bits_from_f32, bits_from_nested, bytes_from_words, f32_from_bits, nested_from_bits,
+    bits_from_nested, bits_of_f32, bytes_from_words, f32_from_bits, nested_from_bits,
     words_from_bytes,
 };
 use crate::Result;
@@ -49,7 +50,7 @@ impl Nf4Weight {
         let codes = words_from_bytes(data.codes());
         Self::from_words(
             codes,
-            data.scales(),
+            data.scales().clone(),
             data.shape(),
             data.block_size(),
             device,
@@ -87,40 +88,25 @@ impl Nf4Weight {
     pub fn quantize(name: &str, weight: Tensor<2>, config: &Nf4Config) -> Result<Self> {
         let device = weight.device();
         let [d_in, d_out] = weight.dims();
-        let (n, block_size) = (d_out * d_in, config.block_size);
-        let mut codes = vec![0; packed_len(n).div_ceil(4)];
-        let mut absmax = vec![0.0; block_size.blocks(n)];
-        let bytes = &mut bytemuck::cast_slice_mut(&mut codes)[..packed_len(n)];
-        dense::quantize(weight, block_size, bytes, &mut absmax)
+        let mut builder = Nf4Builder::new([d_out, d_in], config);
+        let (codes, absmax) = builder.parts();
+        dense::quantize(weight, config.block_size, codes, absmax)
             .map_err(|(index, value)| not_finite(name, index, value))?;
-        if cfg!(target_endian = "big") {
-            codes
-                .iter_mut()
-                .for_each(|word| *word = i32::from_le(*word));
-        }
-        let scales = Nf4Scales::new(absmax, config.double_quant);
-        scales.check_finite(name)?;
-        Ok(Self::from_words(
-            codes,
-            &scales,
-            [d_out, d_in],
-            block_size,
-            &device,
-        ))
+        builder.finish(name, &device)
     }
 
-    fn from_words(
+    pub(super) fn from_words(
         codes: Vec<i32>,
-        scales: &Nf4Scales,
+        scales: Nf4Scales,
         shape: [usize; 2],
         block_size: BlockSize,
         device: &Device,
     ) -> Self {
         let (absmax, nested) = match scales {
-            Nf4Scales::Plain(absmax) => (bits_from_f32(absmax), None),
+            Nf4Scales::Plain(absmax) => (bits_of_f32(absmax), None),
             Nf4Scales::Double(double) => (
                 words_from_bytes(double.codes()),
-                Some(bits_from_nested(double)),
+                Some(bits_from_nested(&double)),
             ),
         };
         Self {
