@@ -138,7 +138,7 @@ fn micro_batches_are_one_large_batch() {
         let grads_of = |size: usize| {
             let mut accumulator = GradientsAccumulator::new();
             for first in (0..EXAMPLES).step_by(size) {
-                let x = x.clone().slice([first..first + size]);
+                let x = x.clone().narrow(0, first, size);
                 let y = model
                     .second
                     .forward_peft(model.first.forward_peft(x).tanh());

@@ -19,10 +19,11 @@ pub(crate) const WORDS: usize = BLOCK / 4;
 #[inline(always)]
 pub(crate) fn dequantize(map: &DynamicMap, words: &[i32; WORDS], absmax: f32) -> [f32; BLOCK] {
     let mut values = [0.0; BLOCK];
-    for (values, word) in values.chunks_exact_mut(4).zip(words) {
-        for (value, code) in values.iter_mut().zip(word.to_le_bytes()) {
-            *value = map.values[usize::from(code)] * absmax;
-        }
+    for i in 0..BLOCK {
+        values[i] = map.values[(words[i / 4] >> (8 * (i % 4))) as usize & 255];
+    }
+    for value in &mut values {
+        *value *= absmax;
     }
     values
 }
@@ -32,9 +33,12 @@ pub(crate) fn dequantize(map: &DynamicMap, words: &[i32; WORDS], absmax: f32) ->
 #[inline(always)]
 pub(crate) fn quantize(map: &DynamicMap, values: &[f32; BLOCK], words: &mut [i32; WORDS]) -> f32 {
     // Bits of magnitudes are ordered as magnitudes are, those of infinity and NaN above all.
-    let magnitude = |value: &f32| value.to_bits() & (u32::MAX >> 1);
-    let bits = values.iter().map(magnitude).fold(0, u32::max);
-    let absmax = f32::from_bits(bits);
+    // Loops and not closures, which would be compiled without the instructions that are enabled here.
+    let mut largest = 0;
+    for value in values {
+        largest = largest.max(value.to_bits() & (u32::MAX >> 1));
+    }
+    let absmax = f32::from_bits(largest);
     if !absmax.is_finite() {
         words.fill(0);
         return f32::NAN;
@@ -45,7 +49,11 @@ pub(crate) fn quantize(map: &DynamicMap, values: &[f32; BLOCK], words: &mut [i32
         *quotient = value / divisor;
     }
     for (word, quotients) in words.iter_mut().zip(quotients.as_chunks::<4>().0) {
-        *word = i32::from_le_bytes(quotients.map(|s| map.nearest(s)));
+        let mut codes = [0; 4];
+        for (code, &quotient) in codes.iter_mut().zip(quotients) {
+            *code = map.nearest(quotient);
+        }
+        *word = i32::from_le_bytes(codes);
     }
     absmax
 }

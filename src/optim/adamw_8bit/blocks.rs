@@ -40,7 +40,7 @@ impl Codes {
         })
     }
 
-    pub fn to_device(self, device: &Device) -> Self {
+    pub fn moved(self, device: &Device) -> Self {
         Self {
             words: self.words.to_device(device),
             absmax: self.absmax.to_device(device),

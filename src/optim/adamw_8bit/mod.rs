@@ -145,8 +145,8 @@ pub struct AdamW8bitState<const D: usize> {
 
 #[derive(Clone, Debug)]
 enum Moments<const D: usize> {
-    Full([Tensor<D>; 2]),
-    Blocks([Codes; 2]),
+    Full(Box<[Tensor<D>; 2]>),
+    Blocks(Box<[Codes; 2]>),
 }
 
 impl<const D: usize> AdamW8bitState<D> {
@@ -155,8 +155,10 @@ impl<const D: usize> AdamW8bitState<D> {
         let (dims, device) = (tensor.dims(), tensor.device());
         let n = dims.iter().product::<usize>();
         let moments = match n < min_8bit_size {
-            true => Moments::Full([0; 2].map(|_| Tensor::zeros(dims, (&device, DType::F32)))),
-            false => Moments::Blocks([0; 2].map(|_| Codes::zeros(n, &device))),
+            true => Moments::Full(Box::new(
+                [0; 2].map(|_| Tensor::zeros(dims, (&device, DType::F32))),
+            )),
+            false => Moments::Blocks(Box::new([0; 2].map(|_| Codes::zeros(n, &device)))),
         };
         Self { time: 0, moments }
     }
@@ -195,15 +197,16 @@ impl Optimizer for AdamW8bit {
         let betas = [config.beta_1, config.beta_2];
         let update = Update::new(betas, config.epsilon, config.weight_decay, lr, time);
         let (tensor, moments) = match moments {
-            Moments::Full([m, v]) => {
+            Moments::Full(moments) => {
+                let [m, v] = *moments;
                 let dtype = FloatDType::from(tensor.dtype());
                 let [tensor, grad] = [tensor, grad].map(|x| cast(x, FloatDType::F32));
                 let [tensor, m, v] = update.of_tensor(tensor, grad, m, v);
-                (cast(tensor, dtype), Moments::Full([m, v]))
+                (cast(tensor, dtype), Moments::Full(Box::new([m, v])))
             }
             Moments::Blocks(moments) => {
-                let (tensor, moments) = step_blocks(tensor, grad, moments, &update);
-                (tensor, Moments::Blocks(moments))
+                let (tensor, moments) = step_blocks(tensor, grad, *moments, &update);
+                (tensor, Moments::Blocks(Box::new(moments)))
             }
         };
         (tensor, Some(AdamW8bitState { time, moments }))
@@ -211,9 +214,11 @@ impl Optimizer for AdamW8bit {
 
     fn to_device<const D: usize>(state: Self::State<D>, device: &Device) -> Self::State<D> {
         let moments = match state.moments {
-            Moments::Full(moments) => Moments::Full(moments.map(|moment| moment.to_device(device))),
+            Moments::Full(moments) => {
+                Moments::Full(Box::new(moments.map(|moment| moment.to_device(device))))
+            }
             Moments::Blocks(moments) => {
-                Moments::Blocks(moments.map(|moment| moment.to_device(device)))
+                Moments::Blocks(Box::new(moments.map(|moment| moment.moved(device))))
             }
         };
         let time = state.time;
@@ -244,12 +249,12 @@ impl<const D: usize> RecordState for AdamW8bitState<D> {
         out.push_scalar(prefix, TIME, Scalar::from(self.time));
         match &self.moments {
             Moments::Full(moments) => {
-                for (name, moment) in MOMENTS.into_iter().zip(moments) {
+                for (name, moment) in MOMENTS.into_iter().zip(moments.iter()) {
                     out.push_tensor(prefix, name, moment.clone().into_data());
                 }
             }
             Moments::Blocks(moments) => {
-                for ([words, absmax], codes) in CODES.into_iter().zip(moments) {
+                for ([words, absmax], codes) in CODES.into_iter().zip(moments.iter()) {
                     out.push_tensor(prefix, words, codes.words.clone().into_data());
                     out.push_tensor(prefix, absmax, codes.absmax.clone().into_data());
                 }
@@ -267,14 +272,14 @@ impl<const D: usize> RecordState for AdamW8bitState<D> {
                     let fits = data.dtype() == DType::F32 && data.shape().as_slice().len() == D;
                     fits.then(|| Tensor::from_data(data, (device, DType::F32)))
                 };
-                Moments::Full([moment(m)?, moment(v)?])
+                Moments::Full(Box::new([moment(m)?, moment(v)?]))
             }
             _ => {
                 let mut codes = |names: [&str; 2]| {
                     let [words, absmax] = names.map(&mut take);
                     Codes::from_data(words?, absmax?, device)
                 };
-                Moments::Blocks([codes(CODES[0])?, codes(CODES[1])?])
+                Moments::Blocks(Box::new([codes(CODES[0])?, codes(CODES[1])?]))
             }
         };
         Some(Self { time, moments })

@@ -39,12 +39,19 @@ pub(super) fn step_by<const D: usize>(
         let at = first * BLOCK..n.min(last * BLOCK);
         let len = at.len();
         let part = |whole: &Tensor<1>| {
-            let part = cast(whole.clone().slice([at.clone()]), FloatDType::F32);
+            let part = cast(whole.clone().narrow(0, at.start, len), FloatDType::F32);
             padded(part, (last - first) * BLOCK)
         };
         let decoded = |codes: &Codes, map| {
-            let words = codes.words.clone().slice([first * WORDS..last * WORDS]);
-            dequantize(map, words, codes.absmax.clone().slice([first..last]))
+            let words = codes
+                .words
+                .clone()
+                .narrow(0, first * WORDS, (last - first) * WORDS);
+            dequantize(
+                map,
+                words,
+                codes.absmax.clone().narrow(0, first, last - first),
+            )
         };
         let [w, m, v] = update.of_tensor(
             part(&tensor),
@@ -52,7 +59,7 @@ pub(super) fn step_by<const D: usize>(
             decoded(&moments[0], &SIGNED),
             decoded(&moments[1], &UNSIGNED),
         );
-        values.push(cast(w.slice([0..len]), dtype));
+        values.push(cast(w.narrow(0, 0, len), dtype));
         for (part, (map, moment)) in parts.iter_mut().zip([(&SIGNED, m), (&UNSIGNED, v)]) {
             let Codes { words, absmax } = quantize(map, moment);
             part.0.push(words);
