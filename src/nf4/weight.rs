@@ -180,7 +180,8 @@ impl Nf4Weight {
         assert!(rows.start.is_multiple_of(self.whole_rows()) && rows.end <= self.shape[0]);
         let values = rows.start * self.shape[1]..rows.end * self.shape[1];
         let part = |words: Tensor<1, Int>, per_word: usize, range: Range<usize>| {
-            words.slice([range.start / per_word..range.end.div_ceil(per_word)])
+            let first = range.start / per_word;
+            words.narrow(0, first, range.end.div_ceil(per_word) - first)
         };
         let block = self.block_size.get();
         let blocks = values.start / block..values.end.div_ceil(block);
@@ -193,7 +194,7 @@ impl Nf4Weight {
                 let last = nested.dims()[0] - 1;
                 let groups =
                     blocks.start / NESTED_BLOCK_SIZE..blocks.end.div_ceil(NESTED_BLOCK_SIZE);
-                let offset = nested.clone().slice([last..last + 1]);
+                let offset = nested.clone().narrow(0, last, 1);
                 let nested = Tensor::cat(vec![part(nested, 1, groups), offset], 0);
                 Nf4ScaleTensors::Double(
                     part(absmax, 4, blocks).into_dispatch(),
