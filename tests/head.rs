@@ -84,7 +84,7 @@ struct Collect<'a> {
 impl ModuleVisitor for Collect<'_> {
     fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
         let gradient = param.base().grad(self.gradients);
-        self.found.push(gradient.map(|gradient| values(gradient)));
+        self.found.push(gradient.map(values));
     }
 }
 
@@ -103,10 +103,7 @@ fn run<M: Module>(
     let gradients = loss.backward();
     let mut collect = Collect {
         gradients: &gradients,
-        found: vec![
-            Some(values(loss)),
-            hidden.grad(&gradients).map(|gradient| values(gradient)),
-        ],
+        found: vec![Some(values(loss)), hidden.grad(&gradients).map(values)],
     };
     model.visit(&mut collect);
     collect.found

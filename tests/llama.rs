@@ -12,6 +12,7 @@ use burn_peft::PeftError;
 use burn_peft::format::{BaseOptions, IndexFault};
 use burn_peft::model::{PeftModel, TargetConfig};
 use burn_peft::nf4::Nf4Config;
+use burn_peft::objective::{HeadChunks, sft_loss};
 use safetensors::tensor::TensorView;
 use safetensors::{Dtype, SafeTensors};
 use tempfile::TempDir;
@@ -654,4 +655,29 @@ fn a_model_made_in_code_has_every_parameter_trainable() {
     let mut check = Check(&grads, 0);
     model.visit(&mut check);
     assert_eq!(check.1, 2 * (4 * 2 + 3 + 2) + 2);
+}
+
+/// The loss in chunks is that of the logits, with a head and with a tied one.
+#[test]
+fn the_loss_needs_no_logits() {
+    let device = Device::default();
+    for tied in [false, true] {
+        let mut config = LlamaConfig::new(50, 32, 48, 2, 4, 2);
+        config.tie_word_embeddings = tied;
+        let model = config.init(&device);
+        let tokens = Tensor::<1, Int>::arange(0..22, &device).reshape([2, 11]);
+        let (input, targets) = (tokens.clone().narrow(1, 0, 10), tokens.narrow(1, 1, 10));
+        let mask = targets.clone().remainder_scalar(3).greater_equal_elem(1);
+        let expected = sft_loss(model.forward(input.clone()), targets.clone(), mask.clone());
+        let chunks = HeadChunks::new(3, 16).unwrap();
+        let found = model.loss(input, targets, mask, &chunks).unwrap();
+        let expected = expected.unwrap();
+        assert_eq!(found.count, expected.count);
+        let [found, expected] = [found, expected].map(|loss| loss.sum.into_scalar::<f32>());
+        // Sums in f32 of a few dozen terms.
+        assert!(
+            (found - expected).abs() < 1e-5 * expected,
+            "{found}, not {expected}"
+        );
+    }
 }

@@ -105,7 +105,12 @@ impl Constants<'_> {
             z = z + narrow(u, 0, rows).matmul(narrow(b, 1, tokens));
         }
         match &self.head.bias {
-            Some(bias) => z + bias.clone().slice([tokens.clone()]).unsqueeze(),
+            Some(bias) => {
+                z + bias
+                    .clone()
+                    .narrow(0, tokens.start, tokens.len())
+                    .unsqueeze()
+            }
             None => z,
         }
     }
@@ -242,7 +247,7 @@ impl Tracked {
         pairs.push((self.bias.map(Tensor::unsqueeze), d_bias));
         pairs.into_iter().fold(loss, |loss, pair| match pair {
             (Some(tensor), Some(gradient)) if tensor.is_tracked() => {
-                let product = Attached::attach(tensor, gradient, loss.dtype().into());
+                let product = attach(tensor, gradient, loss.dtype().into());
                 loss + product
             }
             _ => loss,
@@ -250,15 +255,11 @@ impl Tracked {
     }
 }
 
-struct Attached;
-
-impl Attached {
-    /// Zero, with a gradient of the tensor that is this one times that of the zero.
-    fn attach(tensor: Tensor<2>, gradient: Tensor<2>, dtype: FloatDType) -> Tensor<1> {
-        // The tensor less itself is zero, whatever its values are, and the product with it too.
-        let zero = tensor.clone() - tensor.detach();
-        cast((zero * gradient).sum(), dtype)
-    }
+/// Zero, with a gradient of the tensor that is `gradient` times that of the zero.
+fn attach(tensor: Tensor<2>, gradient: Tensor<2>, dtype: FloatDType) -> Tensor<1> {
+    // The tensor less itself is zero, whatever its values are, and the product with it too.
+    let zero = tensor.clone() - tensor.detach();
+    cast((zero * gradient).sum(), dtype)
 }
 
 /// `dz` of `p`: one less at each row's label, if it is among the columns.

@@ -23,6 +23,7 @@ use crate::nf4::cpu::flex::with_packed;
 
 /// The weight, dense `[features, vocabulary]` or packed.
 #[derive(Clone, Debug)]
+#[allow(clippy::large_enum_variant)] // There is one of it at a time.
 pub(super) enum Weight {
     Dense(Float),
     Nf4(Nf4Tensors<Flex>),

@@ -25,6 +25,7 @@ use crate::nf4::Nf4Weight;
 
 /// The weight of a head.
 #[derive(Clone, Debug)]
+#[allow(clippy::large_enum_variant)] // There is one of it at a time.
 pub(crate) enum HeadWeight<'a> {
     /// `[features, vocabulary]`, row-major or the transpose of such a one; it gets a gradient if it requires one.
     Dense(Tensor<2>),

@@ -65,7 +65,7 @@ pub(crate) fn product_to<E: Element, W: Source<E>, O: Value>(
         let (first, rows) = (index * block, x.len() / d_in);
         let low = low.rows(first, rows);
         // SAFETY: there are as many rows as of `x`.
-        let y = unsafe { y.place.from_row(first) };
+        let y = unsafe { y.place.at_row(first) };
         let task = Block::<E, W, O> {
             isa,
             w,

@@ -77,7 +77,7 @@ impl<O: Value> Place<O> {
     /// # Safety
     ///
     /// `row` is one of the target's.
-    pub(super) unsafe fn from_row(self, row: usize) -> Self {
+    pub(super) unsafe fn at_row(self, row: usize) -> Self {
         // SAFETY: as asked.
         let values = Shared(unsafe { self.values.at(row * self.stride) });
         Self { values, ..self }

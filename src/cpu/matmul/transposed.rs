@@ -59,7 +59,7 @@ pub(crate) fn product_to<E: Element, W: Source<E>, O: Value>(
         let (first, rows) = (index * block, y.len() / d_out);
         let low = low.rows(first, rows);
         // SAFETY: there are as many rows as of `y`.
-        let x = unsafe { x.place.from_row(first) };
+        let x = unsafe { x.place.at_row(first) };
         if rows >= TILE_ROWS {
             strips::<E, W, O>(isa, w, y, low, rows, x);
             continue;

@@ -45,6 +45,9 @@ pub(crate) struct Inputs<'a, V> {
     pub(crate) labels: &'a [usize],
 }
 
+/// Some rows of it: `x` in the dtype of an arithmetic, `u`, labels.
+type Part<'a, T> = (Cow<'a, [T]>, &'a [f32], &'a [usize]);
+
 /// Gradients, zeros to begin with, or empty where none is wanted; that of the weight as the weight is held.
 pub(crate) struct Gradients<'a, V, G> {
     pub(crate) x: &'a mut [V],
@@ -170,7 +173,7 @@ impl<W> Head<'_, W> {
         &self,
         inputs: &Inputs<'a, V>,
         rows: &Range<usize>,
-    ) -> (Cow<'a, [E::Value]>, &'a [f32], &'a [usize]) {
+    ) -> Part<'a, E::Value> {
         let x = &inputs.x[times(rows, self.features)];
         let u = &inputs.u[times(rows, self.b.shape[0])];
         (as_elements::<E, V>(x), u, &inputs.labels[rows.clone()])
