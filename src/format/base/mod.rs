@@ -1,4 +1,13 @@
 //! Base models: a Hugging Face checkpoint, one safetensors file or several with an index, and how it comes into a model.
+//!
+//! A parameter `P` of a module gets the tensor of its name, in Burn's layout: `P = T` of shapes that are equal, or `P = Tᵀ`
+//! of a linear layer, `P [d_in, d_out]` and `T [d_out, d_in]`. Its values are kept, cast (`round(T)`, once, to nearest even), or
+//! packed in NF4 ([`nf4`](crate::nf4)), whose blocks run over `T` as the file has it.
+//!
+//! [`BaseCheckpoint`] alone shows the tensors of a checkpoint and reads them, or parts of them, by position.
+//!
+//! The file formats: <https://github.com/huggingface/safetensors>, and the index of transformers'
+//! [`save_pretrained`](https://huggingface.co/docs/transformers/main_classes/model).
 
 mod checkpoint;
 mod index;
