@@ -6,6 +6,7 @@
 #![doc = concat!("[interchange]: ", env!("CARGO_PKG_REPOSITORY"), "/blob/HEAD/docs/interchange.md")]
 #![doc = concat!("[hostile]: ", env!("CARGO_PKG_REPOSITORY"), "/blob/HEAD/docs/hostile.md")]
 #![doc = concat!("[gpu]: ", env!("CARGO_PKG_REPOSITORY"), "/blob/HEAD/docs/gpu.md")]
+#![doc = concat!("[memory]: ", env!("CARGO_PKG_REPOSITORY"), "/blob/HEAD/docs/memory.md")]
 #![doc = concat!("[finetune]: ", env!("CARGO_PKG_REPOSITORY"), "/blob/HEAD/docs/finetune.md")]
 #![doc = concat!("[changelog]: ", env!("CARGO_PKG_REPOSITORY"), "/blob/HEAD/CHANGELOG.md")]
 #![doc = concat!("[security]: ", env!("CARGO_PKG_REPOSITORY"), "/blob/HEAD/SECURITY.md")]
