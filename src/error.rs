@@ -3,7 +3,7 @@
 use std::fmt;
 use std::path::{Path, PathBuf};
 
-use crate::format::LoadReport;
+use crate::format::{IndexFault, LoadReport};
 use crate::model::UnmatchedPattern;
 
 /// The result of a fallible operation of this crate.
@@ -275,6 +275,14 @@ pub enum PeftError {
         /// The fate of every tensor.
         report: Box<LoadReport>,
     },
+    /// The index of a checkpoint in several files is not true of them.
+    #[error("{path}: {}", first(faults), path = path.display())]
+    Index {
+        /// The index.
+        path: PathBuf,
+        /// All that is wrong.
+        faults: Vec<IndexFault>,
+    },
     /// An adapter's files are not those that the digest in their metadata was made of, or one was asked for and there is
     /// none.
     #[error(
@@ -326,9 +334,8 @@ impl fmt::Display for Printable<'_> {
     }
 }
 
-/// As many differences as one can read, and how many more there are.
-#[cfg(feature = "optim")]
-fn first(differences: &[crate::resume::Difference]) -> String {
+/// As many items as one can read, and how many more there are.
+fn first(differences: &[impl fmt::Display]) -> String {
     const SHOWN: usize = 4;
     let shown = differences.iter().take(SHOWN).map(ToString::to_string);
     let mut text = shown.collect::<Vec<_>>().join("; ");
@@ -359,6 +366,7 @@ impl PeftError {
             Self::InFile { .. }
             | Self::Malformed { .. }
             | Self::Io { .. }
+            | Self::Index { .. }
             | Self::Digest { .. } => self,
             other => Self::InFile {
                 path: path.to_owned(),
