@@ -89,7 +89,7 @@ impl fmt::Display for LoadReport {
     }
 }
 
-fn list<T>(
+pub(super) fn list<T>(
     f: &mut fmt::Formatter,
     kind: &str,
     items: &[T],
