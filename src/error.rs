@@ -3,7 +3,7 @@
 use std::fmt;
 use std::path::{Path, PathBuf};
 
-use crate::format::{IndexFault, LoadReport};
+use crate::format::{BaseMismatch, IndexFault, LoadReport};
 use crate::model::UnmatchedPattern;
 
 /// The result of a fallible operation of this crate.
@@ -275,6 +275,14 @@ pub enum PeftError {
         /// The fate of every tensor.
         report: Box<LoadReport>,
     },
+    /// Tensors of a base model and parameters of the model that it is for do not fit; or there are none.
+    #[error("{path}: the checkpoint does not fit the model: {report}", path = path.display())]
+    BaseMismatch {
+        /// The file, or the index where there are several.
+        path: PathBuf,
+        /// All that does not fit.
+        report: Box<BaseMismatch>,
+    },
     /// The index of a checkpoint in several files is not true of them.
     #[error("{path}: {}", first(faults), path = path.display())]
     Index {
@@ -367,6 +375,7 @@ impl PeftError {
             | Self::Malformed { .. }
             | Self::Io { .. }
             | Self::Index { .. }
+            | Self::BaseMismatch { .. }
             | Self::Digest { .. } => self,
             other => Self::InFile {
                 path: path.to_owned(),

@@ -49,9 +49,9 @@ pub(crate) use read::read_bounded;
 
 pub use adapter::{AdapterFile, LoraTensors, ParameterTensor, adapter_dir};
 pub use base::{
-    BASE_FILE, BASE_INDEX_FILE, BaseCheckpoint, BaseMismatch, BaseReport, BaseTensor,
-    DTypeMismatch, Dtype, IndexFault, MAX_INDEX_BYTES, MAX_INDEX_TENSORS, MAX_SHARDS,
-    MODEL_CONFIG_FILE, SaveBaseOptions, SaveBaseReport,
+    BASE_FILE, BASE_INDEX_FILE, BaseCheckpoint, BaseMismatch, BaseOptions, BaseReport, BaseTensor,
+    DTypeMismatch, Dtype, IndexFault, LoadProgress, MAX_BUFFER_BYTES, MAX_INDEX_BYTES,
+    MAX_INDEX_TENSORS, MAX_SHARDS, MODEL_CONFIG_FILE, OnProgress, SaveBaseOptions, SaveBaseReport,
 };
 pub use config::{
     AdapterConfig, CONFIG_FILE, InitLoraWeights, MAX_CONFIG_BYTES, MAX_NAMES, MAX_RANK,

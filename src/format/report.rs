@@ -89,6 +89,7 @@ impl fmt::Display for LoadReport {
     }
 }
 
+/// Writes how many items there are of a kind, and the first of them; nothing where there is none.
 pub(super) fn list<T>(
     f: &mut fmt::Formatter,
     kind: &str,

@@ -237,10 +237,6 @@ impl ModuleVisitor for Collector {
 }
 
 /// The same parameter, known to be a matrix.
-///
-/// # Panics
-///
-/// Panics if it is none.
 pub(super) fn as_matrix<const D: usize>(param: &Param<Tensor<D>>) -> Param<Tensor<2>> {
     let param: &dyn std::any::Any = param;
     param

@@ -163,14 +163,18 @@ impl DoubleAbsmax {
 
     /// Restores the scales: `DYNAMIC_MAP[code] * absmax + offset`, rounded after the product and after the sum.
     pub fn dequantize(&self) -> Vec<f32> {
-        let mut scales = vec![0.0; self.codes.len()];
-        let groups = self.codes.chunks(NESTED_BLOCK_SIZE).zip(&self.absmax);
-        for (scales, (codes, absmax)) in scales.chunks_mut(NESTED_BLOCK_SIZE).zip(groups) {
-            for (scale, &q) in scales.iter_mut().zip(codes) {
-                *scale = DYNAMIC_MAP[usize::from(q)] * absmax + self.offset;
-            }
-        }
+        let mut scales = Vec::with_capacity(self.codes.len());
+        scales.extend(self.iter());
         scales
+    }
+
+    /// The restored scales one after the other.
+    pub(super) fn iter(&self) -> impl Iterator<Item = f32> {
+        let groups = self.codes.chunks(NESTED_BLOCK_SIZE).zip(&self.absmax);
+        groups.flat_map(move |(codes, absmax)| {
+            let scale = move |&q: &u8| DYNAMIC_MAP[usize::from(q)] * absmax + self.offset;
+            codes.iter().map(scale)
+        })
     }
 
     /// The eight-bit codes, one per scale.

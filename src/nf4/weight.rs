@@ -7,11 +7,12 @@ use burn::module::{Content, DisplaySettings, Module, ModuleDisplay, Param, Param
 use burn::tensor::{DType, Device, FloatDType, Int, Tensor, TensorData};
 
 use super::blocks::{BlockSize, not_finite, packed_len};
+use super::builder::Nf4Builder;
 use super::data::{Nf4Config, Nf4Data, Nf4Scales};
 use super::dense;
 use super::ops::{self, Nf4ScaleTensors, Nf4Tensors};
 use super::words::{
-    bits_from_f32, bits_from_nested, bytes_from_words, f32_from_bits, nested_from_bits,
+    bits_from_nested, bits_of_f32, bytes_from_words, f32_from_bits, nested_from_bits,
     words_from_bytes,
 };
 use crate::Result;
@@ -46,7 +47,7 @@ impl Nf4Weight {
         let codes = words_from_bytes(data.codes());
         Self::from_words(
             codes,
-            data.scales(),
+            data.scales().clone(),
             data.shape(),
             data.block_size(),
             device,
@@ -84,40 +85,46 @@ impl Nf4Weight {
     pub fn quantize(name: &str, weight: Tensor<2>, config: &Nf4Config) -> Result<Self> {
         let device = weight.device();
         let [d_in, d_out] = weight.dims();
-        let (n, block_size) = (d_out * d_in, config.block_size);
-        let mut codes = vec![0; packed_len(n).div_ceil(4)];
-        let mut absmax = vec![0.0; block_size.blocks(n)];
-        let bytes = &mut bytemuck::cast_slice_mut(&mut codes)[..packed_len(n)];
-        dense::quantize(weight, block_size, bytes, &mut absmax)
+        let mut builder = Nf4Builder::new([d_out, d_in], config);
+        let (codes, absmax) = builder.parts();
+        dense::quantize(weight, config.block_size, codes, absmax)
             .map_err(|(index, value)| not_finite(name, index, value))?;
-        if cfg!(target_endian = "big") {
-            codes
-                .iter_mut()
-                .for_each(|word| *word = i32::from_le(*word));
-        }
-        let scales = Nf4Scales::new(absmax, config.double_quant);
+        builder.finish(name, &device)
+    }
+
+    /// Puts together the bytes of a file: codes as little-endian words, the last one filled up with zeros, of
+    /// the right number, and as many scales as there are blocks. `name` is for errors.
+    ///
+    /// # Errors
+    ///
+    /// [`PeftError::NotFinite`](crate::PeftError::NotFinite) if a scale, restored from its parts, is not finite.
+    pub(crate) fn from_file(
+        name: &str,
+        mut codes: Vec<i32>,
+        scales: Nf4Scales,
+        shape: [usize; 2],
+        block_size: BlockSize,
+        device: &Device,
+    ) -> Result<Self> {
         scales.check_finite(name)?;
-        Ok(Self::from_words(
-            codes,
-            &scales,
-            [d_out, d_in],
-            block_size,
-            &device,
-        ))
+        if cfg!(target_endian = "big") {
+            codes.iter_mut().for_each(|word| *word = i32::from_le(*word));
+        }
+        Ok(Self::from_words(codes, scales, shape, block_size, device))
     }
 
     fn from_words(
         codes: Vec<i32>,
-        scales: &Nf4Scales,
+        scales: Nf4Scales,
         shape: [usize; 2],
         block_size: BlockSize,
         device: &Device,
     ) -> Self {
         let (absmax, nested) = match scales {
-            Nf4Scales::Plain(absmax) => (bits_from_f32(absmax), None),
+            Nf4Scales::Plain(absmax) => (bits_of_f32(absmax), None),
             Nf4Scales::Double(double) => (
                 words_from_bytes(double.codes()),
-                Some(bits_from_nested(double)),
+                Some(bits_from_nested(&double)),
             ),
         };
         Self {

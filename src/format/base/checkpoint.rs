@@ -255,6 +255,13 @@ impl BaseCheckpoint {
         Ok(bytes)
     }
 
+    /// Where a tensor lies: which file, and from which byte of its values on.
+    pub(super) fn place(&self, name: &str) -> Option<(usize, usize)> {
+        let shard = *self.tensors.get(name)?;
+        let info = self.shards[shard].tensors().get(name)?;
+        Some((shard, info.data_offsets.0))
+    }
+
     fn shard(&self, name: &str) -> Result<&SafetensorsFile> {
         let shard = self.tensors.get(name);
         let shard = shard.ok_or_else(|| PeftError::Malformed {

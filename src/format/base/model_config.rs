@@ -3,10 +3,13 @@
 use burn::tensor::FloatDType;
 use serde_json::{Value, json};
 
+use super::checkpoint::BaseCheckpoint;
 use super::python_json;
-use super::quant_state::torch_name;
-use crate::Result;
-use crate::format::json;
+use super::quant_state::{QuantType, torch_name};
+use super::save::MODEL_CONFIG_FILE;
+use crate::format::read::read_bounded;
+use crate::format::{MAX_CONFIG_BYTES, json};
+use crate::{PeftError, Result};
 
 /// How a model is quantised, as far as its configuration tells.
 pub(super) struct Quantization {
@@ -23,7 +26,7 @@ pub(super) struct Quantization {
 ///
 /// # Errors
 ///
-/// [`PeftError::Json`](crate::PeftError::Json) for what is no object, or has a key twice.
+/// [`PeftError::Json`] for what is no object, or has a key twice.
 pub(super) fn rewrite(
     config: &str,
     quantization: Option<&Quantization>,
@@ -60,4 +63,49 @@ impl Quantization {
             "quant_method": "bitsandbytes",
         })
     }
+}
+
+/// Checks that the `quantization_config` of the `config.json` beside a checkpoint, where there is one, speaks of weights in
+/// four bits of these types.
+///
+/// # Errors
+///
+/// [`PeftError::Config`] in [`PeftError::InFile`] where it does not; [`PeftError::Json`] and those of reading.
+pub(super) fn check(
+    checkpoint: &BaseCheckpoint,
+    mut found: impl Iterator<Item = QuantType>,
+) -> Result<()> {
+    let Some(first) = found.next() else {
+        return Ok(());
+    };
+    let path = checkpoint.path().with_file_name(MODEL_CONFIG_FILE);
+    if !path.exists() {
+        return Ok(());
+    }
+    let config = read_bounded(&path, MAX_CONFIG_BYTES)?;
+    let config = json::object(&config).map_err(|error| error.in_file(&path))?;
+    let Some(quantization) = config.get("quantization_config").filter(|q| !q.is_null()) else {
+        return Ok(());
+    };
+    let mixed = found.any(|other| other != first);
+    // What transformers takes where the key is not there.
+    let stated = quantization.get("bnb_4bit_quant_type").cloned();
+    let stated = stated.unwrap_or_else(|| "fp4".into());
+    for (key, value, expected) in [
+        ("quant_method", quantization.get("quant_method"), json!("bitsandbytes")),
+        ("load_in_4bit", quantization.get("load_in_4bit"), json!(true)),
+        ("bnb_4bit_quant_type", Some(&stated), json!(first.name())),
+    ] {
+        let is_type = key == "bnb_4bit_quant_type";
+        if value != Some(&expected) && !(is_type && mixed) {
+            let value = value.map_or("nothing".to_owned(), Value::to_string);
+            let error = PeftError::Config {
+                name: format!("quantization_config.{key}"),
+                value: value.chars().take(80).collect(),
+                expected: format!("{expected}, as the tensors are"),
+            };
+            return Err(error.in_file(&path));
+        }
+    }
+    Ok(())
 }

@@ -117,6 +117,15 @@ impl QuantState {
         self.block_size.blocks(self.num_weights())
     }
 
+    /// Bytes of the scales in a file.
+    pub fn scale_bytes(&self) -> usize {
+        let blocks = self.blocks();
+        match self.nested_offset {
+            None => 4 * blocks,
+            Some(_) => blocks + 4 * blocks.div_ceil(NESTED_BLOCK_SIZE),
+        }
+    }
+
     /// The JSON, to the byte as bitsandbytes writes it.
     pub fn to_json(self) -> String {
         let mut state = json!({

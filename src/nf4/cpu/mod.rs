@@ -27,4 +27,4 @@ pub(super) use crate::cpu::simd::Isa;
 pub(super) use columns::Columns;
 pub(super) use dequantize::{Rounded, dequantize};
 pub(super) use packed::{Packed, Scales};
-pub(super) use quantize::{Widened, quantize};
+pub(super) use quantize::{Widened, quantize, run as quantize_here};
