@@ -108,7 +108,9 @@ impl Nf4Weight {
     ) -> Result<Self> {
         scales.check_finite(name)?;
         if cfg!(target_endian = "big") {
-            codes.iter_mut().for_each(|word| *word = i32::from_le(*word));
+            codes
+                .iter_mut()
+                .for_each(|word| *word = i32::from_le(*word));
         }
         Ok(Self::from_words(codes, scales, shape, block_size, device))
     }

@@ -23,6 +23,6 @@ pub use index::{IndexFault, MAX_INDEX_BYTES, MAX_INDEX_TENSORS, MAX_SHARDS};
 pub use options::{BaseOptions, MAX_BUFFER_BYTES, OnProgress};
 pub use progress::LoadProgress;
 pub use report::{BaseMismatch, BaseReport, DTypeMismatch};
-pub use save::{MODEL_CONFIG_FILE, SaveBaseOptions, SaveBaseReport};
 /// Element type of a tensor as a safetensors file names it; of any kind, `U8` for packed weights among them.
 pub use safetensors::Dtype;
+pub use save::{MODEL_CONFIG_FILE, SaveBaseOptions, SaveBaseReport};

@@ -92,8 +92,16 @@ pub(super) fn check(
     let stated = quantization.get("bnb_4bit_quant_type").cloned();
     let stated = stated.unwrap_or_else(|| "fp4".into());
     for (key, value, expected) in [
-        ("quant_method", quantization.get("quant_method"), json!("bitsandbytes")),
-        ("load_in_4bit", quantization.get("load_in_4bit"), json!(true)),
+        (
+            "quant_method",
+            quantization.get("quant_method"),
+            json!("bitsandbytes"),
+        ),
+        (
+            "load_in_4bit",
+            quantization.get("load_in_4bit"),
+            json!(true),
+        ),
         ("bnb_4bit_quant_type", Some(&stated), json!(first.name())),
     ] {
         let is_type = key == "bnb_4bit_quant_type";

@@ -89,10 +89,15 @@ impl Plan {
                 .tensor(name)
                 .or_else(|| checkpoint.tensor(source?))
             else {
-                match options.is_optional(name) {
+                let parts = match parameter.is_linear {
+                    true => bitsandbytes::companions(checkpoint, name),
+                    false => Vec::new(),
+                };
+                match parts.is_empty() && options.is_optional(name) {
                     true => report.left.push(name.clone()),
                     false => mismatch.missing.push(name.clone()),
                 }
+                companions.extend(parts);
                 continue;
             };
             let parts = match parameter.is_linear {
@@ -168,7 +173,9 @@ impl Plan {
         }
         mismatch.fitting = jobs.len();
         mismatch.check(checkpoint)?;
-        let types = jobs.iter().filter_map(|job| job.state.map(|state| state.quant_type));
+        let types = jobs
+            .iter()
+            .filter_map(|job| job.state.map(|state| state.quant_type));
         model_config::check(checkpoint, types)?;
         // As they lie on the disk.
         jobs.sort_by_cached_key(|job| checkpoint.place(&job.tensor));

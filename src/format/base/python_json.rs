@@ -103,21 +103,43 @@ fn write_text(text: &str, out: &mut String) {
 /// A float as Python's `repr` has it: the shortest digits that lead back to it, with an exponent below `1e-4` and from
 /// `1e16` on.
 fn write_number(number: &Number) -> String {
-    let float = match number.as_f64() {
-        Some(float) if number.is_f64() => float,
-        _ => return number.to_string(),
-    };
-    let scientific = format!("{float:e}");
-    let exponent = scientific.split_once('e');
-    let exponent: Option<i32> = exponent.and_then(|(_, exponent)| exponent.parse().ok());
-    match exponent {
-        None | Some(-4..16) => format!("{float:?}"),
-        Some(exponent) => {
-            let (digits, _) = scientific.split_once('e').unwrap_or((&scientific, ""));
-            let sign = if exponent < 0 { '-' } else { '+' };
-            format!("{digits}e{sign}{:02}", exponent.abs())
-        }
+    let text = number.to_string();
+    if !number.is_f64() {
+        return text;
     }
+    // Digits are taken from here, since Rust's own breaks a tie between two that are as near upwards, not to the even one.
+    let (sign, text) = match text.strip_prefix('-') {
+        Some(text) => ("-", text),
+        None => ("", text.as_str()),
+    };
+    let (mantissa, exponent) = text.split_once('e').unwrap_or((text, "0"));
+    let (whole, fraction) = mantissa.split_once('.').unwrap_or((mantissa, ""));
+    let digits = format!("{whole}{fraction}");
+    let leading = digits.len() - digits.trim_start_matches('0').len();
+    let digits = digits.trim_matches('0');
+    if digits.is_empty() {
+        return format!("{sign}0.0");
+    }
+    // How many digits are before the point.
+    let point = whole.len() as i32 + exponent.parse().unwrap_or(0) - leading as i32;
+    let text = match point {
+        -3..=0 => format!("0.{}{digits}", "0".repeat(point.unsigned_abs() as usize)),
+        1..=16 => {
+            let point = point as usize;
+            let digits = format!("{digits:0<point$}");
+            let (whole, fraction) = digits.split_at(point);
+            let fraction = if fraction.is_empty() { "0" } else { fraction };
+            format!("{whole}.{fraction}")
+        }
+        _ => {
+            let (first, rest) = digits.split_at(1);
+            let dot = if rest.is_empty() { "" } else { "." };
+            let exponent = point - 1;
+            let direction = if exponent < 0 { '-' } else { '+' };
+            format!("{first}{dot}{rest}e{direction}{:02}", exponent.abs())
+        }
+    };
+    sign.to_owned() + &text
 }
 
 #[cfg(test)]
@@ -146,6 +168,10 @@ mod tests {
             (1e100, "1e+100"),
             (0.05250549316406250, "0.0525054931640625"),
             (5e-324, "5e-324"),
+            (100.0, "100.0"),
+            (-0.001, "-0.001"),
+            // Two of as many digits are as near; Python takes the even one.
+            (768.184_631_347_656_25, "768.1846313476562"),
             (f64::from(0.234_434_2_f32), "0.23443420231342316"),
         ] {
             assert_eq!(on_one_line(&json!(float)), text);
