@@ -1,4 +1,4 @@
-//! Files: PEFT's adapter directory, read strictly and written atomically, on the host.
+//! Files: PEFT's adapter directory, read strictly and written atomically, on the host; and base models, streamed.
 //!
 //! An adapter is a directory with two files ([PEFT](https://github.com/huggingface/peft) 0.21):
 //!
@@ -11,6 +11,31 @@
 //! [`load_adapter`](crate::model::PeftModel::load_adapter) reads one; [`AdapterFile`] is what lies between, on the host. Everything in a file is hostile until it was checked: errors name the file and the key or
 //! tensor, limits are named constants, nothing is allocated before its size was checked, and no string of a file is ever
 //! opened, fetched, imported or run. Module paths are those of the file; a [`NameMap`] maps them to a model's own.
+//!
+//! A base model is one safetensors file, or several with an index ([`BaseCheckpoint`]).
+//! [`PeftModel::load_base`](crate::model::PeftModel::load_base) reads it into a model, and
+//! [`BaseCheckpoint::load_into`] into any module, packed in NF4 on the way where [`BaseOptions`] say so, with the memory
+//! of the model and one bounded buffer:
+//!
+//! ```no_run
+//! # use burn::module::Module;
+//! # fn main() -> burn_peft::Result<()> { load(Vec::<burn::nn::Linear>::new()) }
+//! # fn load<M: Module>(model: M) -> burn_peft::Result<()> {
+//! use burn_peft::format::BaseOptions;
+//! use burn_peft::model::{PeftModel, TargetConfig};
+//! use burn_peft::nf4::Nf4Config;
+//!
+//! let options = BaseOptions::new()
+//!     .with_nf4(TargetConfig::all_linear(), Nf4Config::new().with_double_quant(true))
+//!     .with_tied("lm_head.weight", "model.embed_tokens.weight")
+//!     .with_ignored(["rotary_emb.inv_freq"])
+//!     .with_progress(|progress| eprint!("\r{} of {}", progress.bytes, progress.total_bytes));
+//! let mut model = PeftModel::new(model);
+//! let report = model.load_base("Llama-3-8B", &options)?;
+//! println!("{report}");
+//! # Ok(())
+//! # }
+//! ```
 
 mod adapter;
 mod atomic;

@@ -1,5 +1,16 @@
 //! Base models: a Hugging Face checkpoint, one safetensors file or several with an index, how it comes into a model, and
-//! how a model becomes one. Weights that bitsandbytes packed are read and written as they are.
+//! how a model becomes one.
+//!
+//! A parameter `P` of a module gets the tensor of its name, in Burn's layout: `P = T` of shapes that are equal, or `P = Tᵀ`
+//! of a linear layer, `P [d_in, d_out]` and `T [d_out, d_in]`. Its values are kept, cast (`round(T)`, once, to nearest even), or
+//! packed in NF4 ([`nf4`](crate::nf4)), whose blocks run over `T` as the file has it.
+//!
+//! Weights that bitsandbytes has packed in NF4 are read and written as they are; its FP4 is read, and restored on the way.
+//!
+//! [`BaseCheckpoint`] alone shows the tensors of a checkpoint and reads them, or parts of them, by position.
+//!
+//! The file formats: <https://github.com/huggingface/safetensors>, and the index of transformers'
+//! [`save_pretrained`](https://huggingface.co/docs/transformers/main_classes/model).
 
 mod bitsandbytes;
 mod checkpoint;

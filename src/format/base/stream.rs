@@ -23,12 +23,10 @@ use crate::format::elements::swap_to_host;
 use crate::nf4::{Nf4Builder, Nf4Config, Nf4Float, Nf4Weight, PIECE_UNIT};
 use crate::{PeftError, Result};
 
-/// The most bytes that a thread reads at a time: what is read stays in its cache until it is packed.
-const PART: usize = 256 << 10;
-/// The most bytes of a matrix that are read before they are transposed: they stay in the last cache.
-const TURN: usize = 8 << 20;
+/// The most bytes that a thread reads at a time: what is read stays in its cache until it is packed or transposed.
+const PART: usize = 512 << 10;
 /// Rows and columns of a tile.
-const TILE: usize = 32;
+const TILE: usize = 64;
 
 /// A float type of weights in files.
 pub(super) trait Stored: Nf4Float + Pod + Element {
@@ -84,7 +82,7 @@ pub(super) struct Source<'a> {
 
 /// A buffer of at most `most` bytes, and no larger than it is of use.
 pub(super) fn buffer(most: usize) -> Vec<u64> {
-    let useful = TURN.max(PART * rayon::current_num_threads());
+    let useful = PART * rayon::current_num_threads().max(2);
     vec![0; most.min(useful) / size_of::<u64>()]
 }
 
@@ -128,8 +126,7 @@ impl Stream<'_> {
         }
         let source = self.source;
         let buffer: &mut [S] = cast_slice_mut(self.buffer);
-        let most = buffer.len().min(TURN / size_of::<S>());
-        let [height, width] = turn([rows, columns], most);
+        let [height, width] = turn([rows, columns], buffer.len());
         for first_row in (0..rows).step_by(height) {
             let height = height.min(rows - first_row);
             for first_column in (0..columns).step_by(width) {
