@@ -23,8 +23,11 @@ pub(super) enum Content<'a> {
     /// These bytes.
     Bytes(&'a [u8]),
     /// What this writes, piece by piece, so that it is never in memory as a whole.
-    Stream(Box<dyn FnOnce(&mut Scratch) -> Result<()> + 'a>),
+    Stream(Fill<'a>),
 }
+
+/// Writes the content of a file.
+pub(super) type Fill<'a> = Box<dyn FnOnce(&mut Scratch) -> Result<()> + 'a>;
 
 /// A scratch file that is being filled.
 pub(super) struct Scratch<'a> {

@@ -90,7 +90,7 @@ impl<M: Module> PeftModel<M> {
     ///
     /// # Memory
     ///
-    /// Pieces of 4 MiB, or the scales of one weight where those are larger. No second copy of the model, or of a tensor.
+    /// Two pieces of 4 MiB, or the scales of one weight twice where those are larger. No second copy of the model, or of a tensor.
     ///
     /// # Errors
     ///
@@ -337,8 +337,8 @@ fn write_codes(
 ) -> Result<()> {
     const WORDS: usize = PIECE / 4;
     for first in (0..bytes.div_ceil(4)).step_by(WORDS) {
-        let last = bytes.div_ceil(4).min(first + WORDS);
-        let piece = words.clone().slice([first..last]).try_into_data();
+        let count = WORDS.min(bytes.div_ceil(4) - first);
+        let piece = words.clone().narrow(0, first, count).try_into_data();
         let piece = piece.map_err(|error| PeftError::DeviceRead {
             tensor: name.to_owned(),
             reason: error.to_string(),
