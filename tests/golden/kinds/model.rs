@@ -55,7 +55,7 @@ pub struct Kinds {
 impl Kinds {
     /// The model with the weights of `base.safetensors`.
     pub fn load(dir: &Path, transposed: bool, device: &Device) -> Result<Self> {
-        let mut file = SafetensorsFile::open(&dir.join("base.safetensors"), 1 << 20)?;
+        let file = SafetensorsFile::open(&dir.join("base.safetensors"), 1 << 20)?;
         let conv = |from: usize, to: usize, groups: usize| {
             Conv1dConfig::new(from, to, 3)
                 .with_padding(PaddingConfig1d::Explicit(1, 1))
@@ -80,7 +80,7 @@ impl Kinds {
                 .init(device),
             head: LinearConfig::new(360, 5).init(device),
         };
-        let mut read = |name: &str| file.read(name);
+        let read = |name: &str| file.read(name);
         fn set<const D: usize>(param: &mut Param<Tensor<D>>, data: TensorData, device: &Device) {
             *param = Param::from_tensor(Tensor::from_data(data, device));
         }
