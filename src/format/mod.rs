@@ -36,6 +36,10 @@
 //! # Ok(())
 //! # }
 //! ```
+//!
+//! Weights that bitsandbytes has packed, as transformers saves them, are taken as they are, without an option.
+//! [`PeftModel::save_base`](crate::model::PeftModel::save_base) writes a base as transformers does, packed weights in
+//! bitsandbytes' format, so that quantising once is enough: reading a packed base takes half the time of packing it.
 
 mod adapter;
 mod atomic;
