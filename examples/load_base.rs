@@ -1,4 +1,5 @@
-//! How fast a base model comes from disk, and with how much memory: a synthetic checkpoint in bf16, kept, cast, and packed.
+//! How fast a base model comes from disk, and with how much memory: a synthetic checkpoint in bf16, kept, cast, and packed;
+//! and packed ones that were saved, in bitsandbytes' format.
 //!
 //! ```text
 //! cargo run --release --example load_base -- --gib 2
@@ -16,8 +17,10 @@ use std::time::{Duration, Instant};
 
 use burn::nn::{Linear, LinearConfig};
 use burn::tensor::{Device, FloatDType};
-use burn_peft::format::{BASE_FILE, BaseCheckpoint, BaseOptions, BaseReport, NameMap};
-use burn_peft::model::TargetConfig;
+use burn_peft::format::{
+    BASE_FILE, BaseCheckpoint, BaseOptions, BaseReport, NameMap, SaveBaseOptions,
+};
+use burn_peft::model::{PeftModel, TargetConfig};
 use burn_peft::nf4::Nf4Config;
 use clap::Parser;
 use rand::rngs::StdRng;
@@ -67,17 +70,39 @@ fn main() -> Result<(), Box<dyn Error>> {
         let plain = plain.clone();
         plain.with_nf4(TargetConfig::regex(".*"), config)
     };
-    for (name, options) in [
-        ("bf16 -> NF4", nf4(false)),
-        ("bf16 -> NF4, doubly", nf4(true)),
-        ("bf16 -> bf16", plain.clone()),
-        ("bf16 -> f32", plain.clone().with_dtype(FloatDType::F32)),
+    let saved = [false, true].map(|double| -> Result<TempDir, Box<dyn Error>> {
+        let saved = TempDir::new_in(dir.path())?;
+        let mut model = PeftModel::new(new_model(&args, layers));
+        model.load_base(dir.path(), &nf4(double))?;
+        let options = SaveBaseOptions {
+            names: NameMap::new().with_prefix("layers", ""),
+            ..SaveBaseOptions::default()
+        };
+        let start = Instant::now();
+        let report = model.save_base(saved.path(), &options)?;
+        let (time, size) = (start.elapsed().as_secs_f64(), report.bytes as f64 / 1e9);
+        println!("saved: {size:.3} GB in {time:.2} s, to the disk");
+        Ok(saved)
+    });
+    let [plainly, doubly] = saved;
+    let (plainly, doubly) = (plainly?, doubly?);
+    for (name, dir, options) in [
+        ("bf16 -> NF4", dir.path(), nf4(false)),
+        ("bf16 -> NF4, doubly", dir.path(), nf4(true)),
+        ("NF4 -> NF4", plainly.path(), plain.clone()),
+        ("NF4 -> NF4, doubly", doubly.path(), plain.clone()),
+        ("bf16 -> bf16", dir.path(), plain.clone()),
+        (
+            "bf16 -> f32",
+            dir.path(),
+            plain.clone().with_dtype(FloatDType::F32),
+        ),
     ] {
         let cpu = cpu_seconds();
         let mut best: Option<(Duration, BaseReport)> = None;
         let mut beside = 0;
         for _ in 0..args.repeat {
-            let (time, report, memory) = load(dir.path(), &args, layers, &options)?;
+            let (time, report, memory) = load(dir, &args, layers, &options)?;
             beside = beside.max(memory);
             if best.as_ref().is_none_or(|(best, _)| time < *best) {
                 best = Some((time, report));
@@ -103,9 +128,7 @@ fn load(
     layers: usize,
     options: &BaseOptions,
 ) -> Result<(Duration, BaseReport, u64), Box<dyn Error>> {
-    let config = LinearConfig::new(args.d_in, args.d_out).with_bias(false);
-    let device = Device::default();
-    let mut model: Vec<Linear> = (0..layers).map(|_| config.init(&device)).collect();
+    let mut model = new_model(args, layers);
     // Makes the peak the present; where that is not allowed, it stays the highest so far.
     let _ = std::fs::write("/proc/self/clear_refs", "5");
     let before = resident("VmRSS:");
@@ -116,6 +139,13 @@ fn load(
     let beside = resident("VmHWM:").saturating_sub(before + model_bytes);
     drop(model);
     Ok((time, report, beside))
+}
+
+/// A model of which nothing is initialised.
+fn new_model(args: &Args, layers: usize) -> Vec<Linear> {
+    let config = LinearConfig::new(args.d_in, args.d_out).with_bias(false);
+    let device = Device::default();
+    (0..layers).map(|_| config.init(&device)).collect()
 }
 
 /// What Linux says of the memory of this process, in bytes; 0 elsewhere.

@@ -9,8 +9,10 @@ use std::path::Path;
 use burn::module::Module;
 use burn::nn::{Embedding, EmbeddingConfig, Linear, LinearConfig, LinearLayout};
 use burn::tensor::{Device, FloatDType};
-use burn_peft::format::{BASE_FILE, BaseCheckpoint, BaseOptions, BaseReport, MAX_BUFFER_BYTES};
-use burn_peft::model::TargetConfig;
+use burn_peft::format::{
+    BASE_FILE, BaseCheckpoint, BaseOptions, BaseReport, MAX_BUFFER_BYTES, SaveBaseOptions,
+};
+use burn_peft::model::{PeftModel, TargetConfig};
 use burn_peft::nf4::Nf4Config;
 use peak_alloc::PeakAlloc;
 use serde_json::{Map, json};
@@ -160,6 +162,29 @@ fn loading_holds_the_model_and_one_bounded_buffer() {
             let other = measured.model.abs_diff(expected as usize);
             assert!(other <= SLACK, "{other} bytes of {measured:?}");
         }
+    }
+    // A packed base is saved and loaded again without a second copy of anything: pieces of 4 MiB, or the scales of a weight as
+    // they are and in the tensor's words.
+    for double in [false, true] {
+        let saved = TempDir::new().unwrap();
+        let mut model = PeftModel::new(Net::new(&Device::flex()));
+        model.load_base(dir.path(), &nf4(double)).unwrap();
+        let before = ALLOCATOR.current_usage();
+        ALLOCATOR.reset_peak_usage();
+        let report = model.save_base(saved.path(), &SaveBaseOptions::default());
+        assert_eq!(report.unwrap().packed, 2 * LAYERS);
+        let beside = ALLOCATOR.peak_usage() - before;
+        println!(
+            "saving, doubly {double}: {} KiB beside the model",
+            beside / 1024
+        );
+        // A piece as words, as bytes, and what it is copied from; the head's and embedding's pieces are no larger.
+        assert!(beside <= 16 * MIB, "{beside}");
+        drop(model);
+        let measured = measure(saved.path(), &BaseOptions::new());
+        let beside = measured.peak - measured.model;
+        println!("loading it: {} KiB beside the model", beside / 1024);
+        assert!(beside <= USED + SLACK, "{measured:?}");
     }
     // A model that is initialised keeps its values until the new ones are there, and no longer.
     let before = ALLOCATOR.current_usage();

@@ -13,10 +13,35 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use tempfile::TempPath;
+use tempfile::{NamedTempFile, TempPath};
 
 use super::disk;
 use crate::{PeftError, Result};
+
+/// What a file is to hold.
+pub(super) enum Content<'a> {
+    /// These bytes.
+    Bytes(&'a [u8]),
+    /// What this writes, piece by piece, so that it is never in memory as a whole.
+    Stream(Fill<'a>),
+}
+
+/// Writes the content of a file.
+pub(super) type Fill<'a> = Box<dyn FnOnce(&mut Scratch) -> Result<()> + 'a>;
+
+/// A scratch file that is being filled.
+pub(super) struct Scratch<'a> {
+    file: &'a mut NamedTempFile,
+    /// Whose place it will take.
+    path: &'a Path,
+}
+
+impl Scratch<'_> {
+    /// Appends `bytes`.
+    pub fn write(&mut self, bytes: &[u8]) -> Result<()> {
+        disk::write_all(self.file, bytes).map_err(PeftError::io(self.path))
+    }
+}
 
 /// Writes `files`, names and contents, into `dir`, which is made with its parents where it is not there.
 ///
@@ -28,16 +53,43 @@ use crate::{PeftError, Result};
 /// [`PeftError::Exists`] where a file is there and `overwrite` is false; [`PeftError::Io`] that names the path. Nothing
 /// has changed then, and no scratch file or new directory is left.
 pub(crate) fn write_files(dir: &Path, files: &[(&str, &[u8])], overwrite: bool) -> Result<()> {
+    let files = files
+        .iter()
+        .map(|(name, content)| (*name, Content::Bytes(content)));
+    write_contents(dir, files.collect(), None, overwrite)
+}
+
+/// As [`write_files`]; and files of `dir` whose names are `obsolete`, which would be taken for a part of what is written,
+/// are an error too, or go if `overwrite` is true.
+pub(super) fn write_contents(
+    dir: &Path,
+    files: Vec<(&str, Content)>,
+    obsolete: Option<&dyn Fn(&str) -> bool>,
+    overwrite: bool,
+) -> Result<()> {
     let made = make_dirs(dir)?;
-    let written = write_in(dir, files, overwrite);
+    let written = write_in(dir, files, obsolete, overwrite);
     if written.is_err() {
         remove_dirs(&made);
     }
     written
 }
 
-fn write_in(dir: &Path, files: &[(&str, &[u8])], overwrite: bool) -> Result<()> {
+fn write_in(
+    dir: &Path,
+    files: Vec<(&str, Content)>,
+    obsolete: Option<&dyn Fn(&str) -> bool>,
+    overwrite: bool,
+) -> Result<()> {
     let turn = disk::lock(dir).map_err(PeftError::io(dir))?;
+    let is_written = |name: &str| files.iter().any(|(written, _)| *written == name);
+    let obsolete = match obsolete {
+        Some(obsolete) => others(dir, |name| obsolete(name) && !is_written(name))?,
+        None => Vec::new(),
+    };
+    if let Some(path) = obsolete.first().filter(|_| !overwrite) {
+        return Err(PeftError::Exists { path: path.clone() });
+    }
     let mut staged = Vec::with_capacity(files.len());
     for (name, content) in files {
         let path = dir.join(name);
@@ -52,41 +104,72 @@ fn write_in(dir: &Path, files: &[(&str, &[u8])], overwrite: bool) -> Result<()> 
             }
             _ => {}
         }
-        let same_length = old
-            .as_ref()
-            .is_some_and(|old| old.len() == content.len() as u64);
-        if same_length && disk::read(&path).map_err(PeftError::io(&path))? == *content {
+        if let (Some(old), Content::Bytes(content)) = (&old, &content)
+            && old.len() == content.len() as u64
+            && disk::read(&path).map_err(PeftError::io(&path))? == *content
+        {
             continue;
         }
-        let scratch =
-            stage(dir, content, old.map(|old| old.permissions())).map_err(PeftError::io(&path))?;
+        let scratch = stage(dir, &path, content, old.map(|old| old.permissions()))?;
         staged.push((path, scratch));
     }
-    commit(dir, staged, overwrite)?;
+    commit(dir, staged, obsolete, overwrite)?;
     if overwrite && turn.is_some() {
         remove_stale(dir);
     }
     Ok(())
 }
 
-/// A scratch file in `dir` with `content` on disk.
-fn stage(dir: &Path, content: &[u8], mode: Option<fs::Permissions>) -> io::Result<TempPath> {
-    let mut scratch = disk::scratch(dir)?;
-    disk::write_all(&mut scratch, content)?;
-    if let Some(mode) = mode {
-        disk::set_permissions(scratch.as_file(), mode)?;
+/// The paths in `dir` of the names that are `chosen`, sorted.
+fn others(dir: &Path, chosen: impl Fn(&str) -> bool) -> Result<Vec<PathBuf>> {
+    let mut paths = Vec::new();
+    for entry in fs::read_dir(dir).map_err(PeftError::io(dir))? {
+        let entry = entry.map_err(PeftError::io(dir))?;
+        if entry.file_name().to_str().is_some_and(&chosen) {
+            paths.push(entry.path());
+        }
     }
-    disk::sync(scratch.as_file())?;
+    paths.sort();
+    Ok(paths)
+}
+
+/// A scratch file in `dir` with `content` on disk, for the place `path`.
+fn stage(
+    dir: &Path,
+    path: &Path,
+    content: Content,
+    mode: Option<fs::Permissions>,
+) -> Result<TempPath> {
+    let mut scratch = disk::scratch(dir).map_err(PeftError::io(path))?;
+    let mut filled = Scratch {
+        file: &mut scratch,
+        path,
+    };
+    match content {
+        Content::Bytes(bytes) => filled.write(bytes)?,
+        Content::Stream(write) => write(&mut filled)?,
+    }
+    if let Some(mode) = mode {
+        disk::set_permissions(scratch.as_file(), mode).map_err(PeftError::io(path))?;
+    }
+    disk::sync(scratch.as_file()).map_err(PeftError::io(path))?;
     Ok(scratch.into_temp_path())
 }
 
 /// Gives the staged files their names, or changes nothing.
-fn commit(dir: &Path, staged: Vec<(PathBuf, TempPath)>, overwrite: bool) -> Result<()> {
+fn commit(
+    dir: &Path,
+    staged: Vec<(PathBuf, TempPath)>,
+    obsolete: Vec<PathBuf>,
+    overwrite: bool,
+) -> Result<()> {
     let mut undo = Undo::default();
-    match &staged[..] {
-        [(path, _)] if overwrite => undo.keep(dir, path).map_err(PeftError::io(path))?,
-        [_, _, ..] if overwrite => {
-            for (path, _) in staged.iter().rev() {
+    match (&staged[..], &obsolete[..]) {
+        ([], []) => {}
+        ([(path, _)], []) if overwrite => undo.keep(dir, path).map_err(PeftError::io(path))?,
+        _ if overwrite => {
+            let staged = staged.iter().rev().map(|(path, _)| path);
+            for path in staged.chain(&obsolete) {
                 undo.move_aside(dir, path).map_err(PeftError::io(path))?;
             }
             disk::sync_dir(dir).map_err(PeftError::io(dir))?;

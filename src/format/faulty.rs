@@ -4,7 +4,7 @@ use std::fs;
 use std::path::Path;
 use std::process::Command;
 
-use super::atomic::write_files;
+use super::atomic::{Content, Scratch, write_contents, write_files};
 use super::disk::faults::{Fault, KILLED, under};
 use super::disk::is_scratch;
 use crate::PeftError;
@@ -139,6 +139,70 @@ fn two_failures_or_a_dead_disk_make_no_mixture_and_lose_nothing() {
         }
     }
     println!("{cases} cases");
+}
+
+/// A model of several files in the place of which there is to be one of others, written in pieces.
+#[test]
+fn files_of_another_model_go_only_if_the_new_ones_come() {
+    let files = |texts: &[(&str, &str)]| -> Files {
+        let files = texts.iter();
+        files
+            .map(|(name, text)| ((*name).into(), (*text).into()))
+            .collect()
+    };
+    let old = files(&[
+        ("c", "old"),
+        ("m-1", "one"),
+        ("m-2", "two"),
+        ("other", "mine"),
+    ]);
+    let expected = files(&[("c", "new"), ("other", "mine"), ("w", "in pieces")]);
+    let save = |dir: &Path| {
+        let write = |scratch: &mut Scratch| {
+            scratch.write(b"in ")?;
+            scratch.write(b"pieces")
+        };
+        let stream = Content::Stream(Box::new(write));
+        let contents = vec![("w", stream), ("c", Content::Bytes(b"new"))];
+        write_contents(dir, contents, Some(&|name| name.starts_with("m-")), true)
+    };
+    let run = |fault: Fault| {
+        let scratch = tempfile::tempdir().unwrap();
+        put(scratch.path(), &old);
+        let (result, done) = under(Some(fault), || save(scratch.path()));
+        (result, done, content(scratch.path()))
+    };
+    for n in 0.. {
+        let (result, done, found) = run(Fault::At(n, n));
+        match result {
+            Err(_) => assert_eq!(found, old, "step {n}"),
+            Ok(()) => {
+                assert_eq!(found, expected);
+                assert!(done <= n && n >= 16, "{done} {n}");
+                break;
+            }
+        }
+    }
+    for n in 0..32 {
+        let faults = (n + 1..=n + 6).map(|m| Fault::At(n, m));
+        for fault in faults.chain([Fault::From(n)]) {
+            let (result, _, found) = run(fault);
+            let named = found.iter().filter(|(name, _)| !is_scratch(name));
+            let named: Files = named.cloned().collect();
+            if result.is_ok() {
+                assert_eq!(found, expected, "{fault:?}");
+                continue;
+            }
+            let has_config = named.iter().any(|(name, _)| name == "c");
+            assert!(
+                !has_config || named == old || named == expected,
+                "{fault:?}: {found:?}"
+            );
+            for (_, text) in &old {
+                assert!(found.iter().any(|(_, found)| found == text), "{fault:?}");
+            }
+        }
+    }
 }
 
 /// The path of the directory and the step at which a child is to end.

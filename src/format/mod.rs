@@ -36,6 +36,10 @@
 //! # Ok(())
 //! # }
 //! ```
+//!
+//! Weights that bitsandbytes has packed, as transformers saves them, are taken as they are, without an option.
+//! [`PeftModel::save_base`](crate::model::PeftModel::save_base) writes a base as transformers does, packed weights in
+//! bitsandbytes' format, so that quantising once is enough: reading a packed base takes half the time of packing it.
 
 mod adapter;
 mod atomic;
@@ -76,7 +80,7 @@ pub use adapter::{AdapterFile, LoraTensors, ParameterTensor, adapter_dir};
 pub use base::{
     BASE_FILE, BASE_INDEX_FILE, BaseCheckpoint, BaseMismatch, BaseOptions, BaseReport, BaseTensor,
     DTypeMismatch, Dtype, IndexFault, LoadProgress, MAX_BUFFER_BYTES, MAX_INDEX_BYTES,
-    MAX_INDEX_TENSORS, MAX_SHARDS, OnProgress,
+    MAX_INDEX_TENSORS, MAX_SHARDS, MODEL_CONFIG_FILE, OnProgress, SaveBaseOptions, SaveBaseReport,
 };
 pub use config::{
     AdapterConfig, CONFIG_FILE, InitLoraWeights, MAX_CONFIG_BYTES, MAX_NAMES, MAX_RANK,

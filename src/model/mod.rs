@@ -25,6 +25,7 @@ mod peft_model;
 mod quantize;
 mod report;
 mod storage;
+mod stored_base;
 mod target;
 mod transparent;
 mod traverse;
@@ -44,6 +45,7 @@ pub(crate) use peft_model::{DEFAULT_HEAD, Parameter};
 pub use quantize::QuantizeReport;
 pub use report::{AdapterReport, AttachReport, Base, ChangeKind, ModelReport, WeightReport};
 pub use storage::{Amount, Storage, Stored};
+pub(crate) use stored_base::{StoredParameter, StoredValue};
 pub(crate) use target::Adapted;
 pub use target::{
     ModuleNames, PatternMap, TargetConfig, TargetMatch, TargetMatcher, TargetModules, TargetReport,

@@ -78,18 +78,10 @@ impl Nf4Builder {
     /// # Errors
     ///
     /// [`PeftError::NotFinite`](crate::PeftError::NotFinite) if double quantisation overflows.
-    pub(crate) fn finish(mut self, name: &str, device: &Device) -> Result<Nf4Weight> {
-        if cfg!(target_endian = "big") {
-            self.codes
-                .iter_mut()
-                .for_each(|word| *word = i32::from_le(*word));
-        }
+    pub(crate) fn finish(self, name: &str, device: &Device) -> Result<Nf4Weight> {
         let scales = Nf4Scales::new(self.absmax, self.config.double_quant);
-        scales.check_finite(name)?;
         let (codes, block_size) = (self.codes, self.config.block_size);
-        Ok(Nf4Weight::from_words(
-            codes, scales, self.shape, block_size, device,
-        ))
+        Nf4Weight::from_file(name, codes, scales, self.shape, block_size, device)
     }
 }
 

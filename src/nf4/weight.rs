@@ -8,7 +8,7 @@ use burn::backend::Dispatch;
 use burn::module::{Content, DisplaySettings, Module, ModuleDisplay, Param, ParamId};
 use burn::tensor::{DType, Device, FloatDType, Int, Tensor, TensorData};
 
-use super::blocks::{BlockSize, not_finite};
+use super::blocks::{BlockSize, not_finite, packed_len};
 use super::builder::Nf4Builder;
 use super::data::{Nf4Config, Nf4Data, Nf4Scales};
 use super::dense;
@@ -95,7 +95,30 @@ impl Nf4Weight {
         builder.finish(name, &device)
     }
 
-    pub(super) fn from_words(
+    /// Puts together the bytes of a file: codes as little-endian words, the last one filled up with zeros, of
+    /// the right number, and as many scales as there are blocks. `name` is for errors.
+    ///
+    /// # Errors
+    ///
+    /// [`PeftError::NotFinite`](crate::PeftError::NotFinite) if a scale, restored from its parts, is not finite.
+    pub(crate) fn from_file(
+        name: &str,
+        mut codes: Vec<i32>,
+        scales: Nf4Scales,
+        shape: [usize; 2],
+        block_size: BlockSize,
+        device: &Device,
+    ) -> Result<Self> {
+        scales.check_finite(name)?;
+        if cfg!(target_endian = "big") {
+            codes
+                .iter_mut()
+                .for_each(|word| *word = i32::from_le(*word));
+        }
+        Ok(Self::from_words(codes, scales, shape, block_size, device))
+    }
+
+    fn from_words(
         codes: Vec<i32>,
         scales: Nf4Scales,
         shape: [usize; 2],
@@ -126,19 +149,36 @@ impl Nf4Weight {
     /// Reads the packed weight back to the host.
     pub fn to_data(&self) -> Nf4Data {
         let n = self.num_weights();
-        let absmax = host(&self.absmax);
         Nf4Data {
             shape: self.shape,
             block_size: self.block_size,
-            codes: bytes_from_words(&host(&self.codes), n.div_ceil(2)),
-            scales: match &self.nested {
-                None => Nf4Scales::Plain(f32_from_bits(&absmax)),
-                Some(nested) => {
-                    let codes = bytes_from_words(&absmax, self.block_size.blocks(n));
-                    Nf4Scales::Double(nested_from_bits(codes, &host(nested)))
-                }
-            },
+            codes: bytes_from_words(&host(&self.codes), packed_len(n)),
+            scales: self.scales_to_data(),
         }
+    }
+
+    /// Reads the scales back to the host, as they are stored.
+    pub(crate) fn scales_to_data(&self) -> Nf4Scales {
+        let absmax = host(&self.absmax);
+        match &self.nested {
+            None => Nf4Scales::Plain(f32_from_bits(&absmax)),
+            Some(nested) => {
+                let blocks = self.block_size.blocks(self.num_weights());
+                let codes = bytes_from_words(&absmax, blocks);
+                Nf4Scales::Double(nested_from_bits(codes, &host(nested)))
+            }
+        }
+    }
+
+    /// With double quantisation, the mean that was taken off the scales.
+    pub(crate) fn nested_offset(&self) -> Option<f32> {
+        let nested = self.nested.as_ref()?;
+        f32_from_bits(&host(nested)).pop()
+    }
+
+    /// The packed codes on their device, little-endian words of bitsandbytes' bytes, the last one filled up with zeros.
+    pub(crate) fn code_words(&self) -> Tensor<1, Int> {
+        self.codes.val()
     }
 
     /// The dense weight `[d_out, d_in]`, computed in f32 and rounded once to `dtype`. A constant for autodiff.

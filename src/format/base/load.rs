@@ -24,6 +24,12 @@ impl BaseCheckpoint {
     /// All names, shapes and element types are checked before the first value is read, and no parameter changes before
     /// the last one was.
     ///
+    /// Linear weights that bitsandbytes has packed in NF4 are known by their tensors and taken as they are, in the model's
+    /// memory as in the file; they compose to the type in their state, unless another is asked for. Those in FP4 are restored
+    /// and stay dense, in the type of their state or the one asked for, unless
+    /// [`with_requantized_fp4`](BaseOptions::with_requantized_fp4) packs them. All their tensors are accounted for like any
+    /// other, and a `quantization_config` in a `config.json` beside the files must agree with them.
+    ///
     /// # Memory
     ///
     /// The loaded model, and beside it at most [`MAX_BUFFER_BYTES`](super::MAX_BUFFER_BYTES) in all: the buffer
@@ -34,7 +40,10 @@ impl BaseCheckpoint {
     ///
     /// # Errors
     ///
-    /// [`PeftError::BaseMismatch`](crate::PeftError::BaseMismatch) with every tensor and parameter that does not fit;
+    /// [`PeftError::BaseMismatch`](crate::PeftError::BaseMismatch) with every tensor and parameter that does not fit; of a
+    /// weight in four bits, [`PeftError::Config`](crate::PeftError::Config) for what its JSON says that bitsandbytes does not
+    /// write, and for a `quantization_config` that says otherwise, [`PeftError::Malformed`](crate::PeftError::Malformed) for maps of
+    /// other values than are computed with, and [`PeftError::NotFinite`](crate::PeftError::NotFinite) for scales;
     /// [`PeftError::NotFinite`](crate::PeftError::NotFinite) for NaN or infinity in a weight to be packed (others are
     /// not looked at), in [`PeftError::InFile`](crate::PeftError::InFile); those of
     /// [`read_at`](Self::read_at); [`PeftError::Config`](crate::PeftError::Config) for options out of range;
@@ -86,6 +95,7 @@ fn load<M: Module>(
             checkpoint,
             meter: &meter,
             tensor: &job.tensor,
+            fp4: job.fp4(checkpoint),
         };
         let buffer = &mut buffer;
         let stream = Stream { source, buffer };
@@ -94,6 +104,9 @@ fn load<M: Module>(
             DType::F16 => job.read::<f16>(stream),
             _ => job.read::<f32>(stream),
         }?;
+        if job.fp4(checkpoint).is_some() {
+            meter.add_bytes(job.num_bytes());
+        }
         match &base {
             NewBase::Dense(values, _) => {
                 let bytes = values.dims()[0] * values.dtype().size();
@@ -131,6 +144,7 @@ fn check_copies(
             checkpoint,
             meter,
             tensor: copy,
+            fp4: None,
         };
         let buffer = &mut *buffer;
         let stream = Stream { source, buffer };
@@ -158,6 +172,12 @@ impl Job {
     fn read_as<S: Stored, T: Stored>(&self, stream: Stream) -> Result<NewBase> {
         let device = &self.parameter.device;
         let values: Vec<T> = match (self.form, &self.shape[..]) {
+            (Form::AlreadyPacked, _) => {
+                let weight = self.four_bit(stream.source.checkpoint);
+                let weight = weight.map(|weight| weight.nf4(device, stream.source.meter));
+                let weight = weight.expect("a job of this form has a state")?;
+                return Ok(NewBase::Packed(weight, self.dtype));
+            }
             (Form::Packed(config), &[d_out, d_in]) => {
                 let weight: Nf4Weight = stream.packed::<S>([d_out, d_in], &config, device)?;
                 return Ok(NewBase::Packed(weight, self.dtype));

@@ -30,6 +30,7 @@ pub struct BaseOptions {
     pub(super) names: NameMap,
     pub(super) dtype: Option<FloatDType>,
     pub(super) nf4: Option<(TargetConfig, Nf4Config)>,
+    pub(super) requantize_fp4: bool,
     pub(super) ignored: Vec<String>,
     pub(super) optional: Vec<String>,
     pub(super) tied: Vec<(String, String)>,
@@ -43,6 +44,7 @@ impl fmt::Debug for BaseOptions {
             .field("names", &self.names)
             .field("dtype", &self.dtype)
             .field("nf4", &self.nf4)
+            .field("requantize_fp4", &self.requantize_fp4)
             .field("ignored", &self.ignored)
             .field("optional", &self.optional)
             .field("tied", &self.tied)
@@ -74,9 +76,16 @@ impl BaseOptions {
 
     /// Packs the linear weights that `targets` choose, by the model's paths, in NF4 on the way: bit for bit what
     /// [`quantize_nf4`](crate::model::PeftModel::quantize_nf4) makes of the values in the files, without a dense weight at
-    /// any time.
+    /// any time. Weights that the files have in NF4 are taken as they are, chosen or not, in blocks of their own size.
     pub fn with_nf4(mut self, targets: TargetConfig, config: Nf4Config) -> Self {
         self.nf4 = Some((targets, config));
+        self
+    }
+
+    /// Lets [`with_nf4`](Self::with_nf4) also pack weights that the files have in bitsandbytes' FP4, which rounds them a second
+    /// time. By default they are restored and stay dense: the products of this crate know packed weights in NF4 only.
+    pub fn with_requantized_fp4(mut self) -> Self {
+        self.requantize_fp4 = true;
         self
     }
 

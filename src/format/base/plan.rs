@@ -6,8 +6,12 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use burn::module::Module;
 use burn::tensor::{DType, FloatDType};
 
+use super::bitsandbytes;
 use super::checkpoint::{BaseCheckpoint, BaseTensor};
+use super::four_bit::FourBit;
+use super::model_config;
 use super::options::BaseOptions;
+use super::quant_state::{QuantState, QuantType};
 use super::report::{BaseMismatch, BaseReport, DTypeMismatch};
 use crate::format::{Mismatch, elements};
 use crate::model::{BaseParameter, base_parameters, choose_linear, is_named};
@@ -35,6 +39,8 @@ pub(super) struct Job {
     /// The element type asked for.
     pub dtype: FloatDType,
     pub form: Form,
+    /// What the file says of a weight that it has in four bits.
+    pub state: Option<QuantState>,
 }
 
 /// The form that values take in memory.
@@ -46,6 +52,8 @@ pub(super) enum Form {
     Transposed,
     /// In NF4, which has the order of the file.
     Packed(Nf4Config),
+    /// In NF4, as it is in the file.
+    AlreadyPacked,
 }
 
 impl Plan {
@@ -74,28 +82,70 @@ impl Plan {
         let parameters = by_name(parameters, options)?;
         let (mut report, mut mismatch) = (BaseReport::default(), BaseMismatch::default());
         let mut jobs = Vec::with_capacity(parameters.len());
+        let mut companions = BTreeSet::new();
         for (name, parameter) in &parameters {
             let source = options.source_of(name);
             let Some(tensor) = checkpoint
                 .tensor(name)
                 .or_else(|| checkpoint.tensor(source?))
             else {
-                match options.is_optional(name) {
+                let parts = match parameter.is_linear {
+                    true => bitsandbytes::companions(checkpoint, name),
+                    false => Vec::new(),
+                };
+                match parts.is_empty() && options.is_optional(name) {
                     true => report.left.push(name.clone()),
                     false => mismatch.missing.push(name.clone()),
                 }
+                companions.extend(parts);
                 continue;
             };
+            let parts = match parameter.is_linear {
+                true => bitsandbytes::companions(checkpoint, tensor.name),
+                false => Vec::new(),
+            };
+            let (four_bit, mut state) = (!parts.is_empty(), None);
+            if four_bit {
+                let shape = [parameter.shape[1], parameter.shape[0]];
+                state = bitsandbytes::state(checkpoint, tensor.name, shape, &mut mismatch)?;
+                companions.extend(parts);
+                if state.is_none() {
+                    continue;
+                }
+            }
             let packed = parameter.is_linear && chosen.contains(parameter.module());
             let config = options.nf4.as_ref().map(|(_, config)| *config);
-            let form = match config.filter(|_| packed) {
+            let repacked = state.is_none() || options.requantize_fp4;
+            let form = match config.filter(|_| packed && repacked) {
+                _ if state.is_some_and(|state| state.quant_type == QuantType::Nf4) => {
+                    Form::AlreadyPacked
+                }
                 Some(config) => Form::Packed(config),
                 None if parameter.is_linear && !parameter.loader_transposes => Form::Transposed,
                 None => Form::AsStored,
             };
-            let Some(job) = fit(parameter, &tensor, options.dtype, form, &mut mismatch) else {
+            let job = match state {
+                None => fit(parameter, &tensor, options.dtype, form, &mut mismatch),
+                Some(state) => {
+                    let dtype = options.dtype.unwrap_or(state.dtype);
+                    let name = tensor.name;
+                    fit_dtype(parameter, name, dtype, &mut mismatch).then(|| Job {
+                        parameter: parameter.clone(),
+                        tensor: name.to_owned(),
+                        shape: state.shape.to_vec(),
+                        stored: DType::F32,
+                        dtype,
+                        form,
+                        state: Some(state),
+                    })
+                }
+            };
+            let Some(job) = job else {
                 continue;
             };
+            if four_bit {
+                report.four_bit.push(job.tensor.clone());
+            }
             match tensor.name == name {
                 true => report.loaded.push(name.clone()),
                 false => report.tied.push((name.clone(), tensor.name.to_owned())),
@@ -105,7 +155,7 @@ impl Plan {
         let mut copies = Vec::new();
         for tensor in checkpoint.tensors() {
             let name = tensor.name;
-            if parameters.contains_key(name) {
+            if parameters.contains_key(name) || companions.contains(name) {
                 continue;
             }
             let source = options.source_of(name).and_then(|of| checkpoint.tensor(of));
@@ -123,6 +173,10 @@ impl Plan {
         }
         mismatch.fitting = jobs.len();
         mismatch.check(checkpoint)?;
+        let types = jobs
+            .iter()
+            .filter_map(|job| job.state.map(|state| state.quant_type));
+        model_config::check(checkpoint, types)?;
         // As they lie on the disk.
         jobs.sort_by_cached_key(|job| checkpoint.place(&job.tensor));
         report.targets = targets;
@@ -147,7 +201,25 @@ impl Job {
 
     /// How many bytes they have in the file.
     pub fn num_bytes(&self) -> usize {
-        self.num_values() * self.stored.size()
+        match &self.state {
+            Some(state) => state.packed_len() + state.scale_bytes(),
+            None => self.num_values() * self.stored.size(),
+        }
+    }
+
+    /// The weight in four bits that it is in the file.
+    pub fn four_bit<'a>(&'a self, checkpoint: &'a BaseCheckpoint) -> Option<FourBit<'a>> {
+        self.state.as_ref().map(|state| FourBit {
+            checkpoint,
+            weight: &self.tensor,
+            state,
+        })
+    }
+
+    /// The weight in FP4 that is to be restored.
+    pub fn fp4<'a>(&'a self, checkpoint: &'a BaseCheckpoint) -> Option<FourBit<'a>> {
+        let weight = self.four_bit(checkpoint);
+        weight.filter(|weight| weight.state.quant_type == QuantType::Fp4)
     }
 
     /// The shape in which values of this form are loaded.
@@ -257,14 +329,7 @@ fn fit(
         }
     };
     let dtype = dtype.unwrap_or_else(|| stored.into());
-    if !parameter.device.supports_dtype(dtype) {
-        mismatch.dtypes.push(DTypeMismatch {
-            tensor: tensor.name.to_owned(),
-            expected: "a type that the device has, or a cast to one".to_owned(),
-            found: format!("{:?}", DType::from(dtype)),
-        });
-        return None;
-    }
+    let fits = fit_dtype(parameter, tensor.name, dtype, mismatch) && fits;
     fits.then(|| Job {
         parameter: parameter.clone(),
         tensor: tensor.name.to_owned(),
@@ -272,5 +337,24 @@ fn fit(
         stored,
         dtype,
         form,
+        state: None,
     })
+}
+
+/// Checks that the parameter's device has an element type.
+fn fit_dtype(
+    parameter: &BaseParameter,
+    tensor: &str,
+    dtype: FloatDType,
+    mismatch: &mut BaseMismatch,
+) -> bool {
+    let fits = parameter.device.supports_dtype(dtype);
+    if !fits {
+        mismatch.dtypes.push(DTypeMismatch {
+            tensor: tensor.to_owned(),
+            expected: "a type that the device has, or a cast to one".to_owned(),
+            found: format!("{:?}", DType::from(dtype)),
+        });
+    }
+    fits
 }

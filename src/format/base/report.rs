@@ -23,7 +23,9 @@ pub struct BaseReport {
     pub left: Vec<String>,
     /// What was packed and why.
     pub targets: Option<TargetReport>,
-    /// Weights packed.
+    /// Weights that the files have in four bits, by their names: those in NF4 were taken as they are.
+    pub four_bit: Vec<String>,
+    /// Weights that are packed now.
     pub packed: usize,
     /// Bytes read from the files.
     pub read_bytes: u64,

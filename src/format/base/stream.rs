@@ -17,6 +17,7 @@ use half::{bf16, f16};
 use rayon::prelude::*;
 
 use super::checkpoint::BaseCheckpoint;
+use super::four_bit::FourBit;
 use super::progress::Meter;
 use crate::format::elements::swap_to_host;
 use crate::nf4::{Nf4Builder, Nf4Config, Nf4Float, Nf4Weight, PIECE_UNIT};
@@ -75,6 +76,8 @@ pub(super) struct Source<'a> {
     pub checkpoint: &'a BaseCheckpoint,
     pub meter: &'a Meter<'a>,
     pub tensor: &'a str,
+    /// Of a tensor of FP4's codes, the weight that they stand for: values in f32.
+    pub fp4: Option<FourBit<'a>>,
 }
 
 /// A buffer of at most `most` bytes, and no larger than it is of use.
@@ -219,6 +222,9 @@ impl Stream<'_> {
 
 impl Source<'_> {
     fn read<S: Stored>(&self, first: usize, values: &mut [S]) -> Result<()> {
+        if let Some(weight) = self.fp4 {
+            return weight.fp4(first, cast_slice_mut(values));
+        }
         let bytes: &mut [u8] = cast_slice_mut(values);
         let offset = first * size_of::<S>();
         self.checkpoint.read_at(self.tensor, offset, bytes)?;
@@ -228,7 +234,10 @@ impl Source<'_> {
 
     /// Counts what was read. Whoever is told may wait for others: no share is held meanwhile.
     fn count<S>(&self, values: usize) {
-        self.meter.add_bytes(values * size_of::<S>());
+        // Of FP4, whose bytes two parts may share, all are counted at the end.
+        if self.fp4.is_none() {
+            self.meter.add_bytes(values * size_of::<S>());
+        }
     }
 }
 

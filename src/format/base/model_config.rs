@@ -1,0 +1,119 @@
+//! A model's `config.json`, and its `quantization_config`, as transformers 5.24 writes them for bitsandbytes.
+
+use burn::tensor::FloatDType;
+use serde_json::{Value, json};
+
+use super::checkpoint::BaseCheckpoint;
+use super::python_json;
+use super::quant_state::{QuantType, torch_name};
+use super::save::MODEL_CONFIG_FILE;
+use crate::format::read::read_bounded;
+use crate::format::{MAX_CONFIG_BYTES, json};
+use crate::{PeftError, Result};
+
+/// How a model is quantised, as far as its configuration tells.
+pub(super) struct Quantization {
+    /// In what bitsandbytes is to compute.
+    pub compute_dtype: FloatDType,
+    /// Whether the scales are quantised themselves.
+    pub double_quant: bool,
+    /// Modules that stay dense; none for those that transformers leaves dense by itself.
+    pub skip_modules: Option<Vec<String>>,
+}
+
+/// The `config.json` of a base as it is with this quantisation, or with none, and with dense parameters of type `dtype`,
+/// if they have one.
+///
+/// # Errors
+///
+/// [`PeftError::Json`] for what is no object, or has a key twice.
+pub(super) fn rewrite(
+    config: &str,
+    quantization: Option<&Quantization>,
+    dtype: Option<FloatDType>,
+) -> Result<String> {
+    let mut config = json::object(config.as_bytes())?;
+    config.shift_remove("quantization_config");
+    if let Some(quantization) = quantization {
+        config.insert("quantization_config".into(), quantization.to_json());
+    }
+    if let Some(dtype) = dtype {
+        // transformers 4 wrote `torch_dtype`, and 5 still reads it.
+        config.shift_remove("torch_dtype");
+        config.insert("dtype".into(), torch_name(dtype).into());
+    }
+    Ok(python_json::indented(&Value::Object(config)))
+}
+
+impl Quantization {
+    fn to_json(&self) -> Value {
+        json!({
+            "_load_in_4bit": true,
+            "_load_in_8bit": false,
+            "bnb_4bit_compute_dtype": torch_name(self.compute_dtype),
+            "bnb_4bit_quant_storage": "uint8",
+            "bnb_4bit_quant_type": "nf4",
+            "bnb_4bit_use_double_quant": self.double_quant,
+            "llm_int8_enable_fp32_cpu_offload": false,
+            "llm_int8_has_fp16_weight": false,
+            "llm_int8_skip_modules": self.skip_modules,
+            "llm_int8_threshold": 6.0,
+            "load_in_4bit": true,
+            "load_in_8bit": false,
+            "quant_method": "bitsandbytes",
+        })
+    }
+}
+
+/// Checks that the `quantization_config` of the `config.json` beside a checkpoint, where there is one, speaks of weights in
+/// four bits of these types.
+///
+/// # Errors
+///
+/// [`PeftError::Config`] in [`PeftError::InFile`] where it does not; [`PeftError::Json`] and those of reading.
+pub(super) fn check(
+    checkpoint: &BaseCheckpoint,
+    mut found: impl Iterator<Item = QuantType>,
+) -> Result<()> {
+    let Some(first) = found.next() else {
+        return Ok(());
+    };
+    let path = checkpoint.path().with_file_name(MODEL_CONFIG_FILE);
+    if !path.exists() {
+        return Ok(());
+    }
+    let config = read_bounded(&path, MAX_CONFIG_BYTES)?;
+    let config = json::object(&config).map_err(|error| error.in_file(&path))?;
+    let Some(quantization) = config.get("quantization_config").filter(|q| !q.is_null()) else {
+        return Ok(());
+    };
+    let mixed = found.any(|other| other != first);
+    // What transformers takes where the key is not there.
+    let stated = quantization.get("bnb_4bit_quant_type").cloned();
+    let stated = stated.unwrap_or_else(|| "fp4".into());
+    for (key, value, expected) in [
+        (
+            "quant_method",
+            quantization.get("quant_method"),
+            json!("bitsandbytes"),
+        ),
+        (
+            "load_in_4bit",
+            quantization.get("load_in_4bit"),
+            json!(true),
+        ),
+        ("bnb_4bit_quant_type", Some(&stated), json!(first.name())),
+    ] {
+        let is_type = key == "bnb_4bit_quant_type";
+        if value != Some(&expected) && !(is_type && mixed) {
+            let value = value.map_or("nothing".to_owned(), Value::to_string);
+            let error = PeftError::Config {
+                name: format!("quantization_config.{key}"),
+                value: value.chars().take(80).collect(),
+                expected: format!("{expected}, as the tensors are"),
+            };
+            return Err(error.in_file(&path));
+        }
+    }
+    Ok(())
+}
