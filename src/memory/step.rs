@@ -107,19 +107,45 @@ impl<'a> Step<'a> {
         } else {
             Part::Transients
         };
-        let bytes = self.tokens() * u128::from(width) * self.setup.base.bytes();
-        self.ledger.tensor(part, bytes)
+        self.ledger.tensor(part, self.activation_bytes(width))
+    }
+
+    fn activation_bytes(&self, width: u64) -> u128 {
+        self.tokens() * u128::from(width) * self.setup.base.bytes()
     }
 
     fn transient(&self, bytes: u128) -> Tensor {
         self.ledger.tensor(Part::Transients, bytes)
     }
 
+    /// The result of a product of Burn's own, which its CPU backend holds twice for a moment, in moving it to an address that
+    /// is a multiple of a cache line.
+    fn product(&self, part: Part, bytes: u128) -> Tensor {
+        let first = self.transient(bytes);
+        let result = self.ledger.tensor(part, bytes);
+        drop(first);
+        result
+    }
+
     /// The gradient of a trained tensor, added in place to what there is of it.
     fn gradient(&mut self, key: Key, values: u128) {
-        let dtype = trained_dtype(self.setup, self.shape, key);
-        let gradient = self.ledger.tensor(Part::Gradients, values * dtype.bytes());
+        let gradient = self
+            .ledger
+            .tensor(Part::Gradients, self.gradient_bytes(key, values));
         self.gradients.insert(key, gradient);
+    }
+
+    fn gradient_bytes(&self, key: Key, values: u128) -> u128 {
+        values * trained_dtype(self.setup, self.shape, key).bytes()
+    }
+
+    /// Whether a layer's products are Burn's: forward if nothing is packed, backward if no adapter is there.
+    fn is_burns(&self, at: Projection, forward: bool) -> bool {
+        let packed = match at {
+            Projection::Head => self.setup.head == Head::Nf4,
+            _ => self.setup.method == Method::QLora,
+        };
+        !packed && (forward || !self.setup.adapts(at))
     }
 
     /// Whether backward wants the input of this layer.
@@ -150,7 +176,17 @@ impl<'a> Step<'a> {
         };
         let u = self.setup.adapts(at).then(|| self.low_rank(part));
         let copy = self.weight_copy(at);
-        let y = self.activation(kept, d_out);
+        let y = match self.is_burns(at, true) {
+            true => {
+                let part = if kept {
+                    Part::Activations
+                } else {
+                    Part::Transients
+                };
+                self.product(part, self.activation_bytes(d_out))
+            }
+            false => self.activation(kept, d_out),
+        };
         drop(copy);
         if !graph {
             return (y, Linear::default());
@@ -173,14 +209,19 @@ impl<'a> Step<'a> {
         let keys = [key(0), key(1)];
         let dx = |step: &Self| {
             let copy = to_input.then(|| step.weight_copy(at));
-            let dx = to_input.then(|| step.activation(false, d_in));
+            let dx = to_input.then(|| match step.is_burns(at, false) {
+                true => step.product(Part::Transients, step.activation_bytes(d_in)),
+                false => step.activation(false, d_in),
+            });
             drop(copy);
             dx
         };
         let Linear { x, u } = layer;
         if self.is_full() {
             let dx = dx(self);
+            let first = self.transient(self.gradient_bytes(keys[0], rows * columns));
             self.gradient(keys[0], rows * columns);
+            drop(first);
             if self.shape.has_bias(at) {
                 self.gradient(keys[1], columns);
             }
@@ -400,7 +441,10 @@ impl<'a> Step<'a> {
             Loss::Logits => {
                 let logits = self.tokens() * u128::from(shape.vocab) * self.logit_bytes();
                 let copy = self.weight_copy(Projection::Head);
-                let z = self.ledger.tensor(Part::Logits, logits);
+                let z = match self.is_burns(Projection::Head, true) {
+                    true => self.product(Part::Logits, logits),
+                    false => self.ledger.tensor(Part::Logits, logits),
+                };
                 drop(copy);
                 let layer = layer(n);
                 self.ledger.begin(Moment::Loss);
