@@ -17,6 +17,8 @@
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
 pub mod adapter;
+#[cfg(feature = "optim")]
+pub mod checkpointing;
 mod cpu;
 pub mod dataset;
 mod error;

@@ -5,6 +5,7 @@ use burn::nn::{
     Embedding, EmbeddingConfig, Initializer, Linear, LinearConfig, RmsNorm, RmsNormConfig,
 };
 use burn::tensor::{Device, Int, Tensor};
+use burn_peft::checkpointing::{Checkpointing, Tape};
 use burn_peft::model::{PeftForward, TiedHead};
 
 use super::attention::{KvCache, Layout};
@@ -83,6 +84,26 @@ impl LlamaModel {
             x = layer.forward(x, &rotation, &layout.visible, cache);
         }
         normed(&self.norm, x)
+    }
+
+    /// As [`forward`](Self::forward) in training, with the blocks checkpointed; the gradients come from the tape.
+    ///
+    /// Error: `checkpointing` is of segments of no block, or the tokens are on a device without autodiff.
+    pub fn forward_checkpointed<'a>(
+        &'a self,
+        tokens: Tensor<2, Int>,
+        layout: &Layout,
+        checkpointing: Checkpointing,
+    ) -> burn_peft::Result<(
+        Tensor<3>,
+        Tape<'a, Block, impl Fn(&Block, Tensor<3>) -> Tensor<3> + 'a, 3>,
+    )> {
+        let x = self.embed_tokens.forward_peft(tokens);
+        let rotation = Rotation::new(&self.frequencies, layout.positions.clone());
+        let visible = layout.visible.clone();
+        let run = move |block: &Block, x| block.forward(x, &rotation, &visible, None);
+        let (x, tape) = checkpointing.forward(&self.layers, x, run)?;
+        Ok((normed(&self.norm, x), tape))
     }
 }
 

@@ -22,6 +22,7 @@ mod parameters;
 mod peft_model;
 mod quantize;
 mod report;
+mod storage;
 mod target;
 mod transparent;
 mod traverse;
@@ -38,6 +39,7 @@ pub(crate) use peft_model::Parameter;
 pub use peft_model::{DEFAULT_ADAPTER, PeftModel};
 pub use quantize::QuantizeReport;
 pub use report::{AdapterReport, AttachReport, Base, ChangeKind, ModelReport, WeightReport};
+pub use storage::{Amount, Storage, Stored};
 pub(crate) use target::Adapted;
 pub use target::{
     ModuleNames, PatternMap, TargetConfig, TargetMatch, TargetMatcher, TargetModules, TargetReport,

@@ -5,6 +5,7 @@ mod lifecycle;
 mod quantize;
 mod several;
 mod slices;
+mod storage;
 #[cfg(feature = "faer")]
 mod svd;
 mod ways;

@@ -1,0 +1,536 @@
+//! Checkpointing by blocks and by Burn's own strategy: the same loss and the same gradients as with everything kept.
+
+#[path = "../examples/llama/mod.rs"]
+mod llama;
+
+use std::collections::BTreeMap;
+use std::sync::Mutex;
+
+use burn::module::{Module, ModuleMapper, ModuleVisitor, Param};
+use burn::nn::conv::{Conv1d, Conv1dConfig, Conv2d, Conv2dConfig};
+use burn::nn::{Embedding, EmbeddingConfig, Linear, LinearConfig};
+use burn::optim::GradientsParams;
+use burn::tensor::{Bool, Device, Distribution, Int, Tensor, TensorData};
+use burn_peft::PeftError;
+use burn_peft::adapter::LoraConfig;
+use burn_peft::checkpointing::{Checkpointing, Keep};
+use burn_peft::layer::{LoraLinear, QLoraLinear};
+use burn_peft::model::{PeftConfig, PeftForward, PeftModel, TargetConfig};
+use burn_peft::nf4::Nf4Config;
+use burn_peft::objective::sft_loss;
+
+use peak_alloc::PeakAlloc;
+
+use llama::attention::Layout;
+use llama::config::LlamaConfig;
+use llama::model::LlamaForCausalLm;
+
+#[global_allocator]
+static ALLOCATOR: PeakAlloc = PeakAlloc;
+
+const SEQ: usize = 12;
+const BATCH: usize = 2;
+const VOCAB: usize = 96;
+const LAYERS: usize = 5;
+const LINEAR: [&str; 7] = [
+    "q_proj",
+    "k_proj",
+    "v_proj",
+    "o_proj",
+    "gate_proj",
+    "up_proj",
+    "down_proj",
+];
+
+/// Flex has one generator for the process: whoever draws holds this.
+static GENERATOR: Mutex<()> = Mutex::new(());
+
+fn config(tied: bool) -> LlamaConfig {
+    LlamaConfig {
+        tie_word_embeddings: tied,
+        ..LlamaConfig::new(VOCAB, 64, 96, LAYERS, 4, 2)
+    }
+}
+
+/// Gradients by path; bits, so that equal is equal.
+type Gradients = BTreeMap<String, TensorData>;
+
+struct Named<'a> {
+    path: Vec<String>,
+    gradients: &'a GradientsParams,
+    named: Gradients,
+}
+
+impl ModuleVisitor for Named<'_> {
+    fn enter_module(&mut self, name: &str, _container: &str) {
+        self.path.push(name.into());
+    }
+
+    fn exit_module(&mut self, _name: &str, _container: &str) {
+        self.path.pop();
+    }
+
+    fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
+        if let Some(gradient) = self.gradients.get::<D>(param.id) {
+            self.named.insert(self.path.join("."), gradient.into_data());
+        }
+    }
+}
+
+fn named(module: &impl Module, gradients: &GradientsParams) -> Gradients {
+    let mut named = Named {
+        path: Vec::new(),
+        gradients,
+        named: Gradients::new(),
+    };
+    module.visit(&mut named);
+    named.named
+}
+
+fn batch(device: &Device) -> (Tensor<2, Int>, Tensor<2, Int>, Tensor<2, Bool>) {
+    let token = |i: usize| (i * 37 % VOCAB) as i64;
+    let data = |shift: usize| {
+        let tokens: Vec<i64> = (0..BATCH * SEQ).map(|i| token(i + shift)).collect();
+        TensorData::new(tokens, [BATCH, SEQ])
+    };
+    let mask: Vec<bool> = (0..BATCH * SEQ).map(|i| i % 3 > 0).collect();
+    (
+        Tensor::from_data(data(0), device),
+        Tensor::from_data(data(1), device),
+        Tensor::from_data(TensorData::new(mask, [BATCH, SEQ]), device),
+    )
+}
+
+/// Loss and gradients of one step.
+fn step(
+    model: &PeftModel<LlamaForCausalLm>,
+    device: &Device,
+    keep: Keep,
+    seed: u64,
+) -> (f32, Gradients) {
+    let (tokens, targets, mask) = batch(device);
+    let layout = Layout::causal(SEQ, 0, device);
+    let (hidden, tape) = model
+        .model
+        .forward_checkpointed(tokens, &layout, Checkpointing { keep, seed })
+        .unwrap();
+    let loss = sft_loss(model.head(hidden), targets, mask).unwrap().mean();
+    let gradients = tape.backward(&loss, model);
+    (loss.into_scalar::<f32>(), named(model, &gradients))
+}
+
+/// A model with an adapter whose `B` is not zero, which would hide gradients.
+fn adapted(
+    device: &Device,
+    tied: bool,
+    nf4: bool,
+    adapter: &PeftConfig,
+) -> PeftModel<LlamaForCausalLm> {
+    let mut model = PeftModel::new(config(tied).init(device));
+    if nf4 {
+        model
+            .quantize_nf4(&TargetConfig::all_linear(), &Nf4Config::new())
+            .unwrap();
+    }
+    model.add_adapter("default", adapter).unwrap();
+    model.map(&mut Noise { path: Vec::new() })
+}
+
+/// Fills every factor `B` with noise.
+struct Noise {
+    path: Vec<String>,
+}
+
+impl ModuleMapper for Noise {
+    fn enter_module(&mut self, name: &str, _container: &str) {
+        self.path.push(name.into());
+    }
+
+    fn exit_module(&mut self, _name: &str, _container: &str) {
+        self.path.pop();
+    }
+
+    fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
+        match self.path.last().is_some_and(|name| name == "b") {
+            false => param,
+            true => param.map(|b| {
+                let noise = b.random_like(Distribution::Normal(0.0, 0.05));
+                noise.detach().set_require_grad(b.is_require_grad())
+            }),
+        }
+    }
+}
+
+fn lora() -> LoraConfig {
+    LoraConfig::new(4).with_alpha(8.0)
+}
+
+fn all_linear(lora: LoraConfig) -> PeftConfig {
+    PeftConfig::new(lora, TargetConfig::all_linear())
+}
+
+/// Every kind of block gives the same to the bit: the operations are the same, on the same values, in the same order.
+#[test]
+fn gradients_are_those_of_one_graph() {
+    let _generator = GENERATOR.lock();
+    let device = Device::default().autodiff();
+    let with_tokens =
+        |targets: &[&str]| PeftConfig::new(lora(), TargetConfig::list(targets.iter().copied()));
+    let cases: Vec<(&str, bool, bool, PeftConfig)> = vec![
+        ("LoRA", false, false, all_linear(lora())),
+        ("QLoRA", false, true, all_linear(lora())),
+        (
+            "QLoRA with dropout",
+            false,
+            true,
+            all_linear(lora().with_dropout(0.3)),
+        ),
+        ("DoRA", false, false, all_linear(lora().with_dora(true))),
+        (
+            "QDoRA with dropout",
+            false,
+            true,
+            all_linear(lora().with_dora(true).with_dropout(0.2)),
+        ),
+        (
+            "LoRA-FA",
+            false,
+            true,
+            all_linear(lora().with_freeze_a(true)),
+        ),
+        (
+            "embedding and head",
+            false,
+            true,
+            with_tokens(&["embed_tokens", "q_proj", "lm_head"]),
+        ),
+        (
+            "tied embedding",
+            true,
+            true,
+            with_tokens(&["embed_tokens", "down_proj"]),
+        ),
+        (
+            "copies of norms and of the embedding",
+            false,
+            false,
+            all_linear(lora()).with_modules_to_save(["embed_tokens", "input_layernorm", "norm"]),
+        ),
+        (
+            "last layers only",
+            false,
+            true,
+            PeftConfig::new(
+                lora(),
+                TargetConfig::list(LINEAR).with_layers_to_transform([3, 4]),
+            ),
+        ),
+        ("head only", false, true, with_tokens(&["lm_head"])),
+    ];
+    for (name, tied, nf4, adapter) in cases {
+        let model = adapted(&device, tied, nf4, &adapter);
+        let (loss, gradients) = step(&model, &device, Keep::All, 7);
+        assert!(!gradients.is_empty());
+        for size in [1, 2, 3, LAYERS, LAYERS + 1] {
+            let found = step(&model, &device, Keep::Segments(size), 7);
+            assert_eq!(found.0, loss, "{name}, segments of {size}");
+            let paths: Vec<_> = found.1.keys().collect();
+            assert_eq!(
+                paths,
+                gradients.keys().collect::<Vec<_>>(),
+                "{name}, segments of {size}"
+            );
+            for (path, gradient) in &found.1 {
+                assert!(
+                    gradient == &gradients[path],
+                    "{name}, segments of {size}: {path}"
+                );
+            }
+        }
+    }
+}
+
+#[test]
+fn dropout_repeats_by_its_seed() {
+    let _generator = GENERATOR.lock();
+    let device = Device::default().autodiff();
+    let model = adapted(&device, false, true, &all_linear(lora().with_dropout(0.5)));
+    let run = |seed| step(&model, &device, Keep::Segments(1), seed);
+    assert!(run(1) == run(1), "another pass, other values");
+    assert_ne!(run(1).0, run(2).0);
+    // Were the second pass to drop other inputs than the first, these would not be the gradients of the loss: a wider step
+    // along one of them changes the loss by its square.
+    let (loss, gradients) = run(3);
+    let path = "model.layers.1.mlp.up_proj.weight.peft.default.b";
+    let gradient = &gradients[path];
+    let squares: f32 = gradient.iter::<f32>().map(|g| g * g).sum();
+    let step_by = |by: f32| {
+        let moved = model.clone().map(&mut Move {
+            path: Vec::new(),
+            to: path,
+            by,
+            gradient,
+        });
+        step(&moved, &device, Keep::Segments(1), 3).0
+    };
+    let by = 1e-2 / squares.sqrt();
+    let found = (step_by(by) - step_by(-by)) / (2.0 * by);
+    // Central difference in f32: the loss, about 5, is rounded to 5e-7, over steps of 2e-2 in all.
+    assert!(
+        (found - squares).abs() <= 1e-4 / by + 0.02 * squares,
+        "{found} for {squares}, loss {loss}"
+    );
+}
+
+/// Adds `by` times the gradient to the parameter at a path.
+struct Move<'a> {
+    path: Vec<String>,
+    to: &'a str,
+    by: f32,
+    gradient: &'a TensorData,
+}
+
+impl ModuleMapper for Move<'_> {
+    fn enter_module(&mut self, name: &str, _container: &str) {
+        self.path.push(name.into());
+    }
+
+    fn exit_module(&mut self, _name: &str, _container: &str) {
+        self.path.pop();
+    }
+
+    fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
+        match self.path.join(".") == self.to {
+            false => param,
+            true => param.map(|value| {
+                let step = Tensor::from_data(self.gradient.clone(), &value.device()) * self.by;
+                (value + step).detach().require_grad()
+            }),
+        }
+    }
+}
+
+/// Blocks of every layer that an adapter can be on, and of this crate's own, in one sum.
+#[derive(Module, Debug)]
+struct Mixed {
+    conv1d: Conv1d,
+    conv2d: Conv2d,
+    embedding: Embedding,
+    dense: LoraLinear,
+    packed: QLoraLinear,
+}
+
+const WIDTH: usize = 8;
+
+impl Mixed {
+    fn new(device: &Device) -> Self {
+        let linear = || LinearConfig::new(WIDTH, WIDTH).init(device);
+        let lora = lora().with_dropout(0.4);
+        Self {
+            conv1d: Conv1dConfig::new(WIDTH, WIDTH, 1).init(device),
+            conv2d: Conv2dConfig::new([WIDTH, WIDTH], [1, 1]).init(device),
+            embedding: EmbeddingConfig::new(WIDTH, WIDTH).init(device),
+            dense: LoraLinear::from_linear(linear(), &lora).unwrap(),
+            packed: QLoraLinear::from_linear(linear(), &Nf4Config::new(), &lora).unwrap(),
+        }
+    }
+
+    /// `[rows, WIDTH]` to the same.
+    fn forward(&self, x: Tensor<2>) -> Tensor<2> {
+        let rows = x.dims()[0];
+        let columns = x.clone().transpose().unsqueeze::<3>();
+        let one = self.conv1d.forward_peft(columns.clone());
+        let two = self.conv2d.forward_peft(columns.unsqueeze_dim::<4>(3));
+        let tokens = Tensor::<1, Int>::arange(0..rows as i64, &x.device()) % WIDTH as i64;
+        let looked_up = self.embedding.forward_peft(tokens.unsqueeze::<2>());
+        x.clone()
+            + one.squeeze_dim::<2>(0).transpose()
+            + two.reshape([WIDTH, rows]).transpose()
+            + looked_up.squeeze_dim::<2>(0)
+            + self.dense.forward(x.clone())
+            + self.packed.forward(x).tanh()
+    }
+}
+
+#[derive(Module, Debug)]
+struct Stack {
+    blocks: Vec<Mixed>,
+}
+
+#[test]
+fn every_layer_of_the_crate_and_both_strategies_together() {
+    let _generator = GENERATOR.lock();
+    // Everything on the device anew: Burn's operations take tensors of one strategy only, which `fork` does not change.
+    let run = |device: &Device, keep: Keep| {
+        device.seed(3);
+        let blocks = (0..3).map(|_| Mixed::new(device)).collect();
+        let mut model = PeftModel::new(Stack { blocks });
+        let targets = TargetConfig::list(["conv1d", "conv2d", "embedding"]);
+        let adapter = PeftConfig::new(lora(), targets);
+        model.add_adapter("default", &adapter).unwrap();
+        // A layer's own factors were frozen with the rest.
+        let model = model
+            .map(&mut Noise { path: Vec::new() })
+            .map(&mut Grouped::trained(["dense.delta", "packed.delta"]));
+        // One block twice: its parameters have one gradient, the sum.
+        let mut blocks = model.blocks.clone();
+        blocks.push(blocks[1].clone());
+        let x = Tensor::<2>::random([5, WIDTH], Distribution::Normal(0.0, 1.0), device);
+        let x = x.require_grad();
+        let (y, tape) = Checkpointing { keep, seed: 9 }
+            .forward(&blocks, x.clone(), Mixed::forward)
+            .unwrap();
+        let loss = y.powi_scalar(2).mean();
+        let gradients = tape.backward(&loss, &model);
+        named(&model, &gradients)
+    };
+    let plain = Device::default().autodiff();
+    let expected = run(&plain, Keep::All);
+    // Two factors of three adapted layers and of two of the crate's own, in three blocks.
+    assert_eq!(expected.len(), 2 * 5 * 3, "{:?}", expected.keys());
+    let strategies = [plain.clone(), plain.clone().gradient_checkpointing()];
+    for (strategy, device) in strategies.iter().enumerate() {
+        for keep in [Keep::All, Keep::Segments(1), Keep::Segments(3)] {
+            let found = run(device, keep);
+            assert_eq!(found.len(), expected.len());
+            for (path, gradient) in &found {
+                // The sum of the two uses of a block, in another order of what comes before it.
+                let error = largest_difference(gradient, &expected[path]);
+                assert!(
+                    error <= 1e-5,
+                    "{path}, strategy {strategy}, {keep:?}: {error}"
+                );
+            }
+        }
+    }
+}
+
+fn largest_difference(left: &TensorData, right: &TensorData) -> f32 {
+    assert_eq!(left.shape(), right.shape());
+    let largest = right.iter::<f32>().fold(1e-3f32, |max, x| max.max(x.abs()));
+    left.iter::<f32>()
+        .zip(right.iter::<f32>())
+        .map(|(l, r)| (l - r).abs() / largest)
+        .fold(0.0, |max, x| if x <= max { max } else { x })
+}
+
+/// Makes the parameters under these names trainable.
+struct Grouped {
+    path: Vec<String>,
+    trained: Vec<String>,
+}
+
+impl Grouped {
+    fn trained<const N: usize>(names: [&str; N]) -> Self {
+        Self {
+            path: Vec::new(),
+            trained: names.map(String::from).into(),
+        }
+    }
+}
+
+impl ModuleMapper for Grouped {
+    fn enter_module(&mut self, name: &str, _container: &str) {
+        self.path.push(name.into());
+    }
+
+    fn exit_module(&mut self, _name: &str, _container: &str) {
+        self.path.pop();
+    }
+
+    fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
+        let path = self.path.join(".");
+        match self.trained.iter().any(|name| path.contains(name)) {
+            false => param,
+            true => param.set_require_grad(true),
+        }
+    }
+}
+
+#[test]
+fn of_a_block_only_its_input_is_kept() {
+    let _generator = GENERATOR.lock();
+    const WIDE: usize = 256;
+    const INPUT: usize = BATCH * 128 * WIDE * 4;
+    let device = Device::default().autodiff();
+    let config = |layers| LlamaConfig::new(VOCAB, WIDE, 3 * WIDE, layers, 4, 2);
+    let kept = |layers: usize, keep: Keep| {
+        let mut model = PeftModel::new(config(layers).init(&device));
+        let nf4 = TargetConfig::all_linear();
+        model.quantize_nf4(&nf4, &Nf4Config::new()).unwrap();
+        model.add_adapter("default", &all_linear(lora())).unwrap();
+        let layout = Layout::causal(128, 0, &device);
+        let tokens = || Tensor::<2, Int>::zeros([BATCH, 128], &device);
+        let run = |keep| {
+            let run = Checkpointing { keep, seed: 1 };
+            model
+                .model
+                .forward_checkpointed(tokens(), &layout, run)
+                .unwrap()
+        };
+        // Threads make their scratch when they first get work, which a busy machine may give them late.
+        let passes = (0..8).map(|_| {
+            let before = ALLOCATOR.current_usage();
+            let forward = run(keep);
+            let kept = ALLOCATOR.current_usage() - before;
+            drop(forward);
+            kept
+        });
+        passes.min().unwrap()
+    };
+    for (name, keep) in [
+        ("everything kept", Keep::All),
+        ("by block", Keep::Segments(1)),
+        ("by two", Keep::Segments(2)),
+    ] {
+        let layer = (kept(12, keep) - kept(4, keep)) / 8;
+        let inputs = layer as f64 / INPUT as f64;
+        println!("{name}: {layer} bytes a layer, {inputs:.2} times its input");
+        // Burn's autodiff describes every operation in about 1.3 kB, also where nothing is tracked, until a backward pass ends.
+        match keep {
+            Keep::All => assert!(inputs > 10.0),
+            Keep::Segments(size) => assert!(layer <= INPUT / size + 64 * 1024),
+        }
+    }
+}
+
+#[test]
+fn errors_name_what_is_wrong() {
+    let device = Device::default().autodiff();
+    let linear: Vec<Linear> = vec![LinearConfig::new(2, 2).init(&device)];
+    let run = |keep, device: &Device| {
+        let x = Tensor::<2>::zeros([1, 2], device);
+        Checkpointing { keep, seed: 0 }
+            .forward(&linear, x, |linear, x| linear.forward(x))
+            .map(|(y, _)| y)
+    };
+    let error = run(Keep::Segments(0), &device).unwrap_err();
+    assert!(
+        matches!(&error, PeftError::Config { name, .. } if name == "segments"),
+        "{error}"
+    );
+    let error = run(Keep::Segments(1), &Device::default()).unwrap_err();
+    assert!(error.to_string().contains("autodiff"), "{error}");
+}
+
+#[test]
+fn no_block_and_nothing_trained() {
+    let device = Device::default().autodiff();
+    let x = Tensor::<2>::ones([1, 2], &device).require_grad();
+    let run = Checkpointing::by_block(0);
+    let (y, tape) = run
+        .forward::<Linear, _, 2>(&[], x, |linear, x| linear.forward(x))
+        .unwrap();
+    let head: Linear = LinearConfig::new(2, 2).init(&device);
+    let gradients = tape.backward(&head.forward(y).sum(), &head);
+    assert_eq!(gradients.len(), 2);
+    // Blocks that are frozen, before a head that is not.
+    let blocks: Vec<Linear> = vec![LinearConfig::new(2, 2).init(&device).no_grad()];
+    let x = Tensor::<2>::ones([1, 2], &device);
+    let (y, tape) = run
+        .forward(&blocks, x, |linear, x| linear.forward(x))
+        .unwrap();
+    assert!(!y.is_tracked());
+    let gradients = tape.backward(&head.forward(y).sum(), &head);
+    assert_eq!(gradients.len(), 2);
+}
