@@ -4,11 +4,13 @@ use burn::module::Module;
 use burn::optim::{AdamWConfig, GradientsParams};
 use burn::tensor::{Device, Distribution, Int, Tensor};
 use burn_peft::adapter::LoraConfig;
-use burn_peft::memory::{Float, Method, ModelShape, Setup};
+use burn_peft::checkpointing;
+use burn_peft::memory::{Checkpointing, Float, Method, ModelShape, Setup};
 use burn_peft::model::{DEFAULT_ADAPTER, PeftConfig, PeftModel, TargetConfig};
 use burn_peft::objective::sft_loss;
 
 use super::ALLOCATOR;
+use super::llama::attention::Layout;
 use super::llama::config::LlamaConfig;
 use super::llama::model::LlamaForCausalLm;
 
@@ -47,36 +49,63 @@ pub fn measure(shape: &ModelShape, setup: &Setup) -> usize {
         shape.kv_heads as usize,
     );
     config.tie_word_embeddings = shape.tied;
-    let model = config.init(&device);
     let data = [input, targets];
-    if setup.method == Method::Full {
-        return two_steps(model, data, LlamaForCausalLm::forward) - before;
-    }
-    let mut model = PeftModel::new(model);
-    if setup.method == Method::QLora {
-        let blocks = TargetConfig::all_linear();
-        model.quantize_nf4(&blocks, &setup.nf4).unwrap();
-    }
-    let lora = LoraConfig::new(setup.rank as usize);
-    let config = PeftConfig::new(lora, TargetConfig::all_linear());
-    model.add_adapter(DEFAULT_ADAPTER, &config).unwrap();
-    two_steps(model, data, |model, input| model.forward(input)) - before
+    let llama = config.init(&device);
+    let peak = match setup.method {
+        Method::Full => two_steps(setup, llama, |llama| llama, data),
+        _ => {
+            let mut model = PeftModel::new(llama);
+            if setup.method == Method::QLora {
+                let blocks = TargetConfig::all_linear();
+                model.quantize_nf4(&blocks, &setup.nf4).unwrap();
+            }
+            let lora = LoraConfig::new(setup.rank as usize);
+            let config = PeftConfig::new(lora, TargetConfig::all_linear());
+            model.add_adapter(DEFAULT_ADAPTER, &config).unwrap();
+            two_steps(setup, model, PeftModel::module, data)
+        }
+    };
+    peak - before
 }
 
 /// The peak of live bytes of the second step.
 fn two_steps<M: Module>(
+    setup: &Setup,
     mut model: M,
+    llama: fn(&M) -> &LlamaForCausalLm,
     [input, targets]: [Tensor<2, Int>; 2],
-    forward: impl Fn(&M, Tensor<2, Int>) -> Tensor<3>,
 ) -> usize {
     let mask = targets.clone().greater_equal_elem(0);
     let mut optimizer = AdamWConfig::new().init();
+    let checkpointing = match setup.checkpointing {
+        Checkpointing::None => None,
+        Checkpointing::Segments(blocks) => Some(checkpointing::Checkpointing {
+            keep: checkpointing::Keep::Segments(blocks as usize),
+            seed: 0,
+        }),
+    };
     for _ in 0..2 {
         ALLOCATOR.reset_peak_usage();
-        let logits = forward(&model, input.clone());
-        let loss = sft_loss(logits, targets.clone(), mask.clone()).unwrap();
-        let gradients = loss.mean().backward();
-        let gradients = GradientsParams::from_grads(gradients, &model);
+        let loss = |logits| {
+            let loss = sft_loss(logits, targets.clone(), mask.clone());
+            loss.unwrap().mean()
+        };
+        let gradients = match checkpointing {
+            None => {
+                let loss = loss(llama(&model).forward(input.clone()));
+                GradientsParams::from_grads(loss.backward(), &model)
+            }
+            Some(checkpointing) => {
+                let llama = llama(&model);
+                let layout = Layout::causal(setup.seq as usize, 0, &input.device());
+                let run = llama
+                    .model
+                    .forward_checkpointed(input.clone(), &layout, checkpointing);
+                let (x, tape) = run.unwrap();
+                let loss = loss(llama.head(x));
+                tape.backward(&loss, &model)
+            }
+        };
         model = optimizer.step(1e-4, model, gradients);
     }
     ALLOCATOR.peak_usage()
