@@ -38,6 +38,6 @@ pub use config::MAX_MODEL_CONFIG_BYTES;
 pub use device::Device;
 pub use ledger::{Moment, Part, Parts, Peak};
 pub use plan::{Plan, plan};
-pub use setup::{Checkpointing, Float, Head, Loss, Method, Optimizer, Setup, Targets};
+pub use setup::{Checkpointing, Float, Head, Loss, Method, Optimizer, Products, Setup, Targets};
 pub use shape::{MAX_DIMENSION, MAX_LAYERS, ModelShape, Projection};
 pub use table::{Table, side_by_side, table};

@@ -18,7 +18,7 @@
 use std::collections::BTreeMap;
 
 use super::ledger::{Ledger, Moment, Part, Tensor};
-use super::setup::{Checkpointing, Head, Loss, Method, Optimizer, Setup};
+use super::setup::{Checkpointing, Head, Loss, Method, Optimizer, Products, Setup};
 use super::shape::{ModelShape, Projection};
 use super::tensors::{EMBEDDING, Key, last_norm_key, linear_key, norm_key, trained, trained_dtype};
 
@@ -65,12 +65,11 @@ impl<'a> Step<'a> {
         }
     }
 
-    /// Runs the step; `kept` is told of what stands when the forward pass of the blocks has ended.
-    pub fn run(mut self, kept: impl FnOnce(&Ledger)) {
+    /// Runs the step and returns what the forward pass keeps for backward, logits not counted.
+    pub fn run(mut self) -> u128 {
         let (tail, checkpoints) = self.forward();
-        kept(&self.ledger);
         let last = self.shape.layers - 1;
-        let mut dy = self.head_and_loss(tail.norm_input, last);
+        let (mut dy, kept) = self.head_and_loss(tail.norm_input, last);
         let rotation = tail.rotation;
         for block in tail.graph.into_iter().rev() {
             dy = self.block_backward(block, dy);
@@ -85,11 +84,15 @@ impl<'a> Step<'a> {
         drop(rotation);
         if let Some(dy) = dy.filter(|_| self.is_full()) {
             self.ledger.begin(Moment::BackwardEmbedding);
-            let [vocab, hidden] = [self.shape.vocab, self.shape.hidden].map(u128::from);
-            self.gradient(EMBEDDING, vocab * hidden);
-            drop(dy);
+            // Dense, from zeros, which Burn's CPU backend makes as it makes results of products.
+            let bytes = self.embedding_bytes();
+            let twice = (self.setup.products == Products::Cpu).then(|| self.transient(bytes));
+            let gradient = self.ledger.tensor(Part::Gradients, bytes);
+            self.gradients.insert(EMBEDDING, gradient);
+            drop((twice, dy));
         }
         self.optimizer();
+        kept
     }
 
     fn is_full(&self) -> bool {
@@ -118,34 +121,83 @@ impl<'a> Step<'a> {
         self.ledger.tensor(Part::Transients, bytes)
     }
 
-    /// The result of a product of Burn's own, which its CPU backend holds twice for a moment, in moving it to an address that
-    /// is a multiple of a cache line.
-    fn product(&self, part: Part, bytes: u128) -> Tensor {
-        let first = self.transient(bytes);
-        let result = self.ledger.tensor(part, bytes);
-        drop(first);
-        result
+    /// The result of a product with the weight of `at`, of so many values, and what is copied meanwhile; `operands` are the numbers of
+    /// values of what is multiplied.
+    fn product(
+        &self,
+        (at, forward): (Projection, bool),
+        part: Part,
+        operands: [u128; 2],
+        values: u128,
+    ) -> Tensor {
+        let width = self.width_at(at);
+        let result = || self.ledger.tensor(part, values * width);
+        match self.setup.products {
+            Products::Dequantized if self.is_packed(at) => {
+                let [d_in, d_out] = self.shape.dims(at).map(u128::from);
+                let _dense = self.transient(d_in * d_out * width);
+                result()
+            }
+            Products::Cpu if self.is_packed(at) || !forward && self.setup.adapts(at) => result(),
+            Products::Cpu if width < 4 => {
+                let operands = operands.map(|values| self.transient(4 * values));
+                let twice = self.transient(4 * values);
+                let wide = self.transient(4 * values);
+                drop((operands, twice));
+                let narrow = result();
+                drop(wide);
+                narrow
+            }
+            Products::Cpu => {
+                let _twice = self.transient(values * width);
+                result()
+            }
+            _ => result(),
+        }
+    }
+
+    /// Bytes of a value that the products of a layer take and give.
+    fn width_at(&self, at: Projection) -> u128 {
+        match (at, self.setup.head) {
+            (Projection::Head, Head::Dense(dtype)) => dtype.bytes().max(self.setup.base.bytes()),
+            _ => self.setup.base.bytes(),
+        }
+    }
+
+    /// How many products Burn's CPU backend makes of one with a trained weight: a batch stays one unless its sequences' lengths
+    /// fill no tile and the whole comes closer to a square. Each has a gradient of the whole weight, summed then.
+    fn matrices(&self, at: Projection) -> u128 {
+        /// Rows of a tile.
+        const TILE: u64 = 32;
+        let [_, columns] = self.shape.dims(at).map(u128::from);
+        let (batch, seq) = (self.setup.batch, self.setup.seq);
+        let (rows, all) = (u128::from(seq), self.tokens());
+        let squarer = all.min(columns) * rows.max(columns) > rows.min(columns) * all.max(columns);
+        let merged = !seq.is_multiple_of(TILE) && squarer;
+        match self.setup.products {
+            Products::Cpu if !merged => batch.into(),
+            _ => 1,
+        }
+    }
+
+    fn embedding_bytes(&self) -> u128 {
+        let [vocab, hidden] = [self.shape.vocab, self.shape.hidden].map(u128::from);
+        vocab * hidden * self.setup.embedding.bytes()
     }
 
     /// The gradient of a trained tensor, added in place to what there is of it.
     fn gradient(&mut self, key: Key, values: u128) {
-        let gradient = self
-            .ledger
-            .tensor(Part::Gradients, self.gradient_bytes(key, values));
+        let dtype = trained_dtype(self.setup, self.shape, key);
+        let bytes = values * dtype.bytes();
+        let gradient = self.ledger.tensor(Part::Gradients, bytes);
         self.gradients.insert(key, gradient);
     }
 
-    fn gradient_bytes(&self, key: Key, values: u128) -> u128 {
-        values * trained_dtype(self.setup, self.shape, key).bytes()
-    }
-
-    /// Whether a layer's products are Burn's: forward if nothing is packed, backward if no adapter is there.
-    fn is_burns(&self, at: Projection, forward: bool) -> bool {
-        let packed = match at {
+    fn is_packed(&self, at: Projection) -> bool {
+        match at {
             Projection::Head => self.setup.head == Head::Nf4,
             _ => self.setup.method == Method::QLora,
-        };
-        !packed && (forward || !self.setup.adapts(at))
+        }
     }
 
     /// Whether backward wants the input of this layer.
@@ -159,35 +211,26 @@ impl<'a> Step<'a> {
         self.ledger.tensor(part, bytes)
     }
 
-    /// What a product copies of its weight while it runs.
-    fn weight_copy(&self, projection: Projection) -> Option<Tensor> {
-        let [d_in, d_out] = self.shape.dims(projection).map(u128::from);
-        let dtype = self.setup.weight_copy?;
-        Some(self.transient(d_in * d_out * dtype.bytes()))
+    /// Values of what a product of activations of this width takes: them, and the weight.
+    fn operands(&self, at: Projection, width: u64) -> [u128; 2] {
+        let [d_in, d_out] = self.shape.dims(at).map(u128::from);
+        [self.tokens() * u128::from(width), d_in * d_out]
     }
 
     /// `y` of a linear layer, which stays if `kept`, and what the layer keeps if there is a `graph`.
     fn linear(&self, at: Projection, x: Tensor, graph: bool, kept: bool) -> (Tensor, Linear) {
-        let [_, d_out] = self.shape.dims(at);
-        let part = if graph {
-            Part::Activations
-        } else {
-            Part::Transients
-        };
-        let u = self.setup.adapts(at).then(|| self.low_rank(part));
-        let copy = self.weight_copy(at);
-        let y = match self.is_burns(at, true) {
-            true => {
-                let part = if kept {
-                    Part::Activations
-                } else {
-                    Part::Transients
-                };
-                self.product(part, self.activation_bytes(d_out))
+        let [d_in, d_out] = self.shape.dims(at);
+        let part = |kept| {
+            if kept {
+                Part::Activations
+            } else {
+                Part::Transients
             }
-            false => self.activation(kept, d_out),
         };
-        drop(copy);
+        let u = self.setup.adapts(at).then(|| self.low_rank(part(graph)));
+        let operands = self.operands(at, d_in);
+        let values = self.tokens() * u128::from(d_out);
+        let y = self.product((at, true), part(kept), operands, values);
         if !graph {
             return (y, Linear::default());
         }
@@ -208,20 +251,26 @@ impl<'a> Step<'a> {
         let key = |tensor| linear_key(self.shape, block, at, tensor);
         let keys = [key(0), key(1)];
         let dx = |step: &Self| {
-            let copy = to_input.then(|| step.weight_copy(at));
-            let dx = to_input.then(|| match step.is_burns(at, false) {
-                true => step.product(Part::Transients, step.activation_bytes(d_in)),
-                false => step.activation(false, d_in),
-            });
-            drop(copy);
-            dx
+            let operands = step.operands(at, d_out);
+            let values = step.tokens() * rows;
+            to_input.then(|| step.product((at, false), Part::Transients, operands, values))
         };
         let Linear { x, u } = layer;
         if self.is_full() {
             let dx = dx(self);
-            let first = self.transient(self.gradient_bytes(keys[0], rows * columns));
-            self.gradient(keys[0], rows * columns);
-            drop(first);
+            let operands = [rows, columns].map(|width| self.tokens() * width);
+            let values = rows * columns;
+            let gradient = match self.matrices(at) {
+                1 => self.product((at, true), Part::Gradients, operands, values),
+                n => {
+                    let of_each = self.product((at, true), Part::Transients, operands, n * values);
+                    let bytes = values * self.width_at(at);
+                    let sum = self.ledger.tensor(Part::Gradients, bytes);
+                    drop(of_each);
+                    sum
+                }
+            };
+            self.gradients.insert(keys[0], gradient);
             if self.shape.has_bias(at) {
                 self.gradient(keys[1], columns);
             }
@@ -424,7 +473,7 @@ impl<'a> Step<'a> {
     }
 
     /// Norm, head and loss, forward and backward: the gradient of the last block's output.
-    fn head_and_loss(&mut self, x: Tensor, last: u64) -> Option<Tensor> {
+    fn head_and_loss(&mut self, x: Tensor, last: u64) -> (Option<Tensor>, u128) {
         let shape = self.shape;
         let hidden = shape.hidden;
         self.ledger.begin(Moment::ForwardHead);
@@ -433,43 +482,46 @@ impl<'a> Step<'a> {
         let n = self.activation(wanted, hidden);
         let u = self.setup.adapts(Projection::Head);
         let u = u.then(|| self.low_rank(Part::Activations));
+        // Burn's product with a transposed weight that trains copies it, and keeps the copy.
+        let turned =
+            (shape.tied && self.is_full() && self.setup.products == Products::Cpu).then(|| {
+                self.ledger
+                    .tensor(Part::Activations, self.embedding_bytes())
+            });
         let layer = |n| Linear {
             x: wanted.then_some(n),
             u,
         };
-        let dn = match self.setup.loss {
+        let kept = |step: &Self| step.ledger.live().of(Part::Activations);
+        let (dn, kept) = match self.setup.loss {
             Loss::Logits => {
-                let logits = self.tokens() * u128::from(shape.vocab) * self.logit_bytes();
-                let copy = self.weight_copy(Projection::Head);
-                let z = match self.is_burns(Projection::Head, true) {
-                    true => self.product(Part::Logits, logits),
-                    false => self.ledger.tensor(Part::Logits, logits),
-                };
-                drop(copy);
+                let head = Projection::Head;
+                let (operands, values) = (
+                    self.operands(head, hidden),
+                    self.tokens() * u128::from(shape.vocab),
+                );
+                let z = self.product((head, true), Part::Logits, operands, values);
                 let layer = layer(n);
+                let kept = kept(self);
                 self.ledger.begin(Moment::Loss);
+                let logits = values * self.width_at(head);
                 let dz = self.ledger.tensor(Part::Logits, logits);
                 drop(z);
                 self.ledger.begin(Moment::BackwardHead);
-                self.linear_backward((last, Projection::Head), layer, dz, true)
+                let head = (last, head);
+                (self.linear_backward(head, layer, dz, true), kept)
             }
             Loss::Chunked { tokens, vocab } => {
                 self.ledger.begin(Moment::Loss);
-                self.chunked((last, tokens.into(), vocab.into()), layer(n))
+                let kept = kept(self);
+                let chunk = (last, tokens.into(), vocab.into());
+                (self.chunked(chunk, layer(n)), kept)
             }
         };
         self.ledger.begin(Moment::BackwardHead);
-        let dn = dn?;
-        Some(self.norm_backward(last_norm_key(shape), Some(x), dn))
-    }
-
-    /// Of a logit: of the dtype of activations, or the head's if that is wider.
-    fn logit_bytes(&self) -> u128 {
-        let base = self.setup.base.bytes();
-        match self.setup.head {
-            Head::Dense(dtype) => dtype.bytes().max(base),
-            Head::Nf4 => base,
-        }
+        drop(turned);
+        let dx = dn.map(|dn| self.norm_backward(last_norm_key(shape), Some(x), dn));
+        (dx, kept)
     }
 
     /// Head and loss over so many tokens by so much of the vocabulary at a time; which of them is largest does not matter, as

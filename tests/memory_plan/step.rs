@@ -5,7 +5,7 @@ use burn::optim::{AdamWConfig, GradientsParams};
 use burn::tensor::{Device, Distribution, Int, Tensor};
 use burn_peft::adapter::LoraConfig;
 use burn_peft::checkpointing;
-use burn_peft::memory::{Checkpointing, Float, Method, ModelShape, Setup};
+use burn_peft::memory::{Checkpointing, Float, Method, ModelShape, Setup, Targets};
 use burn_peft::model::{DEFAULT_ADAPTER, PeftConfig, PeftModel, TargetConfig};
 use burn_peft::objective::sft_loss;
 
@@ -30,8 +30,19 @@ pub fn warm_up(shape: &ModelShape) -> usize {
     ALLOCATOR.current_usage() - before
 }
 
-/// The peak of live bytes of the second step, above those before the model was built.
-pub fn measure(shape: &ModelShape, setup: &Setup) -> usize {
+/// Live bytes of the second step, above those before the model was built.
+#[derive(Debug)]
+pub struct Measured {
+    /// Before the step: the model and the optimiser's state.
+    pub standing: f64,
+    /// Between the loss and the backward pass, above what stands.
+    pub kept: f64,
+    /// The most at any time.
+    pub peak: f64,
+}
+
+/// Builds the model and trains it for two steps.
+pub fn measure(shape: &ModelShape, setup: &Setup) -> Measured {
     let device = Device::default().autodiff();
     let [vocab, batch, seq] = [shape.vocab, setup.batch, setup.seq].map(|n| n as usize);
     let any = Distribution::Uniform(0.0, vocab as f64);
@@ -51,7 +62,7 @@ pub fn measure(shape: &ModelShape, setup: &Setup) -> usize {
     config.tie_word_embeddings = shape.tied;
     let data = [input, targets];
     let llama = config.init(&device);
-    let peak = match setup.method {
+    let [standing, kept, peak] = match setup.method {
         Method::Full => two_steps(setup, llama, |llama| llama, data),
         _ => {
             let mut model = PeftModel::new(llama);
@@ -60,21 +71,29 @@ pub fn measure(shape: &ModelShape, setup: &Setup) -> usize {
                 model.quantize_nf4(&blocks, &setup.nf4).unwrap();
             }
             let lora = LoraConfig::new(setup.rank as usize);
-            let config = PeftConfig::new(lora, TargetConfig::all_linear());
+            let targets = match setup.targets {
+                Targets::QUERY_VALUE => TargetConfig::list(["q_proj", "v_proj"]),
+                _ => TargetConfig::all_linear(),
+            };
+            let config = PeftConfig::new(lora, targets);
             model.add_adapter(DEFAULT_ADAPTER, &config).unwrap();
             two_steps(setup, model, PeftModel::module, data)
         }
     };
-    peak - before
+    Measured {
+        standing: (standing - before) as f64,
+        kept: (kept - standing) as f64,
+        peak: (peak - before) as f64,
+    }
 }
 
-/// The peak of live bytes of the second step.
+/// Live bytes before the second step, before its backward pass, and at most.
 fn two_steps<M: Module>(
     setup: &Setup,
     mut model: M,
     llama: fn(&M) -> &LlamaForCausalLm,
     [input, targets]: [Tensor<2, Int>; 2],
-) -> usize {
+) -> [usize; 3] {
     let mask = targets.clone().greater_equal_elem(0);
     let mut optimizer = AdamWConfig::new().init();
     let checkpointing = match setup.checkpointing {
@@ -84,7 +103,9 @@ fn two_steps<M: Module>(
             seed: 0,
         }),
     };
+    let [mut standing, mut kept] = [0; 2];
     for _ in 0..2 {
+        standing = ALLOCATOR.current_usage();
         ALLOCATOR.reset_peak_usage();
         let loss = |logits| {
             let loss = sft_loss(logits, targets.clone(), mask.clone());
@@ -93,6 +114,7 @@ fn two_steps<M: Module>(
         let gradients = match checkpointing {
             None => {
                 let loss = loss(llama(&model).forward(input.clone()));
+                kept = ALLOCATOR.current_usage();
                 GradientsParams::from_grads(loss.backward(), &model)
             }
             Some(checkpointing) => {
@@ -103,10 +125,11 @@ fn two_steps<M: Module>(
                     .forward_checkpointed(input.clone(), &layout, checkpointing);
                 let (x, tape) = run.unwrap();
                 let loss = loss(llama.head(x));
+                kept = ALLOCATOR.current_usage();
                 tape.backward(&loss, &model)
             }
         };
         model = optimizer.step(1e-4, model, gradients);
     }
-    ALLOCATOR.peak_usage()
+    [standing, kept, ALLOCATOR.peak_usage()]
 }
