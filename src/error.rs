@@ -3,7 +3,7 @@
 use std::fmt;
 use std::path::{Path, PathBuf};
 
-use crate::format::LoadReport;
+use crate::format::{BaseMismatch, IndexFault, LoadReport};
 use crate::model::UnmatchedPattern;
 
 /// The result of a fallible operation of this crate.
@@ -275,6 +275,22 @@ pub enum PeftError {
         /// The fate of every tensor.
         report: Box<LoadReport>,
     },
+    /// Tensors of a base model and parameters of the model that it is for do not fit; or there are none.
+    #[error("{path}: the checkpoint does not fit the model: {report}", path = path.display())]
+    BaseMismatch {
+        /// The file, or the index where there are several.
+        path: PathBuf,
+        /// All that does not fit.
+        report: Box<BaseMismatch>,
+    },
+    /// The index of a checkpoint in several files is not true of them.
+    #[error("{path}: {}", first(faults), path = path.display())]
+    Index {
+        /// The index.
+        path: PathBuf,
+        /// All that is wrong.
+        faults: Vec<IndexFault>,
+    },
     /// An adapter's files are not those that the digest in their metadata was made of, or one was asked for and there is
     /// none.
     #[error(
@@ -326,9 +342,8 @@ impl fmt::Display for Printable<'_> {
     }
 }
 
-/// As many differences as one can read, and how many more there are.
-#[cfg(feature = "optim")]
-fn first(differences: &[crate::resume::Difference]) -> String {
+/// As many items as one can read, and how many more there are.
+fn first(differences: &[impl fmt::Display]) -> String {
     const SHOWN: usize = 4;
     let shown = differences.iter().take(SHOWN).map(ToString::to_string);
     let mut text = shown.collect::<Vec<_>>().join("; ");
@@ -359,6 +374,8 @@ impl PeftError {
             Self::InFile { .. }
             | Self::Malformed { .. }
             | Self::Io { .. }
+            | Self::Index { .. }
+            | Self::BaseMismatch { .. }
             | Self::Digest { .. } => self,
             other => Self::InFile {
                 path: path.to_owned(),

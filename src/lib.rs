@@ -24,6 +24,7 @@ pub mod dataset;
 mod error;
 pub mod format;
 pub mod fused;
+mod head;
 pub mod layer;
 pub mod memory;
 pub mod model;

@@ -519,7 +519,7 @@ fn no_block_and_nothing_trained() {
     let x = Tensor::<2>::ones([1, 2], &device).require_grad();
     let run = Checkpointing::by_block(0);
     let (y, tape) = run
-        .forward::<Linear, _, 2>(&[], x, |linear, x| linear.forward(x))
+        .forward::<Linear, 2>(&[], x, |linear, x| linear.forward(x))
         .unwrap();
     let head: Linear = LinearConfig::new(2, 2).init(&device);
     let gradients = tape.backward(&head.forward(y).sum(), &head);

@@ -7,7 +7,11 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use burn::module::{Module, ModuleVisitor, Param};
-use burn::tensor::{DType, Device, Int, Tensor, TensorData};
+use burn::tensor::{DType, Device, FloatDType, Int, Tensor, TensorData};
+use burn_peft::PeftError;
+use burn_peft::format::{BaseOptions, IndexFault};
+use burn_peft::model::{PeftModel, TargetConfig};
+use burn_peft::nf4::Nf4Config;
 use safetensors::tensor::TensorView;
 use safetensors::{Dtype, SafeTensors};
 use tempfile::TempDir;
@@ -320,27 +324,29 @@ fn sampling_follows_the_distribution_of_the_k_best() {
     );
 }
 
-/// Counts parameters whose values exist.
-struct Initialized(usize, usize);
-
-impl ModuleVisitor for Initialized {
-    fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
-        self.0 += usize::from(param.is_initialized());
-        self.1 += 1;
-    }
-}
-
 #[test]
-fn loading_reads_no_weight_before_its_use() {
-    let (_, model) = load("untied");
-    let mut count = Initialized(0, 0);
-    model.visit(&mut count);
-    // 2 layers of 7 projections with bias and 2 norms; embedding, final norm, head.
-    assert_eq!((count.0, count.1), (0, 2 * (7 * 2 + 2) + 3));
-    model.forward(batch(&[&[1]]));
-    let mut count = Initialized(0, 0);
-    model.visit(&mut count);
-    assert_eq!(count.0, count.1);
+fn weights_are_packed_and_cast_as_they_are_read() {
+    let device = Device::default();
+    let targets = TargetConfig::all_linear();
+    let nf4 = Nf4Config::new().with_double_quant(true);
+    for name in MODELS {
+        let options = BaseOptions::new().with_nf4(targets.clone(), nf4);
+        let options = options.with_dtype(FloatDType::F32);
+        let loaded = LlamaForCausalLm::from_pretrained_with(golden(name), &device, options);
+        let mut afterwards = PeftModel::new(load(name).1);
+        afterwards.quantize_nf4(&targets, &nf4).unwrap();
+        let input = || batch(&[&[1, 2, 3, 95]]);
+        assert_eq!(
+            loaded.unwrap().1.forward(input()).into_data(),
+            afterwards.module().forward(input()).into_data()
+        );
+        // As in the file.
+        let options = BaseOptions::new();
+        let (_, model) =
+            LlamaForCausalLm::from_pretrained_with(golden(name), &device, options).unwrap();
+        let dtype = model.forward(input()).dtype();
+        assert_eq!(dtype == DType::BF16, name == "untied", "{dtype:?}");
+    }
 }
 
 /// A copy of a golden model's directory.
@@ -357,6 +363,13 @@ fn load_error(dir: &TempDir) -> LlamaError {
     LlamaForCausalLm::from_pretrained(dir, &Device::default()).unwrap_err()
 }
 
+fn index_faults(dir: &TempDir) -> Vec<IndexFault> {
+    match load_error(dir) {
+        LlamaError::Base(PeftError::Index { faults, .. }) => faults,
+        other => panic!("{other}"),
+    }
+}
+
 #[test]
 fn missing_unexpected_and_misshapen_tensors_are_named() {
     let dir = copy("tied");
@@ -370,11 +383,8 @@ fn missing_unexpected_and_misshapen_tensors_are_named() {
     tensors.insert("model.layers.1.self_attn.k_proj.extra".into(), moved);
     write(&path, &tensors);
     match load_error(&dir) {
-        LlamaError::Names {
-            missing,
-            unexpected,
-            ..
-        } => {
+        LlamaError::Base(PeftError::BaseMismatch { report, .. }) => {
+            let (missing, unexpected) = (report.missing, report.unexpected);
             assert_eq!(missing, ["model.layers.1.self_attn.k_proj.weight"]);
             assert_eq!(unexpected, ["model.layers.1.self_attn.k_proj.extra"]);
         }
@@ -405,15 +415,13 @@ fn missing_unexpected_and_misshapen_tensors_are_named() {
     tensors.insert(name.into(), TensorData::zeros::<f32, _>([32, 40]));
     write(&path, &tensors);
     match load_error(&dir) {
-        LlamaError::Shape {
-            tensor,
-            expected,
-            found,
-            ..
-        } => {
+        LlamaError::Base(PeftError::BaseMismatch { report, .. }) => {
+            let [shape] = &report.shapes[..] else {
+                panic!("{report}");
+            };
             assert_eq!(
-                (tensor.as_str(), expected, found),
-                (name, vec![40, 32], vec![32, 40])
+                (shape.tensor.as_str(), &shape.expected, &shape.found),
+                (name, &vec![40, 32], &vec![32, 40])
             );
         }
         other => panic!("{other}"),
@@ -458,13 +466,9 @@ fn an_untied_model_needs_its_head() {
     );
     std::fs::write(&path, untied).unwrap();
     match load_error(&dir) {
-        LlamaError::Names {
-            missing,
-            unexpected,
-            ..
-        } => {
-            assert_eq!(missing, ["lm_head.weight"]);
-            assert!(unexpected.is_empty());
+        LlamaError::Base(PeftError::BaseMismatch { report, .. }) => {
+            assert_eq!(report.missing, ["lm_head.weight"]);
+            assert!(report.unexpected.is_empty());
         }
         other => panic!("{other}"),
     }
@@ -477,7 +481,8 @@ fn broken_files_are_named() {
 
     let dir = copy("untied");
     std::fs::remove_file(dir.path().join(shard)).unwrap();
-    assert!(matches!(load_error(&dir), LlamaError::Io { path, .. } if path.ends_with(shard)));
+    let fault = IndexFault::MissingShard { file: shard.into() };
+    assert_eq!(index_faults(&dir), [fault]);
 
     // Every proper prefix of a shard is broken, wherever it is cut.
     let dir = copy("untied");
@@ -488,9 +493,7 @@ fn broken_files_are_named() {
     {
         std::fs::write(dir.path().join(shard), &bytes[..length]).unwrap();
         match load_error(&dir) {
-            LlamaError::File { path, .. } | LlamaError::Io { path, .. } => {
-                assert!(path.ends_with(shard))
-            }
+            LlamaError::Base(PeftError::Malformed { path, .. }) => assert!(path.ends_with(shard)),
             other => panic!("{length}: {other}"),
         }
     }
@@ -499,7 +502,9 @@ fn broken_files_are_named() {
     let path = dir.path().join(index);
     let text = std::fs::read_to_string(&path).unwrap();
     std::fs::write(&path, text.replace(shard, &format!("../{shard}"))).unwrap();
-    assert!(matches!(load_error(&dir), LlamaError::File { path, .. } if path.ends_with(index)));
+    let faults = index_faults(&dir);
+    let leads_elsewhere = |fault: &IndexFault| matches!(fault, IndexFault::NotAFileName { .. });
+    assert!(!faults.is_empty() && faults.iter().all(leads_elsewhere));
 
     // The same tensors under another file's name.
     let dir = copy("untied");
@@ -508,7 +513,9 @@ fn broken_files_are_named() {
         dir.path().join(shard),
     )
     .unwrap();
-    assert!(load_error(&dir).to_string().contains("is also in"));
+    let faults = index_faults(&dir);
+    let duplicate = |fault: &IndexFault| matches!(fault, IndexFault::Duplicate { .. });
+    assert!(faults.iter().any(duplicate), "{faults:?}");
 }
 
 #[test]

@@ -19,7 +19,9 @@ use burn_peft::adapter::{Change, LoraConfig, Slices};
 use burn_peft::format::WriteOptions;
 use burn_peft::model::{AdaptersOnly, BiasMode, PeftConfig, PeftForward, PeftModel, TargetConfig};
 use burn_peft::nf4::Nf4Config;
-use burn_peft::optim::{LoraPlusGroups, clip_grad_norm, lora_plus};
+use burn_peft::optim::{
+    AdamW8bitConfig, F32State, LoraPlusGroups, clip_grad_norm, grads_to_f32, lora_plus,
+};
 use burn_peft::resume::{Checkpoint, Seed};
 
 const KEEP: WriteOptions = WriteOptions {
@@ -85,22 +87,31 @@ enum Kind {
     Half,
     /// Two learning rates and two kinds of optimiser, chosen by parameter ids.
     Groups,
+    /// Moments in eight bits, and in f32 of the second layer's factors, which are too small.
+    EightBit,
+    /// Factors in bf16 with moments in eight bits, and gradients accumulated in f32.
+    HalfEightBit,
+    /// Factors in bf16 with moments in f32 and a residual in bf16.
+    HalfCompensated,
     /// Beside the factors, biases of `B`, and copies of the layers' biases and of a whole layer.
     Copies,
 }
 
-const KINDS: [Kind; 6] = [
+const KINDS: [Kind; 9] = [
     Kind::Dense,
     Kind::Nf4,
     Kind::Dora,
     Kind::Half,
     Kind::Groups,
+    Kind::EightBit,
+    Kind::HalfEightBit,
+    Kind::HalfCompensated,
     Kind::Copies,
 ];
 
 fn lora(kind: Kind) -> LoraConfig {
     let dtype = match kind {
-        Kind::Half => FloatDType::BF16,
+        Kind::Half | Kind::HalfEightBit | Kind::HalfCompensated => FloatDType::BF16,
         _ => FloatDType::F32,
     };
     LoraConfig::new(4)
@@ -139,6 +150,13 @@ fn optimizer(kind: Kind, model: &PeftModel<Net>) -> ModuleOptimizer {
     let optimizer: ModuleOptimizer = AdamWConfig::new().with_weight_decay(0.01).init();
     match kind {
         Kind::Half => SgdConfig::new().init(),
+        // The `A` of the first layer has 256 values.
+        Kind::EightBit => AdamW8bitConfig::new().with_min_8bit_size(200).init(),
+        Kind::HalfEightBit => AdamW8bitConfig::new().with_min_8bit_size(0).init(),
+        Kind::HalfCompensated => {
+            let optimizer = AdamWConfig::new().with_weight_decay(0.01).build();
+            F32State::new(optimizer).with_compensation(true).init()
+        }
         Kind::Groups => optimizer.with_group(
             LoraPlusGroups::of(model).b,
             RmsPropConfig::new().build(),
@@ -210,7 +228,10 @@ impl Run {
                 let loss = (self.model.module().forward(x) - y).square().mean();
                 self.losses
                     .push(loss.clone().into_scalar::<f32>().to_bits());
-                let grads = GradientsParams::from_grads(loss.backward(), &self.model);
+                let mut grads = GradientsParams::from_grads(loss.backward(), &self.model);
+                if self.kind == Kind::HalfEightBit {
+                    grads_to_f32(&self.model, &mut grads);
+                }
                 accumulator.accumulate(&self.model, grads);
             }
             let mut grads = accumulator.grads();
@@ -503,7 +524,10 @@ fn a_checkpoint_of_another_run_is_refused_and_nothing_changes() {
     }
 
     // An optimiser with a state already, of another kind.
-    let optimizers: [(&str, ModuleOptimizer); 4] = [
+    let eight_bit = AdamW8bitConfig::new().with_min_8bit_size(0);
+    let optimizers: [(&str, ModuleOptimizer); 6] = [
+        ("codes_1: I32 [64]", eight_bit.init()),
+        ("absmax_1", F32State::new(eight_bit.build()).init()),
         ("max_moment_2", AdamWConfig::new().with_amsgrad(true).init()),
         ("here", SgdConfig::new().init()),
         ("square_avg", RmsPropConfig::new().init()),
@@ -641,4 +665,37 @@ fn a_state_that_burn_cannot_restore_is_an_error() {
         other => panic!("{other:?}"),
     }
     assert!(!path.exists());
+}
+
+/// Optimisers with 8-bit moments know their own states, and no other's: neither those of more parameters in f32, nor AdamW's, nor
+/// those with a residual.
+#[test]
+fn eight_bit_states_are_told_apart() {
+    let _turn = alone();
+    let dir = tempfile::tempdir().unwrap();
+    for kind in [Kind::EightBit, Kind::HalfCompensated] {
+        let path = dir.path().join(format!("{kind:?}.safetensors"));
+        uninterrupted(kind, &path);
+        let others = [
+            AdamW8bitConfig::new().with_min_8bit_size(0).init(),
+            AdamW8bitConfig::new().init(),
+            F32State::new(AdamWConfig::new().build()).init(),
+            F32State::new(AdamW8bitConfig::new().build())
+                .with_compensation(true)
+                .init(),
+            SgdConfig::new().init(),
+        ];
+        for (index, other) in others.into_iter().enumerate() {
+            let mut run = Run::fresh(kind, 3);
+            run.optimizer = other;
+            run.train(1);
+            let before = state(&run.model, &run.optimizer);
+            let error = Checkpoint::load(&path, &mut run.model, &mut run.optimizer).unwrap_err();
+            let PeftError::InFile { source, .. } = error else {
+                panic!("{kind:?} {index}: {error:?}");
+            };
+            assert!(matches!(*source, PeftError::OtherRun { .. }), "{source:?}");
+            assert!(state(&run.model, &run.optimizer) == before, "{index}");
+        }
+    }
 }

@@ -3,7 +3,7 @@
 use burn::module::Module;
 use burn::tensor::{Bool, Device, Int, Tensor, TensorData};
 use burn_peft::dataset::{Example, PaddedBatcher};
-use burn_peft::objective::{SftLoss, sft_loss};
+use burn_peft::objective::{HeadChunks, SftLoss};
 use burn_peft::{PeftError, Result};
 
 use crate::llama::attention::Layout;
@@ -14,7 +14,8 @@ const PADDING: u32 = 0;
 
 /// Cross entropy on the supervised tokens of `examples`.
 ///
-/// The head, whose logits are the largest values of a step by far, sees only the positions that are supervised.
+/// The head sees only the positions that are supervised, and its logits, the largest values of a step by far, are there a chunk
+/// at a time.
 pub fn loss(model: &LlamaForCausalLm, examples: &[Example], device: &Device) -> Result<SftLoss> {
     let mut losses = losses(model, examples, device, |positions| vec![positions])?;
     Ok(losses.remove(0))
@@ -75,11 +76,11 @@ fn losses(
                 .collect();
             let positions =
                 Tensor::<1, Int>::from_data(TensorData::new(positions, [count]), device);
-            let logits = model.head(hidden.clone().select(0, positions).unsqueeze());
-            sft_loss(
-                logits,
+            model.head_loss(
+                hidden.clone().select(0, positions).unsqueeze(),
                 Tensor::from_data(TensorData::new(targets, [1, count]), device),
                 Tensor::<2, Bool>::full([1, count], true, device),
+                &HeadChunks::default(),
             )
         })
         .collect()

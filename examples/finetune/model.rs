@@ -6,12 +6,13 @@ use std::path::Path;
 use burn::module::Module;
 use burn::tensor::Device;
 use burn_peft::adapter::LoraConfig;
-use burn_peft::format::{LoadOptions, SaveOptions};
+use burn_peft::format::{BaseOptions, LoadOptions, SaveOptions};
 use burn_peft::model::{DEFAULT_ADAPTER, PeftConfig, PeftModel, TargetConfig};
 use burn_peft::nf4::Nf4Config;
 
 use crate::args::Args;
 use crate::llama::model::LlamaForCausalLm;
+use crate::llama::progress;
 
 /// How a model is fine-tuned.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -50,16 +51,16 @@ pub fn base(
     method: Method,
     device: &Device,
 ) -> Result<PeftModel<LlamaForCausalLm>, Box<dyn Error>> {
-    let (_, llama) = LlamaForCausalLm::from_pretrained(&args.model, device)?;
-    let mut model = PeftModel::new(llama);
+    let mut options = BaseOptions::new()
+        .with_dtype(device.settings().float_dtype)
+        .with_progress(progress::bar());
     if method == Method::QLora {
-        // Every linear layer but the head, as PEFT and bitsandbytes do. Each weight is read only now, and packed at once.
-        model.quantize_nf4(
-            &TargetConfig::all_linear(),
-            &Nf4Config::new().with_double_quant(true),
-        )?;
+        // Every linear layer but the head, as PEFT and bitsandbytes do; dense they are at no time.
+        let nf4 = Nf4Config::new().with_double_quant(true);
+        options = options.with_nf4(TargetConfig::all_linear(), nf4);
     }
-    Ok(model)
+    let (_, llama) = LlamaForCausalLm::from_pretrained_with(&args.model, device, options)?;
+    Ok(PeftModel::new(llama))
 }
 
 /// The base model ready to train: with a fresh adapter, or unfrozen.

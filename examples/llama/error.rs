@@ -2,6 +2,8 @@
 
 use std::path::PathBuf;
 
+use burn_peft::PeftError;
+
 /// The result of a fallible operation on a Hugging Face directory.
 pub type Result<T, E = LlamaError> = std::result::Result<T, E>;
 
@@ -16,7 +18,7 @@ pub enum LlamaError {
         /// The operating system's reason.
         source: std::io::Error,
     },
-    /// A file is not what its name says: broken JSON, a broken safetensors header, a broken tokenizer.
+    /// A file is not what its name says: broken JSON, a broken tokenizer.
     #[error("{path}: {reason}", path = path.display())]
     File {
         /// The file.
@@ -36,41 +38,22 @@ pub enum LlamaError {
         /// What is supported, in words.
         expected: String,
     },
-    /// The checkpoint lacks tensors of the model, or has tensors that the model lacks.
+    /// The model to be saved is not the plain one of its configuration.
     #[error(
         "{path}: missing tensors {missing:?}, unexpected tensors {unexpected:?}",
         path = path.display()
     )]
     Names {
-        /// The directory.
+        /// The file to be written.
         path: PathBuf,
-        /// Tensors of the model that no file has, sorted.
+        /// Tensors of the configuration that the model does not have, sorted.
         missing: Vec<String>,
-        /// Tensors in a file that the model has no place for, sorted.
+        /// Tensors that the configuration has no place for, sorted.
         unexpected: Vec<String>,
     },
-    /// A tensor has another shape than its place in the model.
-    #[error("{path}: tensor `{tensor}`: expected shape {expected:?}, found {found:?}", path = path.display())]
-    Shape {
-        /// The file.
-        path: PathBuf,
-        /// The tensor's name in the file.
-        tensor: String,
-        /// The shape in Hugging Face's layout that `config.json` implies.
-        expected: Vec<usize>,
-        /// The shape in the file.
-        found: Vec<usize>,
-    },
-    /// A tensor has an element type other than F32, F16 and BF16.
-    #[error("{path}: tensor `{tensor}`: expected F32, F16 or BF16, found {found}", path = path.display())]
-    DType {
-        /// The file.
-        path: PathBuf,
-        /// The tensor's name.
-        tensor: String,
-        /// The element type in the file.
-        found: String,
-    },
+    /// The checkpoint is broken, or does not fit the model.
+    #[error(transparent)]
+    Base(#[from] PeftError),
 }
 
 impl LlamaError {

@@ -8,13 +8,13 @@
 
 pub mod attention;
 pub mod block;
-pub mod checkpoint;
 pub mod config;
 pub mod error;
 pub mod generate;
 pub mod load;
 pub mod model;
 pub mod names;
+pub mod progress;
 pub mod rope;
 pub mod save;
 pub mod tokenizer;

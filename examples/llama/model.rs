@@ -4,9 +4,11 @@ use burn::module::Module;
 use burn::nn::{
     Embedding, EmbeddingConfig, Initializer, Linear, LinearConfig, RmsNorm, RmsNormConfig,
 };
-use burn::tensor::{Device, Int, Tensor};
+use burn::tensor::{Bool, Device, Int, Tensor};
+use burn_peft::Result;
 use burn_peft::checkpointing::{Checkpointing, Tape};
 use burn_peft::model::{PeftForward, TiedHead};
+use burn_peft::objective::{HeadChunks, SftLoss, sft_head_loss};
 
 use super::attention::{KvCache, Layout};
 use super::block::{Block, normed};
@@ -94,10 +96,7 @@ impl LlamaModel {
         tokens: Tensor<2, Int>,
         layout: &Layout,
         checkpointing: Checkpointing,
-    ) -> burn_peft::Result<(
-        Tensor<3>,
-        Tape<'a, Block, impl Fn(&Block, Tensor<3>) -> Tensor<3> + 'a, 3>,
-    )> {
+    ) -> Result<(Tensor<3>, Tape<'a, Block, 3>)> {
         let x = self.embed_tokens.forward_peft(tokens);
         let rotation = Rotation::new(&self.frequencies, layout.positions.clone());
         let visible = layout.visible.clone();
@@ -131,6 +130,34 @@ impl LlamaForCausalLm {
         match &self.lm_head {
             Some(head) => head.forward_peft(hidden),
             None => self.model.embed_tokens.attend_peft(hidden),
+        }
+    }
+
+    /// Cross entropy of tokens `[batch, seq]` with the token that follows each, where `mask` is true: the loss of the logits, of
+    /// which there is a chunk at a time. Rows may be padded on the right.
+    pub fn loss(
+        &self,
+        tokens: Tensor<2, Int>,
+        targets: Tensor<2, Int>,
+        mask: Tensor<2, Bool>,
+        chunks: &HeadChunks,
+    ) -> Result<SftLoss> {
+        let layout = Layout::causal(tokens.dims()[1], 0, &tokens.device());
+        let hidden = self.model.forward(tokens, &layout, None);
+        self.head_loss(hidden, targets, mask, chunks)
+    }
+
+    /// The same of hidden states `[batch, seq, hidden_size]`.
+    pub fn head_loss(
+        &self,
+        hidden: Tensor<3>,
+        targets: Tensor<2, Int>,
+        mask: Tensor<2, Bool>,
+        chunks: &HeadChunks,
+    ) -> Result<SftLoss> {
+        match &self.lm_head {
+            Some(head) => sft_head_loss(hidden, head, targets, mask, chunks),
+            None => sft_head_loss(hidden, &self.model.embed_tokens, targets, mask, chunks),
         }
     }
 }

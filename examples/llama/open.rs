@@ -4,13 +4,14 @@ use std::error::Error;
 use std::path::PathBuf;
 
 use burn::tensor::Device;
-use burn_peft::format::LoadOptions;
+use burn_peft::format::{BaseOptions, LoadOptions};
 use burn_peft::model::{DEFAULT_ADAPTER, PeftModel, TargetConfig};
 use burn_peft::nf4::Nf4Config;
 use clap::{Args, ValueEnum};
 
 use crate::llama::config::LlamaConfig;
 use crate::llama::model::LlamaForCausalLm;
+use crate::llama::progress;
 
 /// Which model to open.
 #[derive(Args, Debug)]
@@ -41,14 +42,17 @@ enum Quantize {
 }
 
 impl ModelArgs {
-    /// Loads the base, packs it, puts the adapter on it and merges, as asked.
+    /// Loads the base, packed on the way, puts the adapter on it and merges, as asked.
     pub fn open(&self, device: &Device) -> Result<(LlamaConfig, LlamaForCausalLm), Box<dyn Error>> {
-        let (config, base) = LlamaForCausalLm::from_pretrained(&self.model, device)?;
-        let mut model = PeftModel::new(base);
+        let mut options = BaseOptions::new()
+            .with_dtype(device.settings().float_dtype)
+            .with_progress(progress::bar());
         if self.quantize != Quantize::None {
             let nf4 = Nf4Config::new().with_double_quant(self.quantize == Quantize::Nf4Double);
-            model.quantize_nf4(&TargetConfig::all_linear(), &nf4)?;
+            options = options.with_nf4(TargetConfig::all_linear(), nf4);
         }
+        let (config, base) = LlamaForCausalLm::from_pretrained_with(&self.model, device, options)?;
+        let mut model = PeftModel::new(base);
         if let Some(adapter) = &self.adapter {
             model.load_adapter(DEFAULT_ADAPTER, adapter, &LoadOptions::default())?;
         }

@@ -149,6 +149,29 @@ impl TrainedRows {
     }
 }
 
+impl TrainedRows {
+    /// The change of a head's logits as a low-rank one, `x·a·b`: the rows less those of `weight`, turned, `[d, n]`, and ones at
+    /// the tokens' places, `[n, vocabulary]`. `weight` is `[vocabulary, d]`, or `[d, vocabulary]` for rows of a head of its own.
+    pub(crate) fn factors(&self, weight: &Tensor<2>) -> [Tensor<2>; 2] {
+        let places = places(&self.indices, weight);
+        let (old, vocabulary) = match self.transposed {
+            true => (weight.clone().select(1, places.clone()), weight.dims()[1]),
+            false => {
+                let old = weight.clone().select(0, places.clone());
+                (old.transpose(), weight.dims()[0])
+            }
+        };
+        let old = old.detach();
+        let change = cast(self.rows.val(), old.dtype().into()).transpose() - old;
+        let count = self.indices.len();
+        let tokens = Tensor::<1, Int>::arange(0..vocabulary as i64, &weight.device());
+        let tokens = tokens.unsqueeze::<2>().expand([count, vocabulary]);
+        let places = places.reshape([count, 1]).expand([count, vocabulary]);
+        let ones = tokens.equal(places).float();
+        [change, ones]
+    }
+}
+
 fn places(indices: &[usize], weight: &Tensor<2>) -> Tensor<1, Int> {
     let indices: Vec<i64> = indices.iter().map(|&index| index as i64).collect();
     Tensor::from_data(indices.as_slice(), &weight.device())

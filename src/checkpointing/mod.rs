@@ -92,21 +92,18 @@ impl Checkpointing {
     /// # Errors
     ///
     /// [`PeftError::Config`] for segments of no block, or if `x` is not on a device with autodiff.
-    pub fn forward<B: Module, F, const D: usize>(
+    pub fn forward<'a, B: Module, const D: usize>(
         self,
-        blocks: &[B],
+        blocks: &'a [B],
         x: Tensor<D>,
-        run: F,
-    ) -> Result<(Tensor<D>, Tape<'_, B, F, D>)>
-    where
-        F: Fn(&B, Tensor<D>) -> Tensor<D>,
-    {
+        run: impl Fn(&B, Tensor<D>) -> Tensor<D> + 'a,
+    ) -> Result<(Tensor<D>, Tape<'a, B, D>)> {
         self.check(&x)?;
         // What is initialised when first used would be so twice, differently, and draw what a block's seed is for.
         blocks.iter().for_each(initialize);
         let mut tape = Tape {
             blocks,
-            run,
+            run: Box::new(run),
             checkpointing: self,
             input: x.clone(),
             kept: Vec::new(),
@@ -162,12 +159,14 @@ impl Checkpointing {
     }
 }
 
+/// Computes one block.
+type Run<'a, B, const D: usize> = Box<dyn Fn(&B, Tensor<D>) -> Tensor<D> + 'a>;
+
 /// What forward left for backward: the inputs of segments, and how to run them again.
-#[derive(Debug)]
 #[must_use = "the gradients of the blocks come from its `backward`"]
-pub struct Tape<'a, B, F, const D: usize> {
+pub struct Tape<'a, B, const D: usize> {
     blocks: &'a [B],
-    run: F,
+    run: Run<'a, B, D>,
     checkpointing: Checkpointing,
     /// What came into the first block, with its graph.
     input: Tensor<D>,
@@ -178,7 +177,7 @@ pub struct Tape<'a, B, F, const D: usize> {
     output: Option<Tensor<D>>,
 }
 
-impl<B: Module, F: Fn(&B, Tensor<D>) -> Tensor<D>, const D: usize> Tape<'_, B, F, D> {
+impl<B: Module, const D: usize> Tape<'_, B, D> {
     /// The gradients of `loss` with respect to all parameters of `module` that require one, as
     /// `GradientsParams::from_grads(loss.backward(), module)` has them.
     ///

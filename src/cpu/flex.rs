@@ -38,6 +38,22 @@ pub(crate) fn slice<V: Value>(contiguous: &Float) -> &[V] {
     values.expect("contiguous, and of this dtype")
 }
 
+/// A matrix of which either rows or columns are contiguous and without gaps: itself, or a copy.
+pub(crate) fn with_whole_lines(matrix: &Float) -> Float {
+    let [rows, columns] = shape(matrix);
+    match *matrix.layout().strides() {
+        [stride, 1] if stride == columns as isize => matrix.clone(),
+        [1, stride] if stride == rows as isize => matrix.clone(),
+        _ => matrix.to_contiguous(),
+    }
+}
+
+/// The values of such a matrix, as they lie.
+pub(crate) fn lines<V: Value>(matrix: &Float) -> &[V] {
+    let layout = matrix.layout();
+    &matrix.storage()[layout.start_offset()..][..layout.num_elements()]
+}
+
 /// Tensors of the shapes of `like`, their values written by `f`.
 ///
 /// # Safety

@@ -114,6 +114,20 @@ impl<'a> Stored<'a> {
         let dtype = to_file(tensor, data.dtype())?;
         Ok(Self { data, dtype })
     }
+
+    /// Values of a checkpoint, which may be words of 32 bits too.
+    ///
+    /// # Errors
+    ///
+    /// As [`new`](Self::new).
+    #[cfg(feature = "optim")]
+    pub(crate) fn or_words(tensor: &str, data: &'a TensorData) -> Result<Self> {
+        let dtype = match data.dtype() {
+            DType::I32 => Dtype::I32,
+            dtype => to_file(tensor, dtype)?,
+        };
+        Ok(Self { data, dtype })
+    }
 }
 
 impl View for Stored<'_> {

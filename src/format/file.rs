@@ -12,7 +12,7 @@
 
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::io::{Read, Seek, SeekFrom};
+use std::io::{ErrorKind, Read};
 use std::path::{Path, PathBuf};
 
 use burn::tensor::TensorData;
@@ -21,6 +21,7 @@ use safetensors::tensor::TensorInfo;
 use super::digest::{Digest, DigestCheck};
 use super::elements;
 use super::header::Header;
+use super::positional;
 use super::read::open_regular;
 use crate::{PeftError, Result};
 
@@ -109,29 +110,68 @@ impl SafetensorsFile {
             .map(|(name, info)| (name.as_str(), info.shape.as_slice()))
     }
 
+    /// What the header says of every tensor, sorted by name.
+    pub(super) fn tensors(&self) -> &BTreeMap<String, TensorInfo> {
+        &self.tensors
+    }
+
+    /// Fills `out` with the bytes of the tensor `name` from its byte `offset` on, little-endian as they are in the file.
+    /// May be called from several threads at once.
+    ///
+    /// # Errors
+    ///
+    /// [`PeftError::Malformed`] for a tensor that the file does not have, for bytes beyond its end, and if the file was cut
+    /// since it was opened; [`PeftError::Io`].
+    pub fn read_at(&self, name: &str, offset: usize, out: &mut [u8]) -> Result<()> {
+        let (begin, end) = self.info(name)?.data_offsets;
+        let fits = (end - begin).checked_sub(offset);
+        if fits.is_none_or(|left| left < out.len()) {
+            return Err(self.malformed(format!(
+                "tensor `{}`: {} bytes asked for at its byte {offset}, it has {}",
+                name.escape_debug(),
+                out.len(),
+                end - begin
+            )));
+        }
+        let offset = self.start + (begin + offset) as u64;
+        positional::read_exact_at(&self.file, out, offset).map_err(|error| match error.kind() {
+            ErrorKind::UnexpectedEof => self.malformed(format!(
+                "tensor `{}`: the file ends before its bytes {offset} to {}; it was whole when it was opened",
+                name.escape_debug(),
+                offset + out.len() as u64
+            )),
+            _ => PeftError::io(&self.path)(error),
+        })
+    }
+
     /// Reads the tensor `name` in its own element type. Holds one copy of the values.
     ///
     /// # Errors
     ///
-    /// [`PeftError::DType`] for what is not F32, BF16 or F16, in [`PeftError::InFile`]; [`PeftError::Malformed`] for a
-    /// tensor that the file does not have; [`PeftError::Io`], also when the file shrank since it was opened.
-    pub fn read(&mut self, name: &str) -> Result<TensorData> {
-        let malformed = |reason: String| PeftError::Malformed {
-            path: self.path.clone(),
-            reason,
-        };
-        let info = self.tensors.get(name);
-        let info = info.ok_or_else(|| malformed(format!("there is no tensor `{name}`")))?;
+    /// [`PeftError::DType`] for what is not F32, BF16 or F16, in [`PeftError::InFile`]; those of
+    /// [`read_at`](Self::read_at).
+    pub fn read(&self, name: &str) -> Result<TensorData> {
+        let info = self.info(name)?;
         let dtype =
             elements::from_file(name, info.dtype).map_err(|error| error.in_file(&self.path))?;
         let (begin, end) = info.data_offsets;
         let mut bytes = vec![0; end - begin];
-        self.file
-            .seek(SeekFrom::Start(self.start + begin as u64))
-            .and_then(|_| self.file.read_exact(&mut bytes))
-            .map_err(PeftError::io(&self.path))?;
+        self.read_at(name, 0, &mut bytes)?;
         elements::swap_to_host(&mut bytes, dtype);
         TensorData::try_from_bytes_vec(bytes, info.shape.clone(), dtype)
-            .map_err(|error| malformed(format!("tensor `{name}`: {error}")))
+            .map_err(|error| self.malformed(format!("tensor `{name}`: {error}")))
+    }
+
+    fn info(&self, name: &str) -> Result<&TensorInfo> {
+        self.tensors
+            .get(name)
+            .ok_or_else(|| self.malformed(format!("there is no tensor `{}`", name.escape_debug())))
+    }
+
+    fn malformed(&self, reason: String) -> PeftError {
+        PeftError::Malformed {
+            path: self.path.clone(),
+            reason,
+        }
     }
 }

@@ -22,11 +22,19 @@ const MAX_VALUES: usize = 1 << 16;
 /// [`PeftError::Json`] for what is no JSON object, for a key that stands twice in one object, for more than
 /// [`MAX_VALUES`] values, and for more than 127 levels.
 pub(crate) fn object(json: &[u8]) -> Result<Map<String, Value>> {
-    let left = Cell::new(MAX_VALUES);
+    object_of(json, MAX_VALUES)
+}
+
+/// As [`object`], of at most `max_values` values.
+pub(super) fn object_of(json: &[u8], max_values: usize) -> Result<Map<String, Value>> {
+    let left = Cell::new(max_values);
     let mut deserializer = serde_json::Deserializer::from_slice(json);
-    let value = Strict(&left)
-        .deserialize(&mut deserializer)
-        .map_err(PeftError::json)?;
+    let value = Strict {
+        left: &left,
+        max_values,
+    }
+    .deserialize(&mut deserializer)
+    .map_err(PeftError::json)?;
     deserializer.end().map_err(PeftError::json)?;
     match value {
         Value::Object(object) => Ok(object),
@@ -35,16 +43,20 @@ pub(crate) fn object(json: &[u8]) -> Result<Map<String, Value>> {
 }
 
 /// A value, of at most so many.
-struct Strict<'a>(&'a Cell<usize>);
+#[derive(Clone, Copy)]
+struct Strict<'a> {
+    left: &'a Cell<usize>,
+    max_values: usize,
+}
 
 impl<'de> DeserializeSeed<'de> for Strict<'_> {
     type Value = Value;
 
     fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Value, D::Error> {
-        let left = self.0.get().checked_sub(1);
+        let left = self.left.get().checked_sub(1);
         let left =
-            left.ok_or_else(|| D::Error::custom(format!("more than {MAX_VALUES} values")))?;
-        self.0.set(left);
+            left.ok_or_else(|| D::Error::custom(format!("more than {} values", self.max_values)))?;
+        self.left.set(left);
         deserializer.deserialize_any(self)
     }
 }
@@ -89,7 +101,7 @@ impl<'de> Visitor<'de> for Strict<'_> {
 
     fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<Value, A::Error> {
         let mut list = Vec::new();
-        while let Some(item) = items.next_element_seed(Strict(self.0))? {
+        while let Some(item) = items.next_element_seed(self)? {
             list.push(item);
         }
         Ok(Value::Array(list))
@@ -101,7 +113,7 @@ impl<'de> Visitor<'de> for Strict<'_> {
             if object.contains_key(&key) {
                 return Err(twice(&key));
             }
-            object.insert(key, entries.next_value_seed(Strict(self.0))?);
+            object.insert(key, entries.next_value_seed(self)?);
         }
         Ok(Value::Object(object))
     }

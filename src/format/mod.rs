@@ -14,6 +14,7 @@
 
 mod adapter;
 mod atomic;
+mod base;
 mod config;
 mod digest;
 mod disk;
@@ -30,6 +31,7 @@ mod keys;
 mod load;
 mod mlx;
 mod names;
+mod positional;
 mod read;
 mod report;
 mod save;
@@ -46,6 +48,11 @@ pub(crate) use json::object as json_object;
 pub(crate) use read::read_bounded;
 
 pub use adapter::{AdapterFile, LoraTensors, ParameterTensor, adapter_dir};
+pub use base::{
+    BASE_FILE, BASE_INDEX_FILE, BaseCheckpoint, BaseMismatch, BaseOptions, BaseReport, BaseTensor,
+    DTypeMismatch, Dtype, IndexFault, LoadProgress, MAX_BUFFER_BYTES, MAX_INDEX_BYTES,
+    MAX_INDEX_TENSORS, MAX_SHARDS, OnProgress,
+};
 pub use config::{
     AdapterConfig, CONFIG_FILE, InitLoraWeights, MAX_CONFIG_BYTES, MAX_NAMES, MAX_RANK,
     PEFT_VERSION,

@@ -94,13 +94,13 @@ pub(super) fn read(dir: &Path, options: &ReadOptions) -> Result<AdapterFile> {
 
 /// The adapter of this configuration whose tensors are in `file`, at `weights`.
 fn read_tensors(
-    mut file: SafetensorsFile,
+    file: SafetensorsFile,
     weights: &Path,
     config: AdapterConfig,
     options: &ReadOptions,
 ) -> Result<AdapterFile> {
     let found = sites::find(&file, &config).map_err(|error| error.in_file(weights))?;
-    let mut read = |tensor: &FoundTensor| {
+    let read = |tensor: &FoundTensor| {
         let data = file.read(&tensor.key)?;
         if !options.allow_non_finite {
             check_finite(&tensor.key, &data).map_err(|error| error.in_file(weights))?;
@@ -130,7 +130,7 @@ fn read_tensors(
         check_dtypes(&module, &keys).map_err(|error| error.in_file(weights))?;
         tensors.push(module);
     }
-    let mut values = |tensors: Vec<(String, FoundTensor)>| {
+    let values = |tensors: Vec<(String, FoundTensor)>| {
         let tensors = tensors.iter();
         let read = tensors.map(|(path, tensor)| {
             let (path, data) = (path.clone(), read(tensor)?);

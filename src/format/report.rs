@@ -89,7 +89,8 @@ impl fmt::Display for LoadReport {
     }
 }
 
-fn list<T>(
+/// Writes how many items there are of a kind, and the first of them; nothing where there is none.
+pub(super) fn list<T>(
     f: &mut fmt::Formatter,
     kind: &str,
     items: &[T],

@@ -18,7 +18,7 @@
 
 mod composed;
 #[cfg(feature = "flex")]
-mod cpu;
+pub(crate) mod cpu;
 #[cfg(test)]
 mod tests;
 mod visible;

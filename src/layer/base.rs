@@ -203,11 +203,15 @@ pub(crate) fn weight_dims(weight: &Param<Tensor<2>>) -> [usize; 2] {
     if weight.is_initialized() {
         return [rows, columns];
     }
+    match loader_transposes(weight) {
+        true => [columns, rows],
+        false => [rows, columns],
+    }
+}
+
+/// Whether the loader of a linear weight transposes what it loads, as that of Burn's column layout does.
+pub(crate) fn loader_transposes(weight: &Param<Tensor<2>>) -> bool {
     let probe = Tensor::zeros([1, 2], &weight.lazy_device());
     let loaded = weight.clone().transform_for_load(probe, weight.id);
-    if loaded.base().dims() == [2, 1] {
-        [columns, rows]
-    } else {
-        [rows, columns]
-    }
+    loaded.base().dims() == [2, 1]
 }

@@ -15,7 +15,7 @@ mod nf4_linear;
 pub(crate) use adapted::requantize;
 pub use adapted::{Adapted, LoraLinear, MergeReport, Nf4MergeReport, QLoraLinear};
 pub use base::FrozenLinear;
-pub(crate) use base::{DenseMap, Nf4Map, weight_dims};
+pub(crate) use base::{DenseMap, Nf4Map, loader_transposes, weight_dims};
 pub(crate) use conv::{Conv, ConvLayer};
 pub(crate) use embedding::{EmbeddingLayer, attend_low_rank};
 pub use layout::ExpertLayout;

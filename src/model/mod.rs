@@ -8,6 +8,7 @@
 mod active;
 mod adapters_only;
 mod attach;
+mod base;
 mod choose;
 mod combine;
 mod config;
@@ -17,6 +18,7 @@ mod convert;
 mod eva;
 mod forward;
 mod fresh;
+mod head_loss;
 mod merge;
 mod parameters;
 mod peft_model;
@@ -30,13 +32,15 @@ mod weight;
 
 pub use active::Active;
 pub use adapters_only::AdaptersOnly;
+pub(crate) use base::{BaseParameter, NewBase, base_parameters, choose_linear, replace_bases};
 pub use config::{BiasMode, PeftConfig, TrainableTokens};
 #[cfg(feature = "faer")]
 pub use eva::EvaModule;
 pub use forward::{PeftForward, TiedHead};
+pub use head_loss::HeadLoss;
 pub(crate) use parameters::is_named;
-pub(crate) use peft_model::Parameter;
 pub use peft_model::{DEFAULT_ADAPTER, PeftModel};
+pub(crate) use peft_model::{DEFAULT_HEAD, Parameter};
 pub use quantize::QuantizeReport;
 pub use report::{AdapterReport, AttachReport, Base, ChangeKind, ModelReport, WeightReport};
 pub use storage::{Amount, Storage, Stored};

@@ -23,6 +23,9 @@ use crate::{PeftError, Result};
 /// Name of the adapter that PEFT writes without a folder of its own.
 pub const DEFAULT_ADAPTER: &str = "default";
 
+/// Name of the output head in most models.
+pub(crate) const DEFAULT_HEAD: &str = "lm_head";
+
 /// Any Burn module with adapters on its weights: low-rank changes of linear layers, embeddings and convolutions, and copies of
 /// whole parameters.
 ///
@@ -85,7 +88,7 @@ impl<M: Module> PeftModel<M> {
             adapters: Vec::new(),
             active: Active::none(),
             enabled: true,
-            head: "lm_head".into(),
+            head: DEFAULT_HEAD.into(),
             experts: ExpertLayout::default(),
             groups: BTreeMap::new(),
         }
@@ -121,6 +124,13 @@ impl<M: Module> PeftModel<M> {
     pub fn module(&self) -> &M {
         self.module
             .as_ref()
+            .expect("only empty inside an operation")
+    }
+
+    /// The module, to be changed in what the adapters do not depend on.
+    pub(crate) fn module_mut(&mut self) -> &mut M {
+        self.module
+            .as_mut()
             .expect("only empty inside an operation")
     }
 
@@ -294,10 +304,8 @@ impl<M: Module> PeftModel<M> {
 
     /// Path of the output head.
     pub(super) fn head_of<'a>(&self, sites: &'a [Site]) -> Option<&'a str> {
-        let suffix = format!(".{}", self.head);
         let linear = sites.iter().filter(|site| site.is_linear());
-        let mut paths = linear.map(Site::module);
-        paths.find(|path| *path == self.head || path.ends_with(&suffix))
+        head_path(&self.head, linear.map(Site::module))
     }
 
     pub(super) fn device_of(&self, site: &Site) -> Device {
@@ -330,6 +338,14 @@ impl<M: Module> PeftModel<M> {
     pub(super) fn update(&mut self, states: HashMap<String, PeftWeight>) {
         self.module = self.module.take().map(|module| edit(module, states));
     }
+}
+
+/// The first of the paths of linear modules that is that of the output head of this name.
+pub(super) fn head_path<'a>(
+    head: &str,
+    mut linear: impl Iterator<Item = &'a str>,
+) -> Option<&'a str> {
+    linear.find(|path| is_named(path, head))
 }
 
 fn modules(sites: &[Site]) -> Vec<String> {

@@ -237,7 +237,7 @@ impl ModuleVisitor for Collector {
 }
 
 /// The same parameter, known to be a matrix.
-fn as_matrix<const D: usize>(param: &Param<Tensor<D>>) -> Param<Tensor<2>> {
+pub(super) fn as_matrix<const D: usize>(param: &Param<Tensor<D>>) -> Param<Tensor<2>> {
     let param: &dyn std::any::Any = param;
     param
         .downcast_ref::<Param<Tensor<2>>>()

@@ -265,7 +265,7 @@ impl PeftWeight {
 
     /// `P + Σ_i w_i·(V_i - P)`, the base with the values `V_i` that adapters have of their own, in f32; `V` itself where one alone
     /// has the weight 1.
-    fn with_own_values<const D: usize>(&self, base: Tensor<D>) -> Tensor<D> {
+    pub(super) fn with_own_values<const D: usize>(&self, base: Tensor<D>) -> Tensor<D> {
         let changes = self.in_use().unwrap_or_default().into_iter();
         let own: Vec<_> = changes
             .filter(|(change, _)| change.lora().is_none())

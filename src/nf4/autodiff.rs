@@ -175,7 +175,7 @@ impl<B: Nf4Ops> Backward<B, 3> for LowRank {
 
 impl<B: Backend, C: CheckpointStrategy> Nf4Tensors<Autodiff<B, C>> {
     /// The same tensors seen by the inner backend: autodiff does not wrap integers.
-    fn into_inner(self) -> Nf4Tensors<B> {
+    pub(crate) fn into_inner(self) -> Nf4Tensors<B> {
         Nf4Tensors {
             codes: self.codes,
             scales: match self.scales {

@@ -76,12 +76,18 @@ impl Nf4Scales {
 
     /// An error unless every scale, restored, is finite.
     pub(super) fn check_finite(&self, name: &str) -> Result<()> {
-        let scales = self.restore();
-        match scales.iter().position(|scale| !scale.is_finite()) {
-            None => Ok(()),
-            Some(index) => Err(not_finite(&format!("{name}.absmax"), index, scales[index])),
-        }
+        let error = |(index, scale)| not_finite(&format!("{name}.absmax"), index, scale);
+        let bad = match self {
+            Self::Plain(absmax) => first_not_finite(absmax.iter().copied()),
+            Self::Double(double) => first_not_finite(double.iter()),
+        };
+        bad.map_or(Ok(()), |bad| Err(error(bad)))
     }
+}
+
+fn first_not_finite(scales: impl Iterator<Item = f32>) -> Option<(usize, f32)> {
+    let mut scales = scales.enumerate();
+    scales.find(|(_, scale)| !scale.is_finite())
 }
 
 /// One weight matrix `[d_out, d_in]` in NF4, on the host.

@@ -45,7 +45,7 @@ pub const DYNAMIC_MAP: [f32; 256] = {
 
 /// Point `k` of the `intervals + 1` evenly spaced from 0.1 to 1, as PyTorch's `linspace` has them: counted from the
 /// nearer end, with one rounding for product and sum.
-const fn point(k: usize, intervals: usize) -> f32 {
+pub(crate) const fn point(k: usize, intervals: usize) -> f32 {
     let step = (1.0 - 0.1_f32) / intervals as f32;
     // f64 holds product and sum exactly here (they are multiples of 2^-34 below 2), so the cast is the one rounding.
     if k < intervals.div_ceil(2) {
@@ -163,14 +163,18 @@ impl DoubleAbsmax {
 
     /// Restores the scales: `DYNAMIC_MAP[code] * absmax + offset`, rounded after the product and after the sum.
     pub fn dequantize(&self) -> Vec<f32> {
-        let mut scales = vec![0.0; self.codes.len()];
-        let groups = self.codes.chunks(NESTED_BLOCK_SIZE).zip(&self.absmax);
-        for (scales, (codes, absmax)) in scales.chunks_mut(NESTED_BLOCK_SIZE).zip(groups) {
-            for (scale, &q) in scales.iter_mut().zip(codes) {
-                *scale = DYNAMIC_MAP[usize::from(q)] * absmax + self.offset;
-            }
-        }
+        let mut scales = Vec::with_capacity(self.codes.len());
+        scales.extend(self.iter());
         scales
+    }
+
+    /// The restored scales one after the other.
+    pub(super) fn iter(&self) -> impl Iterator<Item = f32> {
+        let groups = self.codes.chunks(NESTED_BLOCK_SIZE).zip(&self.absmax);
+        groups.flat_map(move |(codes, absmax)| {
+            let scale = move |&q: &u8| DYNAMIC_MAP[usize::from(q)] * absmax + self.offset;
+            codes.iter().map(scale)
+        })
     }
 
     /// The eight-bit codes, one per scale.

@@ -11,8 +11,9 @@
 
 mod autodiff;
 pub mod blocks;
+mod builder;
 pub mod codebook;
-mod cpu;
+pub(crate) mod cpu;
 mod data;
 mod dense;
 pub mod double;
@@ -23,6 +24,7 @@ mod weight;
 mod words;
 
 pub use blocks::{BLOCK_SIZES, BlockSize};
+pub(crate) use builder::{Nf4Builder, PIECE_UNIT};
 pub use data::{Nf4Config, Nf4Data, Nf4Scales};
 pub use double::DoubleAbsmax;
 pub use float::Nf4Float;

@@ -2,16 +2,20 @@
 //!
 //! `W[o, i] = codebook[code] · scale[(o · d_in + i) / block_size]`, `W` of shape `[d_out, d_in]`.
 
+use std::ops::Range;
+
 use burn::backend::Dispatch;
 use burn::module::{Content, DisplaySettings, Module, ModuleDisplay, Param, ParamId};
 use burn::tensor::{DType, Device, FloatDType, Int, Tensor, TensorData};
 
-use super::blocks::{BlockSize, not_finite, packed_len};
+use super::blocks::{BlockSize, not_finite};
+use super::builder::Nf4Builder;
 use super::data::{Nf4Config, Nf4Data, Nf4Scales};
 use super::dense;
+use super::double::NESTED_BLOCK_SIZE;
 use super::ops::{self, Nf4ScaleTensors, Nf4Tensors};
 use super::words::{
-    bits_from_f32, bits_from_nested, bytes_from_words, f32_from_bits, nested_from_bits,
+    bits_from_nested, bits_of_f32, bytes_from_words, f32_from_bits, nested_from_bits,
     words_from_bytes,
 };
 use crate::Result;
@@ -46,7 +50,7 @@ impl Nf4Weight {
         let codes = words_from_bytes(data.codes());
         Self::from_words(
             codes,
-            data.scales(),
+            data.scales().clone(),
             data.shape(),
             data.block_size(),
             device,
@@ -58,7 +62,7 @@ impl Nf4Weight {
         let n = shape[0] * shape[1];
         let blocks = config.block_size.blocks(n);
         let zeros = |bytes: usize| words(vec![0; bytes.div_ceil(4)], device);
-        let groups = blocks.div_ceil(super::double::NESTED_BLOCK_SIZE);
+        let groups = blocks.div_ceil(NESTED_BLOCK_SIZE);
         Self {
             codes: zeros(n.div_ceil(2)),
             absmax: zeros(if config.double_quant {
@@ -84,40 +88,25 @@ impl Nf4Weight {
     pub fn quantize(name: &str, weight: Tensor<2>, config: &Nf4Config) -> Result<Self> {
         let device = weight.device();
         let [d_in, d_out] = weight.dims();
-        let (n, block_size) = (d_out * d_in, config.block_size);
-        let mut codes = vec![0; packed_len(n).div_ceil(4)];
-        let mut absmax = vec![0.0; block_size.blocks(n)];
-        let bytes = &mut bytemuck::cast_slice_mut(&mut codes)[..packed_len(n)];
-        dense::quantize(weight, block_size, bytes, &mut absmax)
+        let mut builder = Nf4Builder::new([d_out, d_in], config);
+        let (codes, absmax) = builder.parts();
+        dense::quantize(weight, config.block_size, codes, absmax)
             .map_err(|(index, value)| not_finite(name, index, value))?;
-        if cfg!(target_endian = "big") {
-            codes
-                .iter_mut()
-                .for_each(|word| *word = i32::from_le(*word));
-        }
-        let scales = Nf4Scales::new(absmax, config.double_quant);
-        scales.check_finite(name)?;
-        Ok(Self::from_words(
-            codes,
-            &scales,
-            [d_out, d_in],
-            block_size,
-            &device,
-        ))
+        builder.finish(name, &device)
     }
 
-    fn from_words(
+    pub(super) fn from_words(
         codes: Vec<i32>,
-        scales: &Nf4Scales,
+        scales: Nf4Scales,
         shape: [usize; 2],
         block_size: BlockSize,
         device: &Device,
     ) -> Self {
         let (absmax, nested) = match scales {
-            Nf4Scales::Plain(absmax) => (bits_from_f32(absmax), None),
+            Nf4Scales::Plain(absmax) => (bits_of_f32(absmax), None),
             Nf4Scales::Double(double) => (
                 words_from_bytes(double.codes()),
-                Some(bits_from_nested(double)),
+                Some(bits_from_nested(&double)),
             ),
         };
         Self {
@@ -155,6 +144,56 @@ impl Nf4Weight {
     /// The dense weight `[d_out, d_in]`, computed in f32 and rounded once to `dtype`. A constant for autodiff.
     pub fn dequantize(&self, dtype: FloatDType) -> Tensor<2> {
         ops::dequantize(&self.codes.val(), self.tensors(), dtype)
+    }
+
+    /// What [`dequantize_rows`](Self::dequantize_rows) can begin at multiples of: rows that end with words and scales.
+    pub(crate) fn whole_rows(&self) -> usize {
+        let block = self.block_size.get();
+        let whole = match &self.nested {
+            None => block,
+            Some(_) => block * NESTED_BLOCK_SIZE,
+        };
+        // `whole` is a power of two.
+        whole >> self.shape[1].trailing_zeros().min(whole.trailing_zeros())
+    }
+
+    /// Rows of the dense weight, `[rows, d_in]`. A constant for autodiff.
+    ///
+    /// # Panics
+    ///
+    /// If the rows do not begin at a multiple of [`whole_rows`](Self::whole_rows), or are not there.
+    pub(crate) fn dequantize_rows(&self, rows: Range<usize>, dtype: FloatDType) -> Tensor<2> {
+        assert!(rows.start.is_multiple_of(self.whole_rows()) && rows.end <= self.shape[0]);
+        let values = rows.start * self.shape[1]..rows.end * self.shape[1];
+        let part = |words: Tensor<1, Int>, per_word: usize, range: Range<usize>| {
+            words.slice([range.start / per_word..range.end.div_ceil(per_word)])
+        };
+        let block = self.block_size.get();
+        let blocks = values.start / block..values.end.div_ceil(block);
+        let codes = part(self.codes.val(), 8, values);
+        let absmax = self.absmax.val();
+        let scales = match &self.nested {
+            None => Nf4ScaleTensors::Plain(part(absmax, 1, blocks).into_dispatch()),
+            Some(nested) => {
+                let nested = nested.val();
+                let last = nested.dims()[0] - 1;
+                let groups =
+                    blocks.start / NESTED_BLOCK_SIZE..blocks.end.div_ceil(NESTED_BLOCK_SIZE);
+                let offset = nested.clone().slice([last..last + 1]);
+                let nested = Tensor::cat(vec![part(nested, 1, groups), offset], 0);
+                Nf4ScaleTensors::Double(
+                    part(absmax, 4, blocks).into_dispatch(),
+                    nested.into_dispatch(),
+                )
+            }
+        };
+        let tensors = Nf4Tensors {
+            codes: codes.clone().into_dispatch(),
+            scales,
+            shape: [rows.len(), self.shape[1]],
+            block_size: block,
+        };
+        ops::dequantize(&codes, tensors, dtype)
     }
 
     /// `Σ_i W[o, i]²` of every row, in f32: `[d_out]`. A constant for autodiff.
@@ -223,7 +262,7 @@ impl Nf4Weight {
         self.codes.val().device()
     }
 
-    pub(super) fn tensors(&self) -> Nf4Tensors<Dispatch> {
+    pub(crate) fn tensors(&self) -> Nf4Tensors<Dispatch> {
         let absmax = self.absmax.val().into_dispatch();
         Nf4Tensors {
             codes: self.codes.val().into_dispatch(),

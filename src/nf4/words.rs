@@ -27,8 +27,9 @@ pub(super) fn bytes_from_words(words: &[i32], len: usize) -> Vec<u8> {
     bytes
 }
 
-pub(super) fn bits_from_f32(values: &[f32]) -> Vec<i32> {
-    values.iter().map(|value| value.to_bits() as i32).collect()
+/// In the memory of the values.
+pub(super) fn bits_of_f32(values: Vec<f32>) -> Vec<i32> {
+    bytemuck::cast_vec(values)
 }
 
 pub(super) fn f32_from_bits(bits: &[i32]) -> Vec<f32> {
@@ -39,7 +40,7 @@ pub(super) fn f32_from_bits(bits: &[i32]) -> Vec<f32> {
 
 /// The bits of the scales of the groups, and of the offset behind them.
 pub(super) fn bits_from_nested(nested: &DoubleAbsmax) -> Vec<i32> {
-    let mut bits = bits_from_f32(&nested.absmax);
+    let mut bits = bits_of_f32(nested.absmax.clone());
     bits.push(nested.offset.to_bits() as i32);
     bits
 }

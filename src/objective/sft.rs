@@ -63,6 +63,8 @@ impl SftLoss {
 ///
 /// Only the logits of supervised positions are read, and computed with in f32 where they are narrower; the largest logit
 /// is subtracted first, so the loss is finite for any finite logits. What the other positions hold has no influence.
+/// [`sft_head_loss`](super::sft_head_loss) is the same without logits.
+///
 /// On Burn's CPU backend, backward keeps the logits and two numbers for each supervised position; elsewhere the
 /// supervised positions' log-probabilities, `[count, vocab]`.
 ///
@@ -85,6 +87,19 @@ pub fn sft_loss(
     mask: Tensor<2, Bool>,
 ) -> Result<SftLoss> {
     let [batch, seq, vocab] = logits.dims();
+    let labels = labelled(targets, mask, [batch, seq], vocab)?;
+    let count = labels.len();
+    let sum = cross_entropy(logits.reshape([batch * seq, vocab]), labels);
+    Ok(SftLoss { sum, count })
+}
+
+/// The supervised positions of `batch` times `seq` and their tokens, in ascending order; at least one.
+pub(super) fn labelled(
+    targets: Tensor<2, Int>,
+    mask: Tensor<2, Bool>,
+    [batch, seq]: [usize; 2],
+    vocabulary: usize,
+) -> Result<Vec<(usize, usize)>> {
     check_shape("targets", [batch, seq], targets.dims())?;
     check_shape("mask", [batch, seq], mask.dims())?;
 
@@ -101,25 +116,22 @@ pub fn sft_loss(
         .enumerate()
         .filter(|(_, (_, m))| **m)
     {
-        if !usize::try_from(token).is_ok_and(|token| token < vocab) {
+        if !usize::try_from(token).is_ok_and(|token| token < vocabulary) {
             return Err(PeftError::TokenRange {
                 token,
                 row: position / seq,
                 column: position % seq,
-                vocabulary: vocab,
+                vocabulary,
             });
         }
         labels.push((position, token as usize));
     }
-    let count = labels.len();
-    if count == 0 {
-        return Err(PeftError::NoSupervisedTokens {
+    match labels.is_empty() {
+        true => Err(PeftError::NoSupervisedTokens {
             tokens: batch * seq,
-        });
+        }),
+        false => Ok(labels),
     }
-
-    let sum = cross_entropy(logits.reshape([batch * seq, vocab]), labels);
-    Ok(SftLoss { sum, count })
 }
 
 fn check_shape(tensor: &str, expected: [usize; 2], found: [usize; 2]) -> Result<()> {

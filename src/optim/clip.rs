@@ -16,7 +16,8 @@ const EPSILON: f64 = 1e-6;
 /// as one vector, as it was before: what `torch.nn.utils.clip_grad_norm_` does.
 ///
 /// Burn's own `GradientClipping` takes the norm of each parameter by itself, which changes the direction of a step. The
-/// norm is computed in f32, and read from the device once. With gradient accumulation, call it on the accumulated gradients.
+/// norm is computed in f32, whatever the dtypes of the gradients, and read from the device once; a gradient that is scaled is
+/// scaled in f32 and rounded once to its dtype. With gradient accumulation, call it on the accumulated gradients.
 /// An infinite `max_norm` only measures.
 ///
 /// ```
@@ -122,7 +123,10 @@ impl ModuleVisitor for Scale<'_> {
             return;
         }
         if let Some(grad) = self.grads.remove::<D>(param.id) {
-            self.grads.register(param.id, grad.mul_scalar(self.factor));
+            // In f32, and rounded once: a factor in bf16 would be off by up to 1/512, for all values alike.
+            let dtype = grad.dtype().into();
+            let scaled = cast(grad, FloatDType::F32).mul_scalar(self.factor);
+            self.grads.register(param.id, cast(scaled, dtype));
         }
     }
 }

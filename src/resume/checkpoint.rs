@@ -42,8 +42,9 @@ impl Checkpoint {
     ///
     /// [`PeftError::Exists`] if there is a file and `options` do not say to overwrite; [`PeftError::OptimizerState`] if
     /// anything but adapters trains, whose progress would be lost, or Burn's record cannot be made;
-    /// [`PeftError::DType`] for factors that are not F32, BF16 or F16, and for an optimiser's state that is not F32: Burn 0.22
-    /// restores no other, so that bf16 factors need an optimiser without a state; [`PeftError::DeviceRead`]; [`PeftError::Io`].
+    /// [`PeftError::DType`] for factors that are not F32, BF16 or F16, and for a state that the optimiser would restore in another
+    /// dtype: Burn's own restore F32 alone, so that bf16 factors need [`F32State`](crate::optim::F32State) around them,
+    /// [`AdamW8bit`](crate::optim::AdamW8bit), or one without a state; [`PeftError::DeviceRead`]; [`PeftError::Io`].
     /// No file has changed then.
     pub fn save<M: Module>(
         &self,
@@ -67,7 +68,7 @@ impl Checkpoint {
             let Some(state) = states.remove(&parameter.id.val()) else {
                 continue;
             };
-            optimizer::check_dtypes(&name, &state)?;
+            optimizer::check_restored(optimizer, &name, &parameter, &state)?;
             for (field, data) in state.tensors {
                 tensors.insert(format!("{OPTIMIZER}{name}.{field}"), data);
             }
@@ -174,7 +175,6 @@ fn fit<M: Module>(
         let Some(state) = states.remove(name) else {
             continue;
         };
-        optimizer::check_dtypes(name, &state)?;
         if let Some(field) = state.absurd() {
             return Err(PeftError::OptimizerState {
                 reason: format!("`{field}` of `{name}` is a number that no run reaches"),
@@ -186,10 +186,17 @@ fn fit<M: Module>(
             checkpoint: Some(state.layout()),
             here: expected.map(State::layout),
         });
-        fitting.push((parameter, state));
+        fitting.push((name, parameter, state));
     }
     found.retain(|difference| difference.checkpoint != difference.here);
     refuse(found)?;
+    for (name, parameter, state) in &fitting {
+        optimizer::check_restored(optimizer, name, parameter, state)?;
+    }
+    let fitting = fitting.into_iter();
+    let fitting = fitting
+        .map(|(_, parameter, state)| (parameter, state))
+        .collect();
     Ok((values, optimizer::with_states(optimizer, fitting)?))
 }
 

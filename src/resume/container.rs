@@ -4,7 +4,7 @@ use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
 
-use burn::tensor::TensorData;
+use burn::tensor::{DType, TensorData};
 use safetensors::tensor::{SafeTensors, View};
 use safetensors::{Dtype, serialize};
 use serde::{Deserialize, Serialize};
@@ -106,7 +106,7 @@ impl View for Entry<'_> {
 ///
 /// # Errors
 ///
-/// [`PeftError::DType`] for a tensor that is not F32, BF16 or F16.
+/// [`PeftError::DType`] for a tensor that is not F32, BF16, F16 or I32.
 pub(super) fn to_bytes(
     manifest: &Manifest,
     tensors: &BTreeMap<String, TensorData>,
@@ -115,7 +115,7 @@ pub(super) fn to_bytes(
     let json = serde_json::to_string(&Versioned { format, manifest }).map_err(PeftError::json)?;
     let mut entries = vec![(DIGEST, Entry::Digest)];
     for (name, data) in tensors {
-        entries.push((name, Entry::Tensor(Stored::new(name, data)?)));
+        entries.push((name, Entry::Tensor(Stored::or_words(name, data)?)));
     }
     let metadata = HashMap::from([(METADATA_KEY.to_owned(), json)]);
     let mut bytes =
@@ -188,7 +188,11 @@ fn parse(bytes: &[u8]) -> Result<(Manifest, BTreeMap<String, TensorData>), Refus
             digest = true;
             continue;
         }
-        let dtype = from_file(name, view.dtype()).map_err(Refused::Error)?;
+        let dtype = match view.dtype() {
+            // Codes of an optimiser.
+            Dtype::I32 => DType::I32,
+            dtype => from_file(name, dtype).map_err(Refused::Error)?,
+        };
         let mut values = view.data().to_vec();
         swap_to_host(&mut values, dtype);
         let data = TensorData::try_from_bytes_vec(values, view.shape(), dtype)
@@ -266,6 +270,7 @@ mod tests {
                 "h".to_owned(),
                 TensorData::from([1f32, 2.0, 3.0]).convert::<half::bf16>(),
             ),
+            ("w".to_owned(), TensorData::from([i32::MIN, -1, 7])),
             // Sorted beside the digest if its type did not put it elsewhere.
             (
                 "sha257".to_owned(),
@@ -278,7 +283,7 @@ mod tests {
         };
         let json = |manifest: &Manifest| serde_json::to_string(manifest).unwrap();
         assert_eq!(json(&found), json(&manifest()));
-        assert_eq!(read.len(), 3);
+        assert_eq!(read.len(), 4);
         for (name, data) in &tensors {
             let found = &read[name];
             assert_eq!(found.as_bytes(), data.as_bytes());

@@ -22,12 +22,26 @@ const RANK: &str = "__rank";
 const MAX_INTEGER: u64 = i32::MAX as u64;
 
 /// What an optimiser keeps for one parameter.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(super) struct State {
     /// Path of the parameter in the module that the optimiser was given.
     pub path: Option<String>,
     pub tensors: BTreeMap<String, TensorData>,
     pub numbers: BTreeMap<String, Number>,
+}
+
+/// To the bit: a NaN is equal to itself.
+impl PartialEq for State {
+    fn eq(&self, other: &Self) -> bool {
+        let bits = |state: &Self| {
+            let tensors = state.tensors.iter().map(|(field, data)| {
+                let shape = data.shape().as_slice().to_vec();
+                (field.clone(), data.dtype(), shape, data.as_bytes().to_vec())
+            });
+            tensors.collect::<Vec<_>>()
+        };
+        self.path == other.path && self.numbers == other.numbers && bits(self) == bits(other)
+    }
 }
 
 impl State {
@@ -60,28 +74,47 @@ impl State {
     }
 }
 
-/// Burn 0.22 restores the tensors of a state in the default dtype of the default device, whatever they were: an optimiser
-/// of bf16 factors would meet f32 moments at its next step, and panic.
+/// Whether `optimizer` restores this state to the bit. What Burn 0.22 derives for a state restores tensors in the default dtype of
+/// the default device, whatever they were: an AdamW of bf16 factors would meet f32 moments at its next step, and panic. So the
+/// optimiser is asked: it is given the state, one parameter at a time, and what it then has is compared.
 ///
 /// # Errors
 ///
-/// [`PeftError::DType`] for a tensor that would come back in another dtype; `name` is that of the parameter.
-pub(super) fn check_dtypes(name: &str, state: &State) -> Result<()> {
+/// [`PeftError::DType`] for a tensor that comes back in another dtype, [`PeftError::OptimizerState`] for anything else; `name` is
+/// that of the parameter.
+pub(super) fn check_restored(
+    optimizer: &ModuleOptimizer,
+    name: &str,
+    parameter: &Parameter,
+    state: &State,
+) -> Result<()> {
+    let empty = optimizer.clone().load_record(OptimizerRecord::default());
+    let loaded = with_states(&empty, vec![(parameter, state.clone())])?;
+    let restored = states(&loaded)?.remove(&parameter.id.val());
+    let restored = restored.unwrap_or_default();
     for (field, data) in &state.tensors {
-        let dtype = data.dtype();
-        let sample = TensorData::from([0f32]).convert_dtype(dtype);
-        let restored = Tensor::<1>::from_data(sample, &Device::default()).dtype();
-        if restored != dtype {
+        let Some(found) = restored.tensors.get(field) else {
+            continue;
+        };
+        if found.dtype() != data.dtype() {
             return Err(PeftError::DType {
                 tensor: format!("{field} of the optimiser for {name}"),
                 expected: format!(
-                    "{restored:?}, in which alone Burn restores an optimiser's state"
+                    "{:?}, in which alone Burn restores this optimiser's state",
+                    found.dtype()
                 ),
-                found: format!("{dtype:?}"),
+                found: format!("{:?}", data.dtype()),
             });
         }
     }
-    Ok(())
+    match restored == *state {
+        true => Ok(()),
+        false => Err(error(format!(
+            "its state of `{name}` is not restored as it was: {} became {}",
+            state.layout(),
+            restored.layout(),
+        ))),
+    }
 }
 
 fn error(reason: impl ToString) -> PeftError {

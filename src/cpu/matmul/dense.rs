@@ -73,3 +73,26 @@ impl Source<Pairs> for Dense<'_, bf16> {
         }
     }
 }
+
+/// A weight in bf16 for products in f32: its values are widened a strip at a time.
+#[derive(Clone, Copy)]
+pub(crate) struct Widened<'a>(pub(crate) Dense<'a, bf16>);
+
+impl Source<F32> for Widened<'_> {
+    fn shape(&self) -> [usize; 2] {
+        self.0.shape
+    }
+
+    #[inline(always)]
+    unsafe fn run<S: Simd>(&self, range: Range<usize>, out: &mut [f32]) {
+        for (out, &value) in out.iter_mut().zip(&self.0.values[range]) {
+            *out = value.into();
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn runs<S: Simd>(&self, range: Range<usize>, out: &mut [f32]) {
+        // SAFETY: as asked; a word is one value.
+        unsafe { <Self as Source<F32>>::run::<S>(self, range, out) }
+    }
+}

@@ -5,15 +5,18 @@
 //! broadcast. One dequantised value thus serves all rows, and no dense weight is ever in memory. A low-rank term is one
 //! panel more.
 
+use std::marker::PhantomData;
 use std::mem::MaybeUninit;
 use std::ops::Range;
 
 use super::Source;
 use super::element::{Element, F32};
 use super::low_rank::LowRank;
+use super::target::{Place, Target};
 use crate::cpu::parallel::{Shared, Strips, for_each};
 use crate::cpu::scratch::{with_operand, with_scratch};
 use crate::cpu::simd::{Isa, Kernel, Simd, Tile, dispatch};
+use crate::cpu::value::Value;
 
 /// Rows of `W` in a strip, at most: a multiple of every [`Simd::tile_columns`]. With [`DEPTH`], a scratch of 192 KiB.
 const STRIP: usize = 96;
@@ -36,9 +39,21 @@ pub(crate) fn product<E: Element, W: Source<E>>(
     low: LowRank,
     y: &mut [MaybeUninit<E::Value>],
 ) {
+    let [d_out, _] = w.shape();
+    product_to(isa, w, x, low, Target::new(y, d_out));
+}
+
+/// The same to any rows of `d_out` columns, in a dtype of their own.
+pub(crate) fn product_to<E: Element, W: Source<E>, O: Value>(
+    isa: Isa,
+    w: W,
+    x: &[E::Value],
+    low: LowRank,
+    y: Target<O>,
+) {
     let [d_out, d_in] = w.shape();
-    let rows = y.len() / d_out;
-    assert_eq!((x.len(), y.len()), (rows * d_in, rows * d_out));
+    let rows = y.rows;
+    assert_eq!((x.len(), y.columns), (rows * d_in, d_out));
     low.check(rows, d_out);
     assert!(d_in.is_multiple_of(E::PER_WORD));
     let most = (PACKED / (d_in / E::PER_WORD))
@@ -46,29 +61,40 @@ pub(crate) fn product<E: Element, W: Source<E>>(
         .clamp(64, ROWS);
     // Blocks of rows of like size, so that the last is not a sliver.
     let block = rows.div_ceil(rows.div_ceil(most)).next_multiple_of(64);
-    let blocks = x.chunks(block * d_in).zip(y.chunks_mut(block * d_out));
-    for (index, (x, y)) in blocks.enumerate() {
-        let low = low.rows(index * block, y.len() / d_out);
-        dispatch(isa, Block::<E, W> { isa, w, x, low, y });
+    for (index, x) in x.chunks(block * d_in).enumerate() {
+        let (first, rows) = (index * block, x.len() / d_in);
+        let low = low.rows(first, rows);
+        // SAFETY: there are as many rows as of `x`.
+        let y = unsafe { y.place.from_row(first) };
+        let task = Block::<E, W, O> {
+            isa,
+            w,
+            x,
+            low,
+            rows,
+            y,
+        };
+        dispatch(isa, task);
     }
 }
 
-struct Block<'a, E: Element, W> {
+struct Block<'a, E: Element, W, O> {
     isa: Isa,
     w: W,
     x: &'a [E::Value],
     low: LowRank<'a>,
-    y: &'a mut [MaybeUninit<E::Value>],
+    rows: usize,
+    y: Place<O>,
 }
 
-impl<E: Element, W: Source<E>> Kernel for Block<'_, E, W> {
+impl<E: Element, W: Source<E>, O: Value> Kernel for Block<'_, E, W, O> {
     type Output = ();
 
     #[inline(always)]
     unsafe fn run<S: Simd>(self) {
         let [d_out, d_in] = self.w.shape();
         let words = d_in / E::PER_WORD;
-        let rows = self.y.len() / d_out;
+        let rows = self.rows;
         let groups = Groups {
             full: S::LANES * S::TILE_VECTORS,
             lanes: S::LANES,
@@ -76,8 +102,7 @@ impl<E: Element, W: Source<E>> Kernel for Block<'_, E, W> {
         };
         let depth = words.div_ceil(words.div_ceil(DEPTH)).next_multiple_of(32);
         let strips = Strips::new(d_out, STEP, STRIP);
-        let y = Shared(self.y.as_mut_ptr().cast());
-        let low = self.low;
+        let (y, low) = (self.y, self.low);
         with_operand(groups.width() * (words + low.rank), |packed| {
             let (packed, packed_u) = packed.split_at_mut(groups.width() * words);
             let to = Shared(packed.as_mut_ptr());
@@ -106,7 +131,8 @@ impl<E: Element, W: Source<E>> Kernel for Block<'_, E, W> {
                     sum_stride: groups.width() + PAD,
                 };
                 with_scratch(sizes.len(), |scratch| {
-                    let task = Strip::<E, W> {
+                    let task = Strip::<E, W, O> {
+                        element: PhantomData,
                         w: self.w,
                         packed,
                         low: LowRank { u: packed_u, ..low },
@@ -213,7 +239,8 @@ impl Sizes {
 }
 
 /// Rows `first..last` of `W`, which are columns of `y`.
-struct Strip<'a, E: Element, W> {
+struct Strip<'a, E: Element, W, O> {
+    element: PhantomData<E>,
     w: W,
     packed: &'a [f32],
     /// `u` packed as `x` is.
@@ -222,12 +249,12 @@ struct Strip<'a, E: Element, W> {
     depth: usize,
     first: usize,
     last: usize,
-    y: Shared<E::Value>,
+    y: Place<O>,
     sizes: Sizes,
     scratch: &'a mut [f32],
 }
 
-impl<E: Element, W: Source<E>> Kernel for Strip<'_, E, W> {
+impl<E: Element, W: Source<E>, O: Value> Kernel for Strip<'_, E, W, O> {
     type Output = ();
 
     #[inline(always)]
@@ -300,7 +327,7 @@ impl<E: Element, W: Source<E>> Kernel for Strip<'_, E, W> {
             for (row, sums) in (block..groups.rows.min(block + 8)).zip(turned) {
                 for (j, &sum) in sums[..last - first].iter().enumerate() {
                     // SAFETY: these columns of `y` are this task's own.
-                    unsafe { *self.y.at(row * d_out + first + j) = E::round(sum) };
+                    unsafe { self.y.put(row, first + j, sum) };
                 }
             }
         }

@@ -2,6 +2,7 @@
 //!
 //! * [`many_rows`] and [`transposed`]: rows times a weight, which may be packed: it comes from a [`Source`], a strip at a
 //!   time, to a scratch that stays in cache; with a [`low_rank`] term to end with;
+//! * [`target`]: where their results go; [`window`]: a part of a weight;
 //! * [`element`]: what they compute in, f32 or pairs of bf16;
 //! * [`skinny`]: products with the factors of a low-rank change;
 //! * [`small`]: products of matrices in a scratch.
@@ -12,9 +13,11 @@ pub(crate) mod low_rank;
 pub(crate) mod many_rows;
 pub(crate) mod skinny;
 pub(crate) mod small;
+pub(crate) mod target;
 #[cfg(test)]
 mod tests;
 pub(crate) mod transposed;
+pub(crate) mod window;
 
 use std::ops::Range;
 

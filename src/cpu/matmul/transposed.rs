@@ -4,15 +4,18 @@
 //! hundred rows of `W` at a time; vectors run along them, values of `y` are broadcast. Strips share no output, so
 //! threads need no reduction. A low-rank term is one panel more.
 
+use std::marker::PhantomData;
 use std::mem::MaybeUninit;
 use std::ops::Range;
 
 use super::Source;
 use super::element::{Element, F32};
 use super::low_rank::LowRank;
-use crate::cpu::parallel::{Shared, Strips, for_each};
+use super::target::{Place, Target};
+use crate::cpu::parallel::{Strips, for_each};
 use crate::cpu::scratch::{with_operand, with_scratch};
 use crate::cpu::simd::{Isa, Kernel, Simd, Tile, dispatch};
+use crate::cpu::value::Value;
 
 /// Columns of `W` in a strip, at most, and what strips are a multiple of.
 const STRIP: usize = 128;
@@ -34,19 +37,31 @@ pub(crate) fn product<E: Element, W: Source<E>>(
     low: LowRank,
     x: &mut [MaybeUninit<E::Value>],
 ) {
+    let [_, d_in] = w.shape();
+    product_to(isa, w, y, low, Target::new(x, d_in));
+}
+
+/// The same to any rows of `d_in` columns, in a dtype of their own.
+pub(crate) fn product_to<E: Element, W: Source<E>, O: Value>(
+    isa: Isa,
+    w: W,
+    y: &[E::Value],
+    low: LowRank,
+    x: Target<O>,
+) {
     let [d_out, d_in] = w.shape();
-    let rows = x.len() / d_in;
-    assert_eq!((y.len(), x.len()), (rows * d_out, rows * d_in));
+    let rows = x.rows;
+    assert_eq!((y.len(), x.columns), (rows * d_out, d_in));
     low.check(rows, d_in);
     assert!(d_out.is_multiple_of(E::PER_WORD));
     let block = rows.div_ceil(rows.div_ceil(ROWS));
-    let blocks = y.chunks(block * d_out).zip(x.chunks_mut(block * d_in));
-    for (index, (y, x)) in blocks.enumerate() {
-        let rows = x.len() / d_in;
-        let low = low.rows(index * block, rows);
-        let x = Shared(x.as_mut_ptr().cast());
+    for (index, y) in y.chunks(block * d_out).enumerate() {
+        let (first, rows) = (index * block, y.len() / d_out);
+        let low = low.rows(first, rows);
+        // SAFETY: there are as many rows as of `y`.
+        let x = unsafe { x.place.from_row(first) };
         if rows >= TILE_ROWS {
-            strips::<E, W>(isa, w, y, low, rows, x);
+            strips::<E, W, O>(isa, w, y, low, rows, x);
             continue;
         }
         // Filled up, so that every tile may read all of its rows.
@@ -56,7 +71,7 @@ pub(crate) fn product<E: Element, W: Source<E>>(
             let filled: &mut [E::Value] = bytemuck::cast_slice_mut(filled);
             fill(filled, y, E::round(0.0));
             fill(u, low.u, 0.0);
-            strips::<E, W>(isa, w, filled, LowRank { u, ..low }, rows, x);
+            strips::<E, W, O>(isa, w, filled, LowRank { u, ..low }, rows, x);
         });
     }
 }
@@ -66,13 +81,13 @@ fn fill<T: Copy>(to: &mut [T], from: &[T], zero: T) {
     to[from.len()..].fill(zero);
 }
 
-fn strips<E: Element, W: Source<E>>(
+fn strips<E: Element, W: Source<E>, O: Value>(
     isa: Isa,
     w: W,
     y: &[E::Value],
     low: LowRank,
     rows: usize,
-    x: Shared<E::Value>,
+    x: Place<O>,
 ) {
     let [d_out, d_in] = w.shape();
     let words = d_out / E::PER_WORD;
@@ -85,7 +100,8 @@ fn strips<E: Element, W: Source<E>>(
         } = strips.columns(index);
         let stride = strips.width() + PAD;
         with_scratch((depth + rows + TILE_ROWS) * stride, |scratch| {
-            let task = Strip::<E, W> {
+            let task = Strip::<E, W, O> {
+                element: PhantomData,
                 w,
                 y,
                 low,
@@ -103,13 +119,14 @@ fn strips<E: Element, W: Source<E>>(
 }
 
 /// Columns `first..last` of `W`, which are columns of `x`.
-struct Strip<'a, E: Element, W> {
+struct Strip<'a, E: Element, W, O> {
+    element: PhantomData<E>,
     w: W,
     /// At least [`TILE_ROWS`] rows.
     y: &'a [E::Value],
     /// `u` of at least so many rows too.
     low: LowRank<'a>,
-    x: Shared<E::Value>,
+    x: Place<O>,
     rows: usize,
     depth: usize,
     first: usize,
@@ -119,7 +136,7 @@ struct Strip<'a, E: Element, W> {
     scratch: &'a mut [f32],
 }
 
-impl<E: Element, W: Source<E>> Kernel for Strip<'_, E, W> {
+impl<E: Element, W: Source<E>, O: Value> Kernel for Strip<'_, E, W, O> {
     type Output = ();
 
     #[inline(always)]
@@ -179,11 +196,12 @@ impl<E: Element, W: Source<E>> Kernel for Strip<'_, E, W> {
             let columns = S::tile_columns(width.div_ceil(S::LANES));
             for row in (0..rows).step_by(columns) {
                 let begin = begin(row, columns, rows);
-                for r in 0..columns.min(rows - begin) {
+                // Those before are the tile's before, which may be added to what is there: once.
+                for r in row - begin..columns.min(rows - begin) {
                     let sums = &sums[(row + r) * stride + column - first..][..width];
                     for (l, &sum) in sums.iter().enumerate() {
                         // SAFETY: these columns of `x` are this task's own.
-                        unsafe { *self.x.at((begin + r) * d_in + column + l) = E::round(sum) };
+                        unsafe { self.x.put(begin + r, column + l, sum) };
                     }
                 }
             }

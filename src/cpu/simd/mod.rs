@@ -315,3 +315,28 @@ pub(crate) fn dispatch<K: Kernel>(isa: Isa, kernel: K) -> K::Output {
         }
     }
 }
+
+/// A computation of ordinary Rust, of which compilers make vectors: nothing in it depends on the instruction set but its speed.
+#[cfg_attr(not(feature = "optim"), allow(dead_code))]
+pub(crate) trait Loop {
+    /// `#[inline(always)]`, with all that it calls.
+    fn run(self);
+}
+
+#[cfg_attr(not(feature = "optim"), allow(dead_code))]
+struct Compiled<L>(L);
+
+impl<L: Loop> Kernel for Compiled<L> {
+    type Output = ();
+
+    #[inline(always)]
+    unsafe fn run<S: Simd>(self) {
+        self.0.run();
+    }
+}
+
+/// Runs a loop as compiled for `isa`, which must be [available](Isa::available).
+#[cfg_attr(not(feature = "optim"), allow(dead_code))]
+pub(crate) fn run_loop<L: Loop>(isa: Isa, task: L) {
+    dispatch(isa, Compiled(task));
+}

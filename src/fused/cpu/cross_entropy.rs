@@ -20,6 +20,137 @@ pub(super) struct Partition {
     sum: f32,
 }
 
+/// [`Partition`] of as much of a row as has been seen, and the label's logit once it has.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Running {
+    partition: Partition,
+    label: f32,
+}
+
+impl Running {
+    /// Of nothing.
+    pub(crate) const EMPTY: Self = Self {
+        partition: Partition {
+            largest: f32::NEG_INFINITY,
+            sum: 0.0,
+        },
+        label: f32::NAN,
+    };
+
+    /// `−log softmax(z)[label]`, of a whole row.
+    pub(crate) fn cost(&self) -> f64 {
+        let Partition { largest, sum } = self.partition;
+        f64::from(largest - self.label + sum.ln())
+    }
+}
+
+/// Takes in the logits of `width` tokens from `first` on, `z [rows, width]`, of rows with these labels.
+pub(crate) fn extend(
+    isa: Isa,
+    z: &[f32],
+    width: usize,
+    first: usize,
+    labels: &[usize],
+    running: &mut [Running],
+) {
+    let rows = running.len();
+    assert_eq!((z.len(), labels.len()), (rows * width, rows));
+    for_each_chunk(running, 1, COST * z.len(), |row, running| {
+        let z = &z[row * width..][..width];
+        for running in running {
+            let before = running.partition;
+            running.partition = dispatch(isa, Extended { z, before });
+            if let Some(label) = within(labels[row], first, width) {
+                running.label = z[label];
+            }
+        }
+    });
+}
+
+/// The place of a label among `width` tokens from `first` on, if it is one of them.
+fn within(label: usize, first: usize, width: usize) -> Option<usize> {
+    label.checked_sub(first).filter(|&label| label < width)
+}
+
+struct Extended<'a> {
+    z: &'a [f32],
+    before: Partition,
+}
+
+impl Kernel for Extended<'_> {
+    type Output = Partition;
+
+    #[inline(always)]
+    unsafe fn run<S: Simd>(self) -> Partition {
+        let Self { z, before } = self;
+        let largest = max(z).max(before.largest);
+        // Nothing was summed where nothing has been seen; the difference is no number there.
+        let kept = match before.sum == 0.0 {
+            true => 0.0,
+            false => before.sum * exp(before.largest - largest),
+        };
+        // A token without any probability is nothing, also among others of which none has been seen.
+        let here = sum([z], |[z]| match z == f32::NEG_INFINITY {
+            true => 0.0,
+            false => exp(z - largest),
+        });
+        Partition {
+            largest,
+            sum: kept + here,
+        }
+    }
+}
+
+/// `dy · (softmax(z) − [label])` in the place of `z`, of rows that `running` has seen whole; the arguments are those of
+/// [`extend`].
+pub(crate) fn differentiate(
+    isa: Isa,
+    z: &mut [f32],
+    width: usize,
+    first: usize,
+    labels: &[usize],
+    running: &[Running],
+    dy: f32,
+) {
+    let rows = running.len();
+    assert_eq!((z.len(), labels.len()), (rows * width, rows));
+    let work = COST * z.len();
+    for_each_chunk(z, width, work, |row, z| {
+        let Partition { largest, sum } = running[row].partition;
+        let label = within(labels[row], first, width);
+        let task = Differentiated {
+            z,
+            largest,
+            scale: dy / sum,
+            label,
+            dy,
+        };
+        dispatch(isa, task);
+    });
+}
+
+struct Differentiated<'a> {
+    z: &'a mut [f32],
+    largest: f32,
+    scale: f32,
+    label: Option<usize>,
+    dy: f32,
+}
+
+impl Kernel for Differentiated<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    unsafe fn run<S: Simd>(self) {
+        for z in self.z.iter_mut() {
+            *z = exp(*z - self.largest) * self.scale;
+        }
+        if let Some(label) = self.label {
+            self.z[label] -= self.dy;
+        }
+    }
+}
+
 /// The sum of what the labelled rows cost, and what backward needs of each.
 pub(super) fn forward<V: Value>(
     isa: Isa,

@@ -5,7 +5,7 @@ use std::mem::MaybeUninit;
 use burn::backend::{Flex, ops::FloatTensorOps};
 use burn::tensor::{DType, Shape, TensorData};
 
-use crate::cpu::flex::{Float, last, shape, slice};
+use crate::cpu::flex::{Float, last, lines, shape, slice, with_whole_lines};
 use crate::cpu::matmul::dense::Dense;
 use crate::cpu::matmul::element::{Element, F32, Pairs};
 use crate::cpu::matmul::low_rank::LowRank;
@@ -53,11 +53,11 @@ fn times(x: &Float, w: &Float, turned: bool, term: Term) -> Float {
     let along = by_rows == turned;
     let values = match x.dtype() {
         DType::BF16 => {
-            let values = product::<Pairs>(slice(&x), storage(&w), held, along, low, rows * columns);
+            let values = product::<Pairs>(slice(&x), lines(&w), held, along, low, rows * columns);
             TensorData::new(values, [rows * columns])
         }
         _ => {
-            let values = product::<F32>(slice(&x), storage(&w), held, along, low, rows * columns);
+            let values = product::<F32>(slice(&x), lines(&w), held, along, low, rows * columns);
             TensorData::new(values, [rows * columns])
         }
     };
@@ -94,18 +94,4 @@ pub(super) fn serves(x: &Float, w: &Float) -> bool {
         DType::BF16 => Isa::best().has_pairs() && d_in.is_multiple_of(2) && d_out.is_multiple_of(2),
         _ => x.layout().num_elements() >= ROWS * d_in,
     }
-}
-
-/// A matrix of which either rows or columns are contiguous and without gaps: itself, or a copy.
-fn with_whole_lines(w: &Float) -> Float {
-    let [d_in, d_out] = shape(w);
-    match *w.layout().strides() {
-        [rows, 1] if rows == d_out as isize => w.clone(),
-        [1, columns] if columns == d_in as isize => w.clone(),
-        _ => w.to_contiguous(),
-    }
-}
-
-fn storage<V: crate::cpu::value::Value>(w: &Float) -> &[V] {
-    &w.storage()[w.layout().start_offset()..][..w.layout().num_elements()]
 }

@@ -190,7 +190,7 @@ fn words<T: Pod>(tensor: &IntTensor<Flex>) -> &[T] {
 }
 
 /// Lends the tensors of a weight to a kernel.
-fn with_packed<T>(weight: &Nf4Tensors<Flex>, f: impl FnOnce(&Packed) -> T) -> T {
+pub(crate) fn with_packed<T>(weight: &Nf4Tensors<Flex>, f: impl FnOnce(&Packed) -> T) -> T {
     let contiguous = |tensor: &IntTensor<Flex>| tensor.to_contiguous();
     let codes = contiguous(&weight.codes);
     let pack = |scales| Packed::new(words(&codes), scales, weight.shape, weight.block_size);

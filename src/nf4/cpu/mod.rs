@@ -14,7 +14,7 @@ mod columns;
 mod dequantize;
 mod few_rows;
 #[cfg(feature = "flex")]
-pub(super) mod flex;
+pub(crate) mod flex;
 mod packed;
 mod quantize;
 #[cfg(test)]
@@ -26,5 +26,5 @@ mod tests;
 pub(super) use crate::cpu::simd::Isa;
 pub(super) use columns::Columns;
 pub(super) use dequantize::{Rounded, dequantize};
-pub(super) use packed::{Packed, Scales};
-pub(super) use quantize::{Widened, quantize};
+pub(crate) use packed::{Packed, Scales};
+pub(super) use quantize::{Widened, quantize, run as quantize_here};

@@ -87,7 +87,7 @@ pub(crate) fn quantize<T: Widened>(
 }
 
 /// [`quantize`] on this thread.
-pub(super) fn run<T: Widened>(
+pub(crate) fn run<T: Widened>(
     isa: Isa,
     values: &[T],
     block_size: BlockSize,

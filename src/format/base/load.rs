@@ -1,0 +1,178 @@
+//! From a checkpoint to a model, through one bounded buffer.
+
+use std::collections::HashMap;
+use std::path::Path;
+
+use burn::module::Module;
+use burn::tensor::{DType, FloatDType, Tensor, TensorData};
+use half::{bf16, f16};
+
+use super::checkpoint::BaseCheckpoint;
+use super::options::BaseOptions;
+use super::plan::{Form, Job, Plan};
+use super::progress::Meter;
+use super::report::{BaseMismatch, BaseReport};
+use super::stream::{self, Source, Stored, Stream};
+use crate::Result;
+use crate::model::{DEFAULT_HEAD, NewBase, PeftModel, replace_bases};
+use crate::nf4::Nf4Weight;
+
+impl BaseCheckpoint {
+    /// Reads the tensors into the float parameters of `module`, as `options` say. Ids, and whether a parameter requires a
+    /// gradient, stay as they are. The output head, which `"all-linear"` does not pack, is the layer `lm_head`.
+    ///
+    /// All names, shapes and element types are checked before the first value is read, and no parameter changes before
+    /// the last one was.
+    ///
+    /// # Memory
+    ///
+    /// The loaded model, and beside it at most [`MAX_BUFFER_BYTES`](super::MAX_BUFFER_BYTES) in all: the buffer
+    /// ([`with_buffer`](BaseOptions::with_buffer)), and with double quantisation the f32 scales of one weight (below
+    /// 32 MiB up to 2²⁹ values in blocks of 64). Parameters that were initialised keep their old values until all new
+    /// ones are there; those that were not are never initialised. A device with a memory of its own gets one whole
+    /// tensor at a time from the host's.
+    ///
+    /// # Errors
+    ///
+    /// [`PeftError::BaseMismatch`](crate::PeftError::BaseMismatch) with every tensor and parameter that does not fit;
+    /// [`PeftError::NotFinite`](crate::PeftError::NotFinite) for NaN or infinity in a weight to be packed (others are
+    /// not looked at), in [`PeftError::InFile`](crate::PeftError::InFile); those of
+    /// [`read_at`](Self::read_at); [`PeftError::Config`](crate::PeftError::Config) for options out of range;
+    /// [`PeftError::AlreadyQuantized`](crate::PeftError::AlreadyQuantized) and
+    /// [`PeftError::ForeignReparameterization`](crate::PeftError::ForeignReparameterization) for a model some of whose
+    /// weights cannot be replaced; those of the targets. The module has not changed then.
+    pub fn load_into<M: Module>(
+        &self,
+        module: &mut M,
+        options: &BaseOptions,
+    ) -> Result<BaseReport> {
+        load(self, module, DEFAULT_HEAD, options)
+    }
+}
+
+impl<M: Module> PeftModel<M> {
+    /// Reads the base model at `path`, a file or a directory as for [`BaseCheckpoint::open`], into this one, as
+    /// [`BaseCheckpoint::load_into`] does. Adapters stay as they are.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`BaseCheckpoint::open`] and [`BaseCheckpoint::load_into`]. The model has not changed then.
+    pub fn load_base(
+        &mut self,
+        path: impl AsRef<Path>,
+        options: &BaseOptions,
+    ) -> Result<BaseReport> {
+        let checkpoint = BaseCheckpoint::open(path)?;
+        let head = self.head().to_owned();
+        load(&checkpoint, self.module_mut(), &head, options)
+    }
+}
+
+fn load<M: Module>(
+    checkpoint: &BaseCheckpoint,
+    module: &mut M,
+    head: &str,
+    options: &BaseOptions,
+) -> Result<BaseReport> {
+    let plan = Plan::new(checkpoint, module, head, options)?;
+    let meter = Meter::new(options.progress.as_ref(), plan.jobs.len(), plan.num_bytes());
+    let mut buffer = stream::buffer(options.buffer_bytes());
+    let mut report = plan.report;
+    check_copies(checkpoint, &plan.copies, &meter, &mut buffer)?;
+    report.equal = plan.copies.into_iter().map(|(copy, _)| copy).collect();
+    let mut bases = HashMap::with_capacity(plan.jobs.len());
+    for job in plan.jobs {
+        let source = Source {
+            checkpoint,
+            meter: &meter,
+            tensor: &job.tensor,
+        };
+        let buffer = &mut buffer;
+        let stream = Stream { source, buffer };
+        let base = match job.stored {
+            DType::BF16 => job.read::<bf16>(stream),
+            DType::F16 => job.read::<f16>(stream),
+            _ => job.read::<f32>(stream),
+        }?;
+        match &base {
+            NewBase::Dense(values, _) => {
+                let bytes = values.dims()[0] * values.dtype().size();
+                report.dense_bytes += bytes as u64;
+            }
+            NewBase::Packed(weight, _) => {
+                report.packed += 1;
+                report.packed_bytes += weight.num_bytes() as u64;
+            }
+        }
+        bases.insert(job.parameter.path, base);
+        meter.add_tensor();
+    }
+    let progress = meter.progress();
+    (report.read_bytes, report.elapsed) = (progress.bytes, progress.elapsed);
+    // Handles are cloned, not tensors.
+    *module = replace_bases(module.clone(), bases);
+    Ok(report)
+}
+
+/// Checks that tensors without a parameter are what they are said to be copies of.
+fn check_copies(
+    checkpoint: &BaseCheckpoint,
+    copies: &[(String, String)],
+    meter: &Meter,
+    buffer: &mut [u64],
+) -> Result<()> {
+    let mut mismatch = BaseMismatch {
+        fitting: copies.len(),
+        ..BaseMismatch::default()
+    };
+    for (copy, original) in copies {
+        let bytes = checkpoint.tensor(copy).map_or(0, |tensor| tensor.num_bytes);
+        let source = Source {
+            checkpoint,
+            meter,
+            tensor: copy,
+        };
+        let buffer = &mut *buffer;
+        let stream = Stream { source, buffer };
+        if !stream.equals(original, bytes)? {
+            mismatch.fitting -= 1;
+            mismatch.unequal.push((copy.clone(), original.clone()));
+        }
+    }
+    match mismatch.unequal.is_empty() {
+        true => Ok(()),
+        false => mismatch.check(checkpoint),
+    }
+}
+
+impl Job {
+    /// The values, stored as `S`, in the form they are to have.
+    fn read<S: Stored>(&self, stream: Stream) -> Result<NewBase> {
+        match self.dtype {
+            FloatDType::BF16 => self.read_as::<S, bf16>(stream),
+            FloatDType::F16 => self.read_as::<S, f16>(stream),
+            _ => self.read_as::<S, f32>(stream),
+        }
+    }
+
+    fn read_as<S: Stored, T: Stored>(&self, stream: Stream) -> Result<NewBase> {
+        let device = &self.parameter.device;
+        let values: Vec<T> = match (self.form, &self.shape[..]) {
+            (Form::Packed(config), &[d_out, d_in]) => {
+                let weight: Nf4Weight = stream.packed::<S>([d_out, d_in], &config, device)?;
+                return Ok(NewBase::Packed(weight, self.dtype));
+            }
+            (Form::Transposed, &[rows, columns]) => stream.transposed::<S, T>([rows, columns])?,
+            _ => stream.in_order::<S, T>(self.num_values())?,
+        };
+        let n = values.len();
+        // They live as long as the model: keep them out of the pools of transient tensors.
+        let tensor = device.memory_persistent_allocations(values, |values| {
+            Tensor::from_data(
+                TensorData::new(values, [n]),
+                (device, DType::from(self.dtype)),
+            )
+        });
+        Ok(NewBase::Dense(tensor, self.loaded_shape()))
+    }
+}

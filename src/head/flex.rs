@@ -1,0 +1,264 @@
+//! Burn's tensors in and out of the kernels of [`fused::cpu::head`](crate::fused::cpu::head), in the arithmetic of their dtypes.
+//!
+//! bf16 rows and a bf16 or packed weight are multiplied as bf16 where the processor does so and features and vocabulary are even.
+//! Everything else is multiplied in f32: what is narrower is widened, rows a chunk and the weight a strip at a time.
+
+use burn::backend::{Flex, ops::FloatTensorOps};
+use burn::tensor::{DType, TensorData};
+use half::bf16;
+
+use super::HeadChunks;
+use crate::cpu::flex::{Float, lines, shape, slice, with_whole_lines};
+use crate::cpu::matmul::Source;
+use crate::cpu::matmul::dense::{Dense, Widened};
+use crate::cpu::matmul::element::{Element, F32, Pairs};
+use crate::cpu::matmul::skinny::Factor;
+use crate::cpu::simd::Isa;
+use crate::cpu::value::Value;
+use crate::fused::cpu::cross_entropy::Running;
+use crate::fused::cpu::head::{Gradients, Head, Inputs};
+use crate::nf4::Nf4Tensors;
+use crate::nf4::cpu::Packed;
+use crate::nf4::cpu::flex::with_packed;
+
+/// The weight, dense `[features, vocabulary]` or packed.
+#[derive(Clone, Debug)]
+pub(super) enum Weight {
+    Dense(Float),
+    Nf4(Nf4Tensors<Flex>),
+}
+
+/// What a head is computed of.
+#[derive(Clone, Debug)]
+pub(super) struct Operands {
+    pub x: Float,
+    pub weight: Weight,
+    /// `u [rows, r]` and `B [r, vocabulary]`, f32.
+    pub low_rank: Option<[Float; 2]>,
+    /// f32.
+    pub bias: Option<Float>,
+    pub labels: Vec<usize>,
+    pub chunks: HeadChunks,
+}
+
+/// What is asked for: the gradients of `x`, the weight, `u`, `B` and the bias.
+pub(super) type Wanted = [bool; 5];
+
+impl Operands {
+    pub(super) fn forward(&self) -> (Float, Vec<Running>) {
+        let (sum, running) = self.pass(Forward);
+        (Float::from_data(TensorData::from([sum])), running)
+    }
+
+    /// The gradients for `dy`, that of the sum.
+    pub(super) fn backward(
+        &self,
+        running: &[Running],
+        dy: &Float,
+        wanted: Wanted,
+    ) -> [Option<Float>; 5] {
+        let dy = slice::<f32>(&dy.to_contiguous())[0];
+        self.pass(Backward {
+            running,
+            dy,
+            wanted,
+        })
+    }
+
+    /// Runs a pass with the operands as the kernels take them.
+    fn pass<P: Pass>(&self, pass: P) -> P::Output {
+        let x = self.x.to_contiguous();
+        match x.dtype() {
+            DType::BF16 => self.of_rows(slice::<bf16>(&x), pass),
+            _ => self.of_rows(slice::<f32>(&x), pass),
+        }
+    }
+
+    fn of_rows<V: Value, P: Pass>(&self, x: &[V], pass: P) -> P::Output {
+        let narrow = size_of::<V>() == size_of::<bf16>() && Isa::best().has_pairs();
+        match &self.weight {
+            Weight::Nf4(weight) => with_packed(weight, |w: &Packed| {
+                let [vocabulary, features] = w.shape;
+                let dims = [features, vocabulary];
+                match narrow && even(dims) {
+                    true => self.of_weight::<Pairs, V, f32, _, P>(x, w, true, dims, pass),
+                    false => self.of_weight::<F32, V, f32, _, P>(x, w, true, dims, pass),
+                }
+            }),
+            Weight::Dense(weight) => {
+                let weight = with_whole_lines(weight);
+                let dims @ [features, vocabulary] = shape(&weight);
+                let by_token = weight.layout().strides()[1] != 1;
+                let held = match by_token {
+                    true => [vocabulary, features],
+                    false => dims,
+                };
+                match weight.dtype() {
+                    DType::BF16 => {
+                        let w = Dense::new(lines::<bf16>(&weight), held);
+                        match narrow && even(dims) {
+                            true => {
+                                self.of_weight::<Pairs, V, bf16, _, P>(x, w, by_token, dims, pass)
+                            }
+                            false => self.of_weight::<F32, V, bf16, _, P>(
+                                x,
+                                Widened(w),
+                                by_token,
+                                dims,
+                                pass,
+                            ),
+                        }
+                    }
+                    _ => {
+                        let w = Dense::new(lines::<f32>(&weight), held);
+                        self.of_weight::<F32, V, f32, _, P>(x, w, by_token, dims, pass)
+                    }
+                }
+            }
+        }
+    }
+
+    fn of_weight<E: Element, V: Value, G: Value, W: Source<E>, P: Pass>(
+        &self,
+        x: &[V],
+        weight: W,
+        by_token: bool,
+        [features, vocabulary]: [usize; 2],
+        pass: P,
+    ) -> P::Output
+    where
+        for<'b> Dense<'b, E::Value>: Source<E>,
+    {
+        let u = self.low_rank.as_ref().map(|[u, _]| u.to_contiguous());
+        let bias = self.bias.as_ref().map(Float::to_contiguous);
+        let b = match &self.low_rank {
+            None => Factor {
+                values: &[],
+                shape: [0, vocabulary],
+                strides: [0, 0],
+            },
+            Some([_, b]) => {
+                let strides = b.layout().strides();
+                Factor {
+                    values: &b.storage()[b.layout().start_offset()..],
+                    shape: shape(b),
+                    strides: [0, 1].map(|axis| strides[axis] as usize),
+                }
+            }
+        };
+        let head = Head {
+            isa: Isa::best(),
+            weight,
+            by_token,
+            features,
+            vocabulary,
+            b,
+            bias: bias.as_ref().map_or(&[], slice),
+            chunks: [self.chunks.rows(), self.chunks.vocabulary()],
+        };
+        let inputs = Inputs {
+            x,
+            u: u.as_ref().map_or(&[], slice),
+            labels: &self.labels,
+        };
+        pass.run::<E, V, G, W>(&head, &inputs)
+    }
+}
+
+fn even(dims: [usize; 2]) -> bool {
+    dims.iter().all(|dim| dim.is_multiple_of(2))
+}
+
+/// One of the two passes, over operands of any kind.
+trait Pass {
+    type Output;
+
+    fn run<E: Element, V: Value, G: Value, W: Source<E>>(
+        self,
+        head: &Head<W>,
+        inputs: &Inputs<V>,
+    ) -> Self::Output
+    where
+        for<'b> Dense<'b, E::Value>: Source<E>;
+}
+
+struct Forward;
+
+impl Pass for Forward {
+    type Output = (f32, Vec<Running>);
+
+    fn run<E: Element, V: Value, G: Value, W: Source<E>>(
+        self,
+        head: &Head<W>,
+        inputs: &Inputs<V>,
+    ) -> Self::Output
+    where
+        for<'b> Dense<'b, E::Value>: Source<E>,
+    {
+        head.forward::<E, V>(inputs)
+    }
+}
+
+struct Backward<'a> {
+    running: &'a [Running],
+    dy: f32,
+    wanted: Wanted,
+}
+
+impl Pass for Backward<'_> {
+    type Output = [Option<Float>; 5];
+
+    fn run<E: Element, V: Value, G: Value, W: Source<E>>(
+        self,
+        head: &Head<W>,
+        inputs: &Inputs<V>,
+    ) -> Self::Output
+    where
+        for<'b> Dense<'b, E::Value>: Source<E>,
+    {
+        let (rows, rank) = (inputs.labels.len(), head.b.shape[0]);
+        let shapes = [
+            [rows, head.features],
+            match head.by_token {
+                true => [head.vocabulary, head.features],
+                false => [head.features, head.vocabulary],
+            },
+            [rows, rank],
+            [rank, head.vocabulary],
+            [1, head.vocabulary],
+        ];
+        let lengths = [0, 1, 2, 3, 4].map(|index| match self.wanted[index] {
+            true => shapes[index][0] * shapes[index][1],
+            false => 0,
+        });
+        let mut x: Vec<V> = bytemuck::zeroed_vec(lengths[0]);
+        let mut weight: Vec<G> = bytemuck::zeroed_vec(lengths[1]);
+        let [mut u, mut b, mut bias]: [Vec<f32>; 3] =
+            [2, 3, 4].map(|index| bytemuck::zeroed_vec(lengths[index]));
+        let mut gradients = Gradients {
+            x: &mut x,
+            weight: &mut weight,
+            u: &mut u,
+            b: &mut b,
+            bias: &mut bias,
+        };
+        head.backward::<E, V, G>(inputs, self.running, self.dy, &mut gradients);
+        let weight = tensor(weight, shapes[1]).map(|weight| match head.by_token {
+            true => Flex::float_transpose(weight),
+            false => weight,
+        });
+        let bias =
+            (!bias.is_empty()).then(|| Float::from_data(TensorData::new(bias, [head.vocabulary])));
+        [
+            tensor(x, shapes[0]),
+            weight,
+            tensor(u, shapes[2]),
+            tensor(b, shapes[3]),
+            bias,
+        ]
+    }
+}
+
+fn tensor<T: Value>(values: Vec<T>, shape: [usize; 2]) -> Option<Float> {
+    (!values.is_empty()).then(|| Float::from_data(TensorData::new(values, shape)))
+}
