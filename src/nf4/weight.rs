@@ -309,3 +309,36 @@ fn host(words: &Param<Tensor<1, Int>>) -> Vec<i32> {
     data.try_into_vec()
         .expect("the data was just converted to i32")
 }
+
+#[cfg(test)]
+mod tests {
+    use burn::tensor::Distribution;
+
+    use super::*;
+
+    #[test]
+    fn rows_are_those_of_the_whole() {
+        let device = Device::default();
+        for (shape, double, step) in [
+            ([600, 64], true, 256),
+            ([600, 64], false, 1),
+            ([90, 24], false, 8),
+            ([70, 1024], true, 16),
+            ([7, 5], true, 16384),
+        ] {
+            let [d_out, d_in] = shape;
+            let config = Nf4Config::new().with_double_quant(double);
+            let dense = Tensor::<2>::random([d_in, d_out], Distribution::Normal(0.0, 1.0), &device);
+            let weight = Nf4Weight::quantize("w", dense, &config).unwrap();
+            assert_eq!(weight.whole_rows(), step);
+            let whole = weight.dequantize(FloatDType::F32);
+            for first in (0..d_out).step_by(step) {
+                for rows in [first..d_out, first..first + 1] {
+                    let expected = whole.clone().narrow(0, rows.start, rows.len());
+                    let found = weight.dequantize_rows(rows, FloatDType::F32);
+                    found.into_data().assert_eq(&expected.into_data(), true);
+                }
+            }
+        }
+    }
+}

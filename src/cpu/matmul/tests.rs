@@ -5,10 +5,12 @@ use std::mem::MaybeUninit;
 use half::bf16;
 use proptest::prelude::*;
 
-use super::dense::Dense;
+use super::dense::{Dense, Widened};
 use super::element::{Element, F32, Pairs};
 use super::low_rank::LowRank;
 use super::skinny::{self, Factor};
+use super::target::Target;
+use super::window::Window;
 use super::{Source, many_rows, transposed};
 use crate::cpu::output::over;
 use crate::cpu::simd::Isa;
@@ -129,6 +131,52 @@ where
     );
 }
 
+/// Products with a window of a weight of values `V`, to some columns of rows that hold something already.
+fn check_window<E: Element, V: Value, W: Source<E>>(
+    isa: Isa,
+    [rows, d_out, d_in, margin]: [usize; 4],
+    source: impl Fn(&'static [V], [usize; 2]) -> W,
+    add: bool,
+    seed: u64,
+) {
+    let whole = [d_out + 2 * margin, d_in + 3 * margin];
+    // The source may hold on to it: a test's memory.
+    let w: &'static [V] = noise::<V>(whole[0] * whole[1], seed).leak();
+    let at = |o: usize, i: usize| f64::from(w[(margin + o) * whole[1] + 2 * margin + i].into());
+    let window = Window::new(
+        source(w, whole),
+        whole,
+        margin..margin + d_out,
+        2 * margin..2 * margin + d_in,
+    );
+    for turned in [false, true] {
+        let [from, to] = if turned { [d_out, d_in] } else { [d_in, d_out] };
+        let x = noise::<E::Value>(rows * from, seed + 1);
+        let xs = wide(&x);
+        let stride = to + margin;
+        let old = noise::<f32>(rows * stride, seed + 2);
+        let mut found = old.clone();
+        let target = Target::window(&mut found, stride, margin..stride, add);
+        match turned {
+            false => many_rows::product_to::<E, _, _>(isa, window, &x, LowRank::NONE, target),
+            true => transposed::product_to::<E, _, _>(isa, window, &x, LowRank::NONE, target),
+        }
+        let weight = |p: usize, j: usize| if turned { at(p, j) } else { at(j, p) };
+        let product = reference([rows, from, to], |i, p| xs[i * from + p], weight);
+        let expected: Vec<f64> = (0..rows * stride)
+            .map(|i| {
+                let (row, column) = (i / stride, i % stride);
+                let old = f64::from(old[i]);
+                match column.checked_sub(margin) {
+                    None => old,
+                    Some(j) => product[row * to + j] + if add { old } else { 0.0 },
+                }
+            })
+            .collect();
+        check("a window", isa, &found, &expected, from + 1);
+    }
+}
+
 fn check_skinny<V: Value>(isa: Isa, [rows, d, rank]: [usize; 3], turned: bool, seed: u64) {
     let x = noise::<V>(rows * d, seed);
     let a = noise::<f32>(d * rank, seed + 1);
@@ -191,6 +239,27 @@ proptest! {
             check_dense::<F32>(isa, [rows, d_out, d_in, rank], seed.into());
             if isa.has_pairs() {
                 check_dense::<Pairs>(isa, [rows, 2 * d_out, 2 * d_in, rank], seed.into());
+            }
+        }
+    }
+
+    #[test]
+    fn windows_of_weights(
+        rows in 1_usize..90,
+        d_out in 1_usize..150,
+        d_in in 1_usize..150,
+        margin in 0_usize..5,
+        add in any::<bool>(),
+        seed in any::<u32>(),
+    ) {
+        let sizes = [rows, d_out, d_in, margin];
+        let even = [rows, 2 * d_out, 2 * d_in, 2 * margin];
+        for isa in Isa::available() {
+            check_window::<F32, f32, _>(isa, sizes, Dense::new, add, seed.into());
+            let widened = |w, shape| Widened(Dense::new(w, shape));
+            check_window::<F32, bf16, _>(isa, sizes, widened, add, seed.into());
+            if isa.has_pairs() {
+                check_window::<Pairs, bf16, _>(isa, even, Dense::new, add, seed.into());
             }
         }
     }
