@@ -7,7 +7,9 @@
 mod llama;
 mod step;
 
-use burn_peft::memory::{Checkpointing, Float, Method, ModelShape, Plan, Setup, Targets, plan};
+use burn_peft::memory::{
+    Checkpointing, Float, Loss, Method, ModelShape, Optimizer, Plan, Setup, Targets, plan,
+};
 use peak_alloc::PeakAlloc;
 use step::Measured;
 
@@ -41,6 +43,19 @@ fn predicted_peaks_are_those_of_the_allocator() {
         }
     }
 
+    println!("without all logits: chunks of 128 tokens by 4096 of the vocabulary");
+    for vocab in [2048, 32000] {
+        for method in Method::ALL {
+            let setup = Setup::new(method, Float::F32)
+                .with_checkpointing(Checkpointing::Segments(1))
+                .with_loss(Loss::Chunked {
+                    tokens: 128,
+                    vocab: 4096,
+                });
+            compare(&shape(vocab), &setup);
+        }
+    }
+
     println!("beyond the grid");
     for method in Method::ALL {
         let setup = Setup::new(method, Float::F32).with_batch(1, 128);
@@ -50,6 +65,9 @@ fn predicted_peaks_are_those_of_the_allocator() {
         compare(&shape(512), &setup.clone().with_batch(4, 70));
         let segments = Checkpointing::Segments(2);
         compare(&shape(512), &setup.clone().with_checkpointing(segments));
+        for optimizer in [Optimizer::Sgd, Optimizer::AdamW8bit] {
+            compare(&shape(512), &setup.clone().with_optimizer(optimizer));
+        }
         let few = setup.with_targets(Targets::QUERY_VALUE).with_rank(4);
         compare(&shape(512), &few);
     }
@@ -84,8 +102,12 @@ fn compare(shape: &ModelShape, setup: &Setup) {
 /// What stands, and what is kept between forward and backward.
 fn compare_parts(plan: &Plan, measured: &Measured) {
     let standing = plan.weights + plan.scales + plan.adapters + plan.optimizer;
-    // Of the logits' own bytes and their gradient's, the first half is there by then.
-    let kept = plan.activations + plan.logits / 2;
+    // Of the bytes of logits and their gradient the first half is there by then; of chunks nothing stays.
+    let logits = match plan.setup.loss {
+        Loss::Logits => plan.logits / 2,
+        Loss::Chunked { .. } => 0,
+    };
+    let kept = plan.activations + logits;
     for (name, predicted, measured) in [
         ("standing", standing, measured.standing),
         ("kept", kept, measured.kept),

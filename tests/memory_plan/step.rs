@@ -1,13 +1,16 @@
 //! One training step of the examples' Llama in a setup, under the counting allocator.
 
 use burn::module::Module;
-use burn::optim::{AdamWConfig, GradientsParams};
+use burn::optim::{AdamWConfig, GradientsParams, SgdConfig};
 use burn::tensor::{Device, Distribution, Int, Tensor};
 use burn_peft::adapter::LoraConfig;
 use burn_peft::checkpointing;
-use burn_peft::memory::{Checkpointing, Float, Method, ModelShape, Setup, Targets};
+use burn_peft::memory::{
+    Checkpointing, Float, Loss, Method, ModelShape, Optimizer, Setup, Targets,
+};
 use burn_peft::model::{DEFAULT_ADAPTER, PeftConfig, PeftModel, TargetConfig};
-use burn_peft::objective::sft_loss;
+use burn_peft::objective::{HeadChunks, sft_head_loss, sft_loss};
+use burn_peft::optim::AdamW8bitConfig;
 
 use super::ALLOCATOR;
 use super::llama::attention::Layout;
@@ -95,7 +98,11 @@ fn two_steps<M: Module>(
     [input, targets]: [Tensor<2, Int>; 2],
 ) -> [usize; 3] {
     let mask = targets.clone().greater_equal_elem(0);
-    let mut optimizer = AdamWConfig::new().init();
+    let mut optimizer = match setup.optimizer {
+        Optimizer::Sgd => SgdConfig::new().init(),
+        Optimizer::AdamW { .. } => AdamWConfig::new().init(),
+        Optimizer::AdamW8bit => AdamW8bitConfig::new().init(),
+    };
     let checkpointing = match setup.checkpointing {
         Checkpointing::None => None,
         Checkpointing::Segments(blocks) => Some(checkpointing::Checkpointing {
@@ -107,24 +114,35 @@ fn two_steps<M: Module>(
     for _ in 0..2 {
         standing = ALLOCATOR.current_usage();
         ALLOCATOR.reset_peak_usage();
-        let loss = |logits| {
-            let loss = sft_loss(logits, targets.clone(), mask.clone());
+        let loss = |hidden: Tensor<3>| {
+            let (llama, targets, mask) = (llama(&model), targets.clone(), mask.clone());
+            let loss = match (setup.loss, &llama.lm_head) {
+                (Loss::Logits, _) => sft_loss(llama.head(hidden), targets, mask),
+                (Loss::Chunked { tokens, vocab }, head) => {
+                    let chunks = HeadChunks::new(tokens as usize, vocab as usize).unwrap();
+                    match head {
+                        Some(head) => sft_head_loss(hidden, head, targets, mask, &chunks),
+                        None => {
+                            let head = &llama.model.embed_tokens;
+                            sft_head_loss(hidden, head, targets, mask, &chunks)
+                        }
+                    }
+                }
+            };
             loss.unwrap().mean()
         };
+        let blocks = &llama(&model).model;
+        let layout = Layout::causal(setup.seq as usize, 0, &input.device());
         let gradients = match checkpointing {
             None => {
-                let loss = loss(llama(&model).forward(input.clone()));
+                let loss = loss(blocks.forward(input.clone(), &layout, None));
                 kept = ALLOCATOR.current_usage();
                 GradientsParams::from_grads(loss.backward(), &model)
             }
             Some(checkpointing) => {
-                let llama = llama(&model);
-                let layout = Layout::causal(setup.seq as usize, 0, &input.device());
-                let run = llama
-                    .model
-                    .forward_checkpointed(input.clone(), &layout, checkpointing);
-                let (x, tape) = run.unwrap();
-                let loss = loss(llama.head(x));
+                let run = blocks.forward_checkpointed(input.clone(), &layout, checkpointing);
+                let (hidden, tape) = run.unwrap();
+                let loss = loss(hidden);
                 kept = ALLOCATOR.current_usage();
                 tape.backward(&loss, &model)
             }
