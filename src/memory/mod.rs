@@ -35,7 +35,7 @@ mod table;
 mod tensors;
 
 pub use config::MAX_MODEL_CONFIG_BYTES;
-pub use device::Device;
+pub use device::{Device, GB, GIB};
 pub use ledger::{Moment, Part, Parts, Peak};
 pub use plan::{Plan, plan};
 pub use setup::{Checkpointing, Float, Head, Loss, Method, Optimizer, Products, Setup, Targets};
