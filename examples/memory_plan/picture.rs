@@ -31,7 +31,7 @@ pub fn draw(plans: &[(String, Plan)], title: &str, path: &Path) -> Result<(), Bo
     register_font("sans-serif", FontStyle::Normal, FONT).map_err(|_| "the font is broken")?;
     let root = BitMapBackend::new(path, (1200, 640)).into_drawing_area();
     root.fill(&WHITE)?;
-    let root = root.titled(
+    let root = root.margin(12, 0, 0, 0).titled(
         &format!("Peak memory of a training step: {title}"),
         ("sans-serif", 24),
     )?;
@@ -90,7 +90,8 @@ fn bars(
         if (0.1 * top..0.97 * top).contains(&height) {
             let line = [(0.0, height), (plans.len() as f64, height)];
             chart.draw_series(DashedLineSeries::new(line, 6, 4, BLACK.mix(0.5).into()))?;
-            let at = (0.02, height + 0.035 * top);
+            // Right of the first bar, which is the highest.
+            let at = (0.8, height + 0.035 * top);
             chart.draw_series([Text::new(device.name, at, ("sans-serif", 13))])?;
         }
     }

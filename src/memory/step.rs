@@ -542,11 +542,23 @@ impl<'a> Step<'a> {
         let rounded = narrow.then(|| self.ledger.tensor(Part::Logits, 2 * rows * width));
         let sums = narrow.then(|| self.transient(4 * rows * features));
         // Of a weight that trains, both turned.
-        let turned = self.is_full();
-        let turned = turned.then(|| self.transient(4 * rows * (width + features)));
-        let dx = self.linear_backward((last, Projection::Head), layer, z, true);
-        drop((rounded, sums, turned));
-        dx
+        let trains = self.is_full();
+        let turned = trains.then(|| self.transient(4 * rows * (width + features)));
+        let dx = self.activation(false, self.shape.hidden);
+        let head = Projection::Head;
+        let [a, b] = [0, 1].map(|tensor| linear_key(self.shape, last, head, tensor));
+        let vocab = u128::from(self.shape.vocab);
+        if self.is_full() {
+            self.gradient(a, features * vocab);
+        } else if self.setup.adapts(head) {
+            let rank = u128::from(self.setup.rank);
+            self.gradient(b, rank * vocab);
+            let v = self.low_rank(Part::Transients);
+            self.gradient(a, features * rank);
+            drop(v);
+        }
+        drop((layer, z, rounded, sums, turned));
+        Some(dx)
     }
 
     /// The step of an optimiser, tensor by tensor.
