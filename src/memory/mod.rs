@@ -24,9 +24,12 @@
 //! # Ok::<(), burn_peft::PeftError>(())
 //! ```
 
+mod block;
 mod config;
 mod device;
 mod ledger;
+mod linear;
+mod loss;
 mod plan;
 mod setup;
 mod shape;

@@ -1,8 +1,8 @@
 //! One training step of the examples' Llama in a setup, under the counting allocator.
 
-use burn::module::Module;
+use burn::module::{Module, ModuleMapper, Param};
 use burn::optim::{AdamWConfig, GradientsParams, SgdConfig};
-use burn::tensor::{Device, Distribution, Int, Tensor};
+use burn::tensor::{Device, Distribution, FloatDType, Int, Tensor};
 use burn_peft::adapter::LoraConfig;
 use burn_peft::checkpointing;
 use burn_peft::memory::{
@@ -27,6 +27,12 @@ pub fn warm_up(shape: &ModelShape) -> usize {
             let setup = Setup::new(method, Float::F32).with_batch(1, 512);
             measure(&shape, &setup);
         }
+        let shape = ModelShape {
+            vocab: 32_000,
+            ..shape.clone()
+        };
+        let setup = Setup::new(Method::QLora, Float::F32);
+        measure(&shape, &setup.with_loss(super::LARGE_CHUNKS));
     };
     run();
     rayon::broadcast(|_| run());
@@ -64,7 +70,10 @@ pub fn measure(shape: &ModelShape, setup: &Setup) -> Measured {
     );
     config.tie_word_embeddings = shape.tied;
     let data = [input, targets];
-    let llama = config.init(&device);
+    let llama = match setup.base {
+        Float::F32 => config.init(&device),
+        _ => config.init(&device).map(&mut Cast(FloatDType::BF16)),
+    };
     let [standing, kept, peak] = match setup.method {
         Method::Full => two_steps(setup, llama, |llama| llama, data),
         _ => {
@@ -150,4 +159,13 @@ fn two_steps<M: Module>(
         model = optimizer.step(1e-4, model, gradients);
     }
     [standing, kept, ALLOCATOR.peak_usage()]
+}
+
+/// Casts every float parameter.
+struct Cast(FloatDType);
+
+impl ModuleMapper for Cast {
+    fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
+        param.map(|tensor| tensor.cast(self.0))
+    }
 }
