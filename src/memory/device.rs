@@ -29,10 +29,10 @@ impl Device {
     pub const A100_80: Self = Self::gib("A100, 80 GB", 80);
     /// 141 GB.
     pub const H200: Self = Self::gb("H200, 141 GB", 141);
-    /// A desktop computer's memory.
-    pub const HOST_16: Self = Self::gib("16 GiB of a computer", 16);
-    /// A larger one's.
-    pub const HOST_64: Self = Self::gib("64 GiB of a computer", 64);
+    /// The memory of a small computer.
+    pub const HOST_16: Self = Self::gib("host, 16 GiB", 16);
+    /// Of a larger one.
+    pub const HOST_64: Self = Self::gib("host, 64 GiB", 64);
 
     /// All of these, by size.
     pub const KNOWN: [Self; 7] = [

@@ -24,9 +24,12 @@
 //! # Ok::<(), burn_peft::PeftError>(())
 //! ```
 
+mod block;
 mod config;
 mod device;
 mod ledger;
+mod linear;
+mod loss;
 mod plan;
 mod setup;
 mod shape;
@@ -35,9 +38,9 @@ mod table;
 mod tensors;
 
 pub use config::MAX_MODEL_CONFIG_BYTES;
-pub use device::Device;
+pub use device::{Device, GB, GIB};
 pub use ledger::{Moment, Part, Parts, Peak};
 pub use plan::{Plan, plan};
-pub use setup::{Checkpointing, Float, Head, Loss, Method, Optimizer, Setup, Targets};
+pub use setup::{Checkpointing, Float, Head, Loss, Method, Optimizer, Products, Setup, Targets};
 pub use shape::{MAX_DIMENSION, MAX_LAYERS, ModelShape, Projection};
 pub use table::{Table, side_by_side, table};

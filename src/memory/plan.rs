@@ -1,6 +1,6 @@
 //! What a training run will need, part by part, and when it needs most.
 
-use super::ledger::{Ledger, Part, Parts, Peak};
+use super::ledger::{Ledger, Part, Peak};
 use super::setup::Setup;
 use super::shape::ModelShape;
 use super::step::Step;
@@ -56,8 +56,7 @@ pub fn plan(shape: &ModelShape, setup: &Setup) -> Result<Plan> {
     let parts = standing(shape, setup);
     let _standing = [Part::Weights, Part::Scales, Part::Adapters, Part::Optimizer]
         .map(|part| ledger.tensor(part, parts.of(part)));
-    let mut kept = Parts::default();
-    Step::new(shape, setup, ledger.clone()).run(|ledger| kept = ledger.live());
+    let activations = Step::new(shape, setup, ledger.clone()).run();
     let trained = trained(shape, setup);
     Ok(Plan {
         shape: shape.clone(),
@@ -69,7 +68,7 @@ pub fn plan(shape: &ModelShape, setup: &Setup) -> Result<Plan> {
         adapters: parts.of(Part::Adapters),
         gradients: ledger.most().of(Part::Gradients),
         optimizer: parts.of(Part::Optimizer),
-        activations: kept.of(Part::Activations),
+        activations,
         largest_transient: ledger.largest_transient(),
         logits: ledger.most().of(Part::Logits),
         peak: ledger.peak(),

@@ -161,6 +161,19 @@ pub enum Loss {
     },
 }
 
+/// What the product of a linear layer copies while it runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Products {
+    /// As on Burn's CPU backend: this crate's kernels copy nothing of a weight, but Burn's own product, which full fine-tuning and
+    /// the forward pass of dense weights take, holds its result twice for a moment, in moving it to an address that is a multiple
+    /// of a cache line, and multiplies 16 bits by widening both operands to f32.
+    Cpu,
+    /// Nothing.
+    Direct,
+    /// As on a backend without kernels for packed weights: one is dequantised whole, to the dtype of activations.
+    Dequantized,
+}
+
 /// A training setup. The fields may be set freely; [`plan`](super::plan) checks them.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Setup {
@@ -190,9 +203,8 @@ pub struct Setup {
     pub checkpointing: Checkpointing,
     /// How the loss is computed.
     pub loss: Loss,
-    /// If a product holds a copy of its whole frozen weight while it runs, the dtype of that copy: a backend without kernels
-    /// for packed weights dequantises one to the dtype of activations, and Burn's CPU backend widens 16 bit to f32.
-    pub weight_copy: Option<Float>,
+    /// What products copy while they run.
+    pub products: Products,
 }
 
 impl Setup {
@@ -213,7 +225,7 @@ impl Setup {
             seq: 512,
             checkpointing: Checkpointing::None,
             loss: Loss::Logits,
-            weight_copy: None,
+            products: Products::Cpu,
         }
     }
 
@@ -284,9 +296,9 @@ impl Setup {
         self
     }
 
-    /// Sets what a product copies of its weight.
-    pub fn with_weight_copy(mut self, dtype: Option<Float>) -> Self {
-        self.weight_copy = dtype;
+    /// Sets what products copy.
+    pub fn with_products(mut self, products: Products) -> Self {
+        self.products = products;
         self
     }
 

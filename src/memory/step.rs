@@ -17,42 +17,18 @@
 
 use std::collections::BTreeMap;
 
+use super::block::Block;
 use super::ledger::{Ledger, Moment, Part, Tensor};
-use super::setup::{Checkpointing, Head, Loss, Method, Optimizer, Setup};
-use super::shape::{ModelShape, Projection};
-use super::tensors::{EMBEDDING, Key, last_norm_key, linear_key, norm_key, trained, trained_dtype};
+use super::setup::{Checkpointing, Method, Optimizer, Products, Setup};
+use super::shape::ModelShape;
+use super::tensors::{EMBEDDING, Key, trained, trained_dtype};
 
 /// A step being planned.
 pub(super) struct Step<'a> {
     pub shape: &'a ModelShape,
     pub setup: &'a Setup,
     pub ledger: Ledger,
-    gradients: BTreeMap<Key, Tensor>,
-}
-
-/// What a linear layer keeps: its input, if wanted, and `s·x·A`.
-#[derive(Default)]
-struct Linear {
-    x: Option<Tensor>,
-    u: Option<Tensor>,
-}
-
-/// What a block keeps.
-struct Block {
-    index: u64,
-    /// Whether a gradient flows to the block's input.
-    to_input: bool,
-    x: Option<Tensor>,
-    query: Linear,
-    key: Linear,
-    value: Linear,
-    qkv: Option<[Tensor; 3]>,
-    output: Linear,
-    h: Option<Tensor>,
-    gate: Linear,
-    up: Linear,
-    gated: Option<[Tensor; 2]>,
-    down: Linear,
+    pub gradients: BTreeMap<Key, Tensor>,
 }
 
 impl<'a> Step<'a> {
@@ -65,12 +41,11 @@ impl<'a> Step<'a> {
         }
     }
 
-    /// Runs the step; `kept` is told of what stands when the forward pass of the blocks has ended.
-    pub fn run(mut self, kept: impl FnOnce(&Ledger)) {
+    /// Runs the step and returns what the forward pass keeps for backward, logits not counted.
+    pub fn run(mut self) -> u128 {
         let (tail, checkpoints) = self.forward();
-        kept(&self.ledger);
         let last = self.shape.layers - 1;
-        let mut dy = self.head_and_loss(tail.norm_input, last);
+        let (mut dy, kept) = self.head_and_loss(tail.norm_input, last);
         let rotation = tail.rotation;
         for block in tail.graph.into_iter().rev() {
             dy = self.block_backward(block, dy);
@@ -85,243 +60,54 @@ impl<'a> Step<'a> {
         drop(rotation);
         if let Some(dy) = dy.filter(|_| self.is_full()) {
             self.ledger.begin(Moment::BackwardEmbedding);
-            let [vocab, hidden] = [self.shape.vocab, self.shape.hidden].map(u128::from);
-            self.gradient(EMBEDDING, vocab * hidden);
-            drop(dy);
+            // Dense, from zeros, which Burn's CPU backend makes as it makes results of products.
+            let bytes = self.embedding_bytes();
+            let twice = (self.setup.products == Products::Cpu).then(|| self.transient(bytes));
+            let gradient = self.ledger.tensor(Part::Gradients, bytes);
+            self.gradients.insert(EMBEDDING, gradient);
+            drop((twice, dy));
         }
         self.optimizer();
+        kept
     }
 
-    fn is_full(&self) -> bool {
+    pub(super) fn is_full(&self) -> bool {
         self.setup.method == Method::Full
     }
 
-    fn tokens(&self) -> u128 {
+    pub(super) fn tokens(&self) -> u128 {
         u128::from(self.setup.batch) * u128::from(self.setup.seq)
     }
 
     /// An activation of so many values a token, kept for backward or not.
-    fn activation(&self, kept: bool, width: u64) -> Tensor {
+    pub(super) fn activation(&self, kept: bool, width: u64) -> Tensor {
         let part = if kept {
             Part::Activations
         } else {
             Part::Transients
         };
-        let bytes = self.tokens() * u128::from(width) * self.setup.base.bytes();
-        self.ledger.tensor(part, bytes)
+        self.ledger.tensor(part, self.activation_bytes(width))
     }
 
-    fn transient(&self, bytes: u128) -> Tensor {
+    pub(super) fn activation_bytes(&self, width: u64) -> u128 {
+        self.tokens() * u128::from(width) * self.setup.base.bytes()
+    }
+
+    pub(super) fn transient(&self, bytes: u128) -> Tensor {
         self.ledger.tensor(Part::Transients, bytes)
     }
 
+    pub(super) fn embedding_bytes(&self) -> u128 {
+        let [vocab, hidden] = [self.shape.vocab, self.shape.hidden].map(u128::from);
+        vocab * hidden * self.setup.embedding.bytes()
+    }
+
     /// The gradient of a trained tensor, added in place to what there is of it.
-    fn gradient(&mut self, key: Key, values: u128) {
+    pub(super) fn gradient(&mut self, key: Key, values: u128) {
         let dtype = trained_dtype(self.setup, self.shape, key);
-        let gradient = self.ledger.tensor(Part::Gradients, values * dtype.bytes());
+        let bytes = values * dtype.bytes();
+        let gradient = self.ledger.tensor(Part::Gradients, bytes);
         self.gradients.insert(key, gradient);
-    }
-
-    /// Whether backward wants the input of this layer.
-    fn wants_input(&self, projection: Projection) -> bool {
-        self.is_full() || self.setup.adapts(projection)
-    }
-
-    /// Per token `s·x·A` or the like, in f32.
-    fn low_rank(&self, part: Part) -> Tensor {
-        let bytes = 4 * self.tokens() * u128::from(self.setup.rank);
-        self.ledger.tensor(part, bytes)
-    }
-
-    /// What a product copies of its weight while it runs.
-    fn weight_copy(&self, projection: Projection) -> Option<Tensor> {
-        let [d_in, d_out] = self.shape.dims(projection).map(u128::from);
-        let dtype = self.setup.weight_copy?;
-        Some(self.transient(d_in * d_out * dtype.bytes()))
-    }
-
-    /// `y` of a linear layer, which stays if `kept`, and what the layer keeps if there is a `graph`.
-    fn linear(&self, at: Projection, x: Tensor, graph: bool, kept: bool) -> (Tensor, Linear) {
-        let [_, d_out] = self.shape.dims(at);
-        let part = if graph {
-            Part::Activations
-        } else {
-            Part::Transients
-        };
-        let u = self.setup.adapts(at).then(|| self.low_rank(part));
-        let copy = self.weight_copy(at);
-        let y = self.activation(kept, d_out);
-        drop(copy);
-        if !graph {
-            return (y, Linear::default());
-        }
-        let x = self.wants_input(at).then_some(x);
-        (y, Linear { x, u })
-    }
-
-    /// The gradients of a linear layer: its tensors', and that of its input if wanted.
-    fn linear_backward(
-        &mut self,
-        (block, at): (u64, Projection),
-        layer: Linear,
-        dy: Tensor,
-        to_input: bool,
-    ) -> Option<Tensor> {
-        let [d_in, d_out] = self.shape.dims(at);
-        let [rows, columns] = [d_in, d_out].map(u128::from);
-        let key = |tensor| linear_key(self.shape, block, at, tensor);
-        let keys = [key(0), key(1)];
-        let dx = |step: &Self| {
-            let copy = to_input.then(|| step.weight_copy(at));
-            let dx = to_input.then(|| step.activation(false, d_in));
-            drop(copy);
-            dx
-        };
-        let Linear { x, u } = layer;
-        if self.is_full() {
-            let dx = dx(self);
-            self.gradient(keys[0], rows * columns);
-            if self.shape.has_bias(at) {
-                self.gradient(keys[1], columns);
-            }
-            drop((x, dy));
-            return dx;
-        }
-        if !self.setup.adapts(at) {
-            let dx = dx(self);
-            drop(dy);
-            return dx;
-        }
-        let rank = u128::from(self.setup.rank);
-        self.gradient(keys[1], rank * columns);
-        let v = self.low_rank(Part::Transients);
-        self.gradient(keys[0], rows * rank);
-        drop(x);
-        let dx = dx(self);
-        drop((u, v, dy));
-        dx
-    }
-
-    /// A block's output, and what it keeps if there is a `graph`.
-    fn block(&self, index: u64, x: Tensor, graph: bool, to_input: bool) -> (Tensor, Option<Block>) {
-        use Projection::{Down, Gate, Key, Output, Query, Up, Value};
-        let shape = self.shape;
-        let trains =
-            |layers: &[Projection]| graph && layers.iter().any(|&layer| self.wants_input(layer));
-        let (queries, keys) = (
-            shape.heads * shape.head_dim,
-            shape.kv_heads * shape.head_dim,
-        );
-        let to_input = graph && to_input;
-        let norm_x = (to_input || graph && self.is_full()).then(|| x.clone());
-        let attended = to_input || trains(&[Query, Key, Value]);
-
-        let n1 = self.activation(trains(&[Query, Key, Value]), shape.hidden);
-        let (projected, query) = self.linear(Query, n1.clone(), graph, false);
-        let q = self.activation(attended, queries);
-        drop(projected);
-        let (projected, key) = self.linear(Key, n1.clone(), graph, false);
-        let k = self.activation(attended, keys);
-        drop(projected);
-        let (v, value) = self.linear(Value, n1, graph, attended);
-        let y = self.activation(trains(&[Output]), queries);
-        let qkv = attended.then(|| [q.clone(), k.clone(), v.clone()]);
-        drop((q, k, v));
-
-        let tracked = attended || trains(&[Output]);
-        // The sum is written over what is added.
-        let (h, output) = self.linear(Output, y, graph, tracked);
-        drop(x);
-        let norm_h = tracked.then(|| h.clone());
-        let n2 = self.activation(trains(&[Gate, Up]), shape.hidden);
-        let gated = tracked || trains(&[Gate, Up]);
-        let (g, gate) = self.linear(Gate, n2.clone(), graph, gated);
-        let (u, up) = self.linear(Up, n2, graph, gated);
-        let s = self.activation(trains(&[Down]), shape.intermediate);
-        let gated = gated.then(|| [g.clone(), u.clone()]);
-        drop((g, u));
-        let (y, down) = self.linear(Down, s, graph, true);
-        drop(h);
-        let block = graph.then(|| Block {
-            index,
-            to_input,
-            x: norm_x,
-            query,
-            key,
-            value,
-            qkv,
-            output,
-            h: norm_h,
-            gate,
-            up,
-            gated,
-            down,
-        });
-        (y, block)
-    }
-
-    /// The gradient of a norm's input, and of its weight.
-    fn norm_backward(&mut self, key: Key, x: Option<Tensor>, dy: Tensor) -> Tensor {
-        if self.is_full() {
-            self.gradient(key, u128::from(self.shape.hidden));
-        }
-        let dx = self.activation(false, self.shape.hidden);
-        drop((x, dy));
-        dx
-    }
-
-    /// The gradient of a block's input from that of its output; none where none is wanted.
-    fn block_backward(&mut self, block: Block, dy: Option<Tensor>) -> Option<Tensor> {
-        use Projection::{Down, Gate, Key, Output, Query, Up, Value};
-        let dy = dy?;
-        let index = block.index;
-        self.ledger.begin(Moment::Backward(index));
-        let shape = self.shape;
-        let (queries, keys) = (
-            shape.heads * shape.head_dim,
-            shape.kv_heads * shape.head_dim,
-        );
-
-        // The residual's share is the same tensor.
-        let mut dh = Some(dy.clone());
-        let to_gated = block.gated.is_some();
-        let ds = self.linear_backward((index, Down), block.down, dy, to_gated);
-        if let (Some(ds), Some(operands)) = (ds, block.gated) {
-            let [dg, du] = [0, 1].map(|_| self.activation(false, shape.intermediate));
-            drop((ds, operands));
-            let to_norm = block.h.is_some();
-            let dn = self.linear_backward((index, Gate), block.gate, dg, to_norm);
-            let other = self.linear_backward((index, Up), block.up, du, to_norm);
-            drop(other);
-            if let Some(dn) = dn {
-                let dx = self.norm_backward(norm_key(index, true), block.h, dn);
-                dh = Some(dx);
-            }
-        }
-        let dh = dh?;
-        let to_attention = block.qkv.is_some();
-        let to_input = block.to_input;
-        let residual = to_input.then(|| dh.clone());
-        let dy = self.linear_backward((index, Output), block.output, dh, to_attention);
-        let dy = dy?;
-        let [dq, dk, dv] = [queries, keys, keys].map(|width| self.activation(false, width));
-        drop((dy, block.qkv));
-        let rotated = self.activation(false, queries);
-        drop(dq);
-        let dq = rotated;
-        let rotated = self.activation(false, keys);
-        drop(dk);
-        let dk = rotated;
-        let to_norm = block.x.is_some();
-        let dn = self.linear_backward((index, Query), block.query, dq, to_norm);
-        let others = [
-            self.linear_backward((index, Key), block.key, dk, to_norm),
-            self.linear_backward((index, Value), block.value, dv, to_norm),
-        ];
-        drop(others);
-        let dx = self.norm_backward(norm_key(index, false), block.x, dn?);
-        drop(residual);
-        to_input.then_some(dx)
     }
 
     /// The embedding and the blocks, forward, and the input of the last norm.
@@ -380,77 +166,6 @@ impl<'a> Step<'a> {
             gradient = self.block_backward(block, gradient);
         }
         gradient
-    }
-
-    /// Norm, head and loss, forward and backward: the gradient of the last block's output.
-    fn head_and_loss(&mut self, x: Tensor, last: u64) -> Option<Tensor> {
-        let shape = self.shape;
-        let hidden = shape.hidden;
-        self.ledger.begin(Moment::ForwardHead);
-        let chunked = matches!(self.setup.loss, Loss::Chunked { .. });
-        let wanted = self.wants_input(Projection::Head) || chunked;
-        let n = self.activation(wanted, hidden);
-        let u = self.setup.adapts(Projection::Head);
-        let u = u.then(|| self.low_rank(Part::Activations));
-        let layer = |n| Linear {
-            x: wanted.then_some(n),
-            u,
-        };
-        let dn = match self.setup.loss {
-            Loss::Logits => {
-                let logits = self.tokens() * u128::from(shape.vocab) * self.logit_bytes();
-                let copy = self.weight_copy(Projection::Head);
-                let z = self.ledger.tensor(Part::Logits, logits);
-                drop(copy);
-                let layer = layer(n);
-                self.ledger.begin(Moment::Loss);
-                let dz = self.ledger.tensor(Part::Logits, logits);
-                drop(z);
-                self.ledger.begin(Moment::BackwardHead);
-                self.linear_backward((last, Projection::Head), layer, dz, true)
-            }
-            Loss::Chunked { tokens, vocab } => {
-                self.ledger.begin(Moment::Loss);
-                self.chunked((last, tokens.into(), vocab.into()), layer(n))
-            }
-        };
-        self.ledger.begin(Moment::BackwardHead);
-        let dn = dn?;
-        Some(self.norm_backward(last_norm_key(shape), Some(x), dn))
-    }
-
-    /// Of a logit: of the dtype of activations, or the head's if that is wider.
-    fn logit_bytes(&self) -> u128 {
-        let base = self.setup.base.bytes();
-        match self.setup.head {
-            Head::Dense(dtype) => dtype.bytes().max(base),
-            Head::Nf4 => base,
-        }
-    }
-
-    /// Head and loss over so many tokens by so much of the vocabulary at a time; which of them is largest does not matter, as
-    /// each is gone before the next.
-    fn chunked(
-        &mut self,
-        (last, tokens, vocab): (u64, u128, u128),
-        layer: Linear,
-    ) -> Option<Tensor> {
-        let (rows, width) = (
-            tokens.min(self.tokens()),
-            vocab.min(u128::from(self.shape.vocab)),
-        );
-        let features = u128::from(self.shape.hidden);
-        // Logits, which become their gradient in place; that gradient rounded, and sums in f32, where values have 16 bits.
-        let z = self.ledger.tensor(Part::Logits, 4 * rows * width);
-        let narrow = self.setup.base.bytes() < 4;
-        let rounded = narrow.then(|| self.ledger.tensor(Part::Logits, 2 * rows * width));
-        let sums = narrow.then(|| self.transient(4 * rows * features));
-        // Of a weight that trains, both turned.
-        let turned = self.is_full();
-        let turned = turned.then(|| self.transient(4 * rows * (width + features)));
-        let dx = self.linear_backward((last, Projection::Head), layer, z, true);
-        drop((rounded, sums, turned));
-        dx
     }
 
     /// The step of an optimiser, tensor by tensor.
