@@ -74,3 +74,105 @@ pub fn plan(shape: &ModelShape, setup: &Setup) -> Result<Plan> {
         peak: ledger.peak(),
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::setup::{Checkpointing, Float, Head, Loss, Method, Optimizer, Products};
+    use super::super::shape::{MAX_DIMENSION, MAX_LAYERS};
+    use super::*;
+    use crate::PeftError;
+
+    const LOSSES: [Loss; 2] = [
+        Loss::Logits,
+        Loss::Chunked {
+            tokens: MAX_DIMENSION,
+            vocab: MAX_DIMENSION,
+        },
+    ];
+
+    /// Every combination of the options that decide what code runs.
+    fn all_setups(tied: bool) -> Vec<Setup> {
+        let mut setups = Vec::new();
+        for method in Method::ALL {
+            for checkpointing in [1, 3, MAX_DIMENSION].map(Checkpointing::Segments) {
+                for products in [Products::Cpu, Products::Direct, Products::Dequantized] {
+                    for loss in LOSSES {
+                        let setup = Setup::new(method, Float::Bf16)
+                            .with_products(products)
+                            .with_loss(loss);
+                        setups.push(setup.clone());
+                        let setup = setup.with_checkpointing(checkpointing);
+                        setups.push(setup.clone().with_optimizer(Optimizer::AdamW8bit));
+                        if method == Method::QLora && !tied {
+                            setups.push(setup.with_head(Head::Nf4));
+                        }
+                    }
+                }
+            }
+        }
+        setups
+    }
+
+    #[test]
+    fn the_largest_numbers_do_not_overflow() {
+        let most = MAX_DIMENSION;
+        for tied in [false, true] {
+            let shape = ModelShape {
+                head_dim: 2,
+                ..ModelShape::new(most, most, most, 2, most / 2, most / 2).with_tied(tied)
+            };
+            for setup in all_setups(tied) {
+                let setup = setup.with_batch(most, most).with_rank(most);
+                let plan = plan(&shape, &setup).unwrap();
+                assert!(plan.peak.parts.total() > 1 << 70, "{setup}");
+                assert!(!plan.to_string().is_empty());
+            }
+        }
+        let deep = ModelShape::new(most, most, most, MAX_LAYERS, 1 << 12, 1 << 12);
+        assert!(plan(&deep, &Setup::new(Method::Full, Float::F32)).is_ok());
+    }
+
+    #[test]
+    fn a_plan_adds_up_in_every_setup() {
+        for tied in [false, true] {
+            let shape = ModelShape::new(64, 32, 48, 5, 4, 2).with_tied(tied);
+            for setup in all_setups(tied) {
+                let plan = plan(&shape, &setup.with_batch(2, 16)).unwrap();
+                let standing = plan.weights + plan.scales + plan.adapters + plan.optimizer;
+                let peak = plan.peak.parts;
+                // What stands is there at the peak too.
+                for (part, bytes) in [
+                    (Part::Weights, plan.weights),
+                    (Part::Scales, plan.scales),
+                    (Part::Adapters, plan.adapters),
+                    (Part::Optimizer, plan.optimizer),
+                ] {
+                    assert_eq!(peak.of(part), bytes, "{plan}");
+                }
+                // All gradients are alive at the end of backward.
+                assert!(peak.total() >= standing + plan.gradients, "{plan}");
+                assert!(peak.total() >= standing + plan.activations, "{plan}");
+                assert!(plan.gradients >= 2 * plan.trainable, "{plan}");
+                assert!(plan.logits > 0 && plan.largest_transient > 0);
+            }
+        }
+    }
+
+    #[test]
+    fn what_is_impossible_is_an_error() {
+        let setup = Setup::new(Method::Lora, Float::Bf16);
+        let shape = ModelShape::llama3_8b;
+        for (shape, setup) in [
+            (shape().with_layers(0), setup.clone()),
+            (shape(), setup.clone().with_rank(0)),
+            (shape(), setup.clone().with_batch(u64::MAX, 1)),
+            (
+                shape(),
+                setup.with_checkpointing(Checkpointing::Segments(0)),
+            ),
+        ] {
+            let error = plan(&shape, &setup).unwrap_err();
+            assert!(matches!(error, PeftError::Config { .. }), "{error}");
+        }
+    }
+}
