@@ -35,5 +35,6 @@ pub mod objective;
 pub mod optim;
 #[cfg(feature = "optim")]
 pub mod resume;
+mod tensor;
 
 pub use error::{PeftError, Result};

@@ -496,6 +496,7 @@ fn of_a_block_only_its_input_is_kept() {
 
 #[test]
 fn errors_name_what_is_wrong() {
+    let _generator = GENERATOR.lock();
     let device = Device::default().autodiff();
     let linear: Vec<Linear> = vec![LinearConfig::new(2, 2).init(&device)];
     let run = |keep, device: &Device| {
@@ -515,6 +516,7 @@ fn errors_name_what_is_wrong() {
 
 #[test]
 fn no_block_and_nothing_trained() {
+    let _generator = GENERATOR.lock();
     let device = Device::default().autodiff();
     let x = Tensor::<2>::ones([1, 2], &device).require_grad();
     let run = Checkpointing::by_block(0);

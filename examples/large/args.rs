@@ -7,6 +7,7 @@ use burn_peft::objective::HeadChunks;
 use clap::{ArgGroup, Parser, ValueEnum};
 
 use crate::llama::config::LlamaConfig;
+use crate::llama::error::LlamaError;
 
 /// QLoRA training steps of a large model on this machine, planned and measured.
 #[derive(Parser, Debug)]
@@ -91,6 +92,17 @@ impl Shape {
 }
 
 impl Args {
+    /// What is built: of the shape, or as the directory of the model says.
+    ///
+    /// Error: the directory has no configuration of a Llama.
+    pub fn config(&self) -> Result<LlamaConfig, LlamaError> {
+        match (self.shape, &self.model) {
+            (Some(shape), _) => Ok(shape.config(self.layers)),
+            (None, Some(dir)) => LlamaConfig::from_dir(dir),
+            (None, None) => unreachable!("the command line demands one"),
+        }
+    }
+
     /// The run in the plan's words.
     pub fn setup(&self) -> Setup {
         let chunks = HeadChunks::default();

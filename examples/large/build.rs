@@ -24,39 +24,34 @@ type Llama = PeftModel<LlamaForCausalLm>;
 /// The base with its linear layers packed.
 pub fn build(
     args: &Args,
+    config: &LlamaConfig,
     device: &Device,
     meter: &mut Meter,
-) -> Result<(LlamaConfig, Llama), Box<dyn Error>> {
+) -> Result<Llama, Box<dyn Error>> {
     let nf4 = Nf4Config::new().with_double_quant(true);
-    let (config, model) = match (args.shape, &args.model) {
-        (Some(shape), _) => {
-            let config = shape.config(args.layers);
-            let model = meter.phase("synthetic weights, packed one by one", || {
-                let mut model = PeftModel::new(synthetic::fill(config.init(device), args.seed));
-                model.quantize_nf4(&TargetConfig::all_linear(), &nf4)?;
-                initialize(&model);
-                Ok::<_, Box<dyn Error>>(model)
-            })?;
-            (config, model)
-        }
-        (None, Some(dir)) => {
+    let linear = TargetConfig::all_linear();
+    let model = match &args.model {
+        None => meter.phase("synthetic weights, packed one by one", || {
+            let mut model = PeftModel::new(synthetic::fill(config.init(device), args.seed));
+            model.quantize_nf4(&linear, &nf4)?;
+            initialize(&model);
+            Ok::<_, Box<dyn Error>>(model)
+        })?,
+        Some(dir) => meter.phase("reading and packing", || {
             let options = BaseOptions::new()
                 .with_dtype(FloatDType::BF16)
-                .with_nf4(TargetConfig::all_linear(), nf4)
+                .with_nf4(linear, nf4)
                 .with_progress(progress::bar());
-            meter.phase("reading and packing", || {
-                let (config, model) = LlamaForCausalLm::from_pretrained_with(dir, device, options)?;
-                Ok::<_, Box<dyn Error>>((config, PeftModel::new(model)))
-            })?
-        }
-        (None, None) => unreachable!("the command line demands one"),
+            let (_, model) = LlamaForCausalLm::from_pretrained_with(dir, device, options)?;
+            Ok::<_, Box<dyn Error>>(PeftModel::new(model))
+        })?,
     };
     let (checksum, distinct) = meter.phase("checksum of the packed weights", || checksum(&model));
     println!("SHA-256 of codes and scales: {checksum}");
     if !distinct {
         return Err("two packed weights have the same codes".into());
     }
-    Ok((config, model))
+    Ok(model)
 }
 
 /// The model with fresh adapters on all linear layers but the head, and their factors.

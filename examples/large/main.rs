@@ -50,9 +50,11 @@ fn main() -> ExitCode {
 fn run(args: &Args) -> Result<bool, Box<dyn Error>> {
     let device = Device::default().autodiff();
     let mut meter = Meter::new();
-    let (config, model) = build::build(args, &device, &mut meter)?;
+    let config = args.config()?;
+    // Before anything is built: what cannot be is known in time.
     let plan = burn_peft::memory::plan(&args::shape(&config), &args.setup())?;
-    println!("\n{plan}\n");
+    println!("{plan}\n");
+    let model = build::build(args, &config, &device, &mut meter)?;
     let (model, before) = build::adapt(args, model, &mut meter)?;
     let (model, steps) = train::train(args, &config, model, &device, &mut meter)?;
     let moved = factors::moved(&before, &factors::of(&model));

@@ -13,6 +13,7 @@ use burn::tensor::{FloatDType, Tensor};
 use super::folded::InitialFactors;
 use super::frozen_layer::gain;
 use super::{Delta, FrozenMap, LoraConfig, Slices, dora, low_rank};
+use crate::tensor::cast;
 use crate::{PeftError, Result};
 
 /// The trainable factors of a low-rank change `Δ(x) = s·((drop(x)·A)·B)`, with `s = α/r`, or `α/√r` for rsLoRA.
@@ -270,14 +271,5 @@ impl Delta for Lora {
 pub(super) fn take_id<const D: usize>(value: &mut Param<Tensor<D>>, other: &Param<Tensor<D>>) {
     if value.lazy_shape() == other.lazy_shape() {
         *value = Param::initialized(other.id, value.val());
-    }
-}
-
-/// A cast that costs nothing, and leaves no node in the graph, where there is nothing to do.
-pub(crate) fn cast<const D: usize>(x: Tensor<D>, dtype: FloatDType) -> Tensor<D> {
-    if FloatDType::from(x.dtype()) == dtype {
-        x
-    } else {
-        x.cast(dtype)
     }
 }

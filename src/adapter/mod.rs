@@ -24,6 +24,7 @@ mod slices;
 mod trained_copy;
 mod trained_rows;
 
+pub(crate) use crate::tensor::cast;
 pub use change::Change;
 pub use combine::{Combination, MajoritySign};
 #[cfg(feature = "faer")]
@@ -37,7 +38,6 @@ pub(crate) use folded::{converted_alpha, ungrown_alpha};
 pub(crate) use frozen_layer::{FrozenLayer, layer_rows, layer_sum};
 pub use init::LoraInit;
 pub use lora::Lora;
-pub(crate) use lora::cast;
 pub use lora_config::LoraConfig;
 #[cfg(feature = "faer")]
 pub(crate) use several::change_of;

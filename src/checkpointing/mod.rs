@@ -27,6 +27,7 @@ use burn::optim::GradientsParams;
 use burn::tensor::{Gradients, Tensor};
 
 use crate::resume::Seed;
+use crate::tensor::constant;
 use crate::{PeftError, Result};
 use parameters::{add_of, initialize, requires_grad};
 
@@ -43,8 +44,9 @@ pub enum Keep {
 /// How the blocks of a network are run in training.
 ///
 /// Before each block the device is seeded with a number derived from `seed` and the block's place, in forward and again in
-/// backward, so that dropout repeats; [`Keep::All`] draws the same. What is drawn after the last block follows from that
-/// block's seed.
+/// backward, so that dropout repeats; in forward [`Keep::All`] draws the same. What is drawn after the last block follows from that
+/// block's seed, and what is drawn after backward from that of the block it came to last: seed the device anew for what follows a
+/// step.
 ///
 /// ```
 /// # use burn::{module::Module, nn::Linear, optim::GradientsParams, tensor::Tensor};
@@ -251,11 +253,6 @@ impl<B: Module, const D: usize> Tape<'_, B, D> {
             (self.run)(&prepare(&self.blocks[index]), x)
         })
     }
-}
-
-/// The value alone, which a `detach` of Burn's leaves as trainable as it was.
-fn constant<const D: usize>(x: Tensor<D>) -> Tensor<D> {
-    x.detach().set_require_grad(false)
 }
 
 /// The gradients of what `y` depends on, `dy` being that of `y`.

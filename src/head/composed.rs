@@ -6,9 +6,10 @@
 
 use std::ops::Range;
 
-use burn::tensor::{DType, FloatDType, Int, Tensor, TensorData};
+use burn::tensor::{FloatDType, Int, Tensor, TensorData};
 
-use super::{Head, HeadChunks, HeadWeight, cast};
+use super::{Head, HeadChunks, HeadWeight, wide};
+use crate::tensor::{cast, constant};
 
 pub(super) fn cross_entropy(
     x: Tensor<2>,
@@ -31,31 +32,24 @@ pub(super) fn cross_entropy(
     };
     let constants = Constants {
         dtype: wide(&x),
-        x: x.detach(),
+        x: constant(x),
         head: Head {
             weight: match head.weight {
-                HeadWeight::Dense(weight) => HeadWeight::Dense(weight.detach()),
+                HeadWeight::Dense(weight) => HeadWeight::Dense(constant(weight)),
                 packed => packed,
             },
-            low_rank: head.low_rank.map(|pair| pair.map(Tensor::detach)),
-            bias: head.bias.map(Tensor::detach),
+            low_rank: head.low_rank.map(|pair| pair.map(constant)),
+            bias: head.bias.map(constant),
         },
         labels,
         rows: chunks.rows(),
         tokens: chunks.vocabulary().next_multiple_of(step),
     };
     let (loss, largest, sum) = constants.forward();
+    debug_assert!(!loss.is_tracked(), "a chunk of logits would be kept");
     match tracked.any() {
         true => tracked.with_gradients(loss, &constants, largest, sum),
         false => loss,
-    }
-}
-
-/// f64 as it is, else f32.
-fn wide<const D: usize>(x: &Tensor<D>) -> FloatDType {
-    match x.dtype() {
-        DType::F64 => FloatDType::F64,
-        _ => FloatDType::F32,
     }
 }
 
@@ -240,26 +234,28 @@ impl Tracked {
             true => None,
             false => Some(Tensor::cat(parts, 0)),
         };
-        let mut pairs = vec![(Some(self.x), whole(dx)), (self.weight, dw)];
+        let wide = FloatDType::from(loss.dtype());
+        // A weight is not widened whole: the gradient of the loss is rounded to its dtype before the product.
+        let narrow = self.weight.as_ref().map_or(wide, |w| w.dtype().into());
+        let mut pairs = vec![(Some(self.x), whole(dx), wide), (self.weight, dw, narrow)];
         if let Some([u, b]) = self.low_rank {
-            pairs.extend([(Some(u), whole(du)), (Some(b), db)]);
+            pairs.extend([(Some(u), whole(du), wide), (Some(b), db, wide)]);
         }
-        pairs.push((self.bias.map(Tensor::unsqueeze), d_bias));
+        pairs.push((self.bias.map(Tensor::unsqueeze), d_bias, wide));
         pairs.into_iter().fold(loss, |loss, pair| match pair {
-            (Some(tensor), Some(gradient)) if tensor.is_tracked() => {
-                let product = attach(tensor, gradient, loss.dtype().into());
-                loss + product
+            (Some(tensor), Some(gradient), dtype) if tensor.is_tracked() => {
+                loss + cast(attach(tensor, gradient, dtype), wide)
             }
             _ => loss,
         })
     }
 }
 
-/// Zero, with a gradient of the tensor that is `gradient` times that of the zero.
+/// Zero, with a gradient of the tensor that is `gradient` times that of the zero, in a product of this dtype.
 fn attach(tensor: Tensor<2>, gradient: Tensor<2>, dtype: FloatDType) -> Tensor<1> {
     // The tensor less itself is zero, whatever its values are, and the product with it too.
-    let zero = tensor.clone() - tensor.detach();
-    cast((zero * gradient).sum(), dtype)
+    let zero = tensor.clone() - constant(tensor);
+    (cast(zero, dtype) * cast(gradient, dtype)).sum()
 }
 
 /// `dz` of `p`: one less at each row's label, if it is among the columns.

@@ -22,6 +22,7 @@ use burn::tensor::{DType, FloatDType, Tensor};
 pub use chunks::{HeadChunks, HeadSize};
 
 use crate::nf4::Nf4Weight;
+use crate::tensor::cast;
 
 /// The weight of a head.
 #[derive(Clone, Debug)]
@@ -70,10 +71,7 @@ pub(crate) fn cross_entropy(
     assert_eq!(x.dims(), [labels.len(), features], "rows of a head");
     assert!(labels.iter().all(|&label| label < vocabulary), "labels");
     assert!(!labels.is_empty(), "a row");
-    let wide = match x.dtype() {
-        DType::F64 => FloatDType::F64,
-        _ => FloatDType::F32,
-    };
+    let wide = wide(&x);
     let head = Head {
         low_rank: head.low_rank.map(|pair| pair.map(|t| cast(t, wide))),
         bias: head.bias.map(|bias| cast(bias, wide)),
@@ -86,10 +84,10 @@ pub(crate) fn cross_entropy(
     composed::cross_entropy(x, head, &labels, chunks)
 }
 
-/// A cast that costs nothing, and leaves no node in the graph, where there is nothing to do.
-fn cast<const D: usize>(x: Tensor<D>, dtype: FloatDType) -> Tensor<D> {
-    match FloatDType::from(x.dtype()) == dtype {
-        true => x,
-        false => x.cast(dtype),
+/// What sums are computed in: f64 for an f64 `x`, else f32.
+fn wide<const D: usize>(x: &Tensor<D>) -> FloatDType {
+    match x.dtype() {
+        DType::F64 => FloatDType::F64,
+        _ => FloatDType::F32,
     }
 }

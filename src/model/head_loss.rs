@@ -25,7 +25,7 @@ use crate::layer::weight_dims;
 /// | trained rows (tokens) | the same, of the rank of their number | of the rows |
 /// | a trained copy | `x·V + b` | of `V`, dense |
 /// | DoRA without dropout | the effective weight is composed once, dense | that of it, dense |
-/// | DoRA with dropout or beside a bias of `B`, rows of a batch under adapters of their own | the logits as a whole | by `forward_peft` |
+/// | DoRA with dropout or beside a bias of `B`; of a `Linear` also rows of a batch under adapters of their own | the logits as a whole | by `forward_peft` |
 ///
 /// A weight of Burn's own quantisation is dequantised once.
 pub trait HeadLoss {
@@ -37,7 +37,8 @@ pub trait HeadLoss {
     ///
     /// # Panics
     ///
-    /// If `hidden` is not of the head's features, there is no label, or one is outside of `hidden` or the vocabulary.
+    /// If `hidden` is not of the head's features, there is no label, or one is outside of `hidden` or the vocabulary. If rows of the batch
+    /// use adapters of their own on a tied head, which has no such forward pass.
     fn head_cross_entropy(
         &self,
         hidden: Tensor<3>,

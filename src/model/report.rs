@@ -6,6 +6,7 @@ use burn::module::Module;
 use burn::tensor::{DType, Device, FloatDType};
 
 use super::active::Active;
+use super::storage::bytes;
 use super::target::TargetReport;
 use super::traverse::Site;
 use super::weight::{NamedChange, Way};
@@ -198,7 +199,7 @@ impl ModelReport {
         for site in sites {
             let stored: usize = site.shape.iter().product();
             report.total_params += stored + site.foreign_params;
-            report.dense_bytes += stored * site.dtype.map_or(4, |dtype| dtype.size());
+            report.dense_bytes += bytes(site.dtype, stored);
             if site.trainable {
                 report.trainable_params += stored;
             }

@@ -11,7 +11,7 @@ use burn::tensor::{Bool, DType, Int, Tensor};
 pub enum Stored {
     /// Codes and scales of weights packed in NF4.
     Nf4,
-    /// A dense tensor.
+    /// A dense tensor, or one in a quantisation of Burn's, of which the values are counted and not the scales.
     Dense(DType),
     /// Not initialised: what they will be stored as is not known, so their bytes are those of f32.
     Uninitialized,
@@ -110,6 +110,16 @@ impl fmt::Display for Beside {
     }
 }
 
+/// The bytes of so many values; of a dtype that is not known, what they will take in f32.
+pub(super) fn bytes(dtype: Option<DType>, values: usize) -> usize {
+    match dtype {
+        None => 4 * values,
+        // Of a packed dtype Burn's size is that of what values are packed into.
+        Some(DType::QFloat(scheme)) => (values * scheme.size_bits_value()).div_ceil(8),
+        Some(dtype) => values * dtype.size(),
+    }
+}
+
 #[derive(Default)]
 struct Visitor {
     /// What the fields on the way are of.
@@ -134,7 +144,7 @@ impl Visitor {
         let amount = &mut kinds[at].1;
         amount.tensors += 1;
         amount.values += values;
-        amount.bytes += values * dtype.map_or(4, |dtype| dtype.size());
+        amount.bytes += bytes(dtype, values);
     }
 }
 

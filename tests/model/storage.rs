@@ -1,6 +1,7 @@
 //! Bytes by what they are stored as, before and after adapters: nothing is upcast.
 
-use burn::module::{Module, ModuleMapper, Param};
+use burn::module::{Module, ModuleMapper, Param, Quantizer};
+use burn::tensor::quantization::{Calibration, QuantValue};
 use burn::tensor::{DType, FloatDType, Tensor};
 use burn_peft::adapter::LoraConfig;
 use burn_peft::layer::Nf4Linear;
@@ -58,6 +59,18 @@ fn a_bf16_base_stays_bf16_under_adapters() {
         let words: Vec<&str> = line.split(' ').collect();
         let found = |row: &str| row.split_whitespace().eq(words.iter().copied());
         assert!(table.lines().any(found), "{line} in\n{table}");
+    }
+}
+
+#[test]
+fn a_quantisation_of_burns_counts_its_values() {
+    for (value, bits) in [(QuantValue::Q8S, 8), (QuantValue::Q4S, 4)] {
+        let scheme = device().settings().quantization.scheme.with_value(value);
+        let linear = burn::nn::LinearConfig::new(64, 32)
+            .with_bias(false)
+            .init(&device().inner());
+        let quantized = linear.quantize_weights(&mut Quantizer::new(Calibration::MinMax, scheme));
+        assert_eq!(Storage::of(&quantized).bytes(), 64 * 32 * bits / 8);
     }
 }
 

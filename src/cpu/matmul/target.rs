@@ -17,7 +17,12 @@ pub(crate) struct Target<'a, O> {
 
 impl<'a, O: Value> Target<'a, O> {
     /// Memory that is written, row-major.
+    ///
+    /// # Panics
+    ///
+    /// If it is not whole rows.
     pub(crate) fn new(values: &'a mut [MaybeUninit<O>], columns: usize) -> Self {
+        assert!(values.len().is_multiple_of(columns), "whole rows");
         Self {
             rows: values.len() / columns,
             columns,
