@@ -206,7 +206,11 @@ fn a_copy_without_a_parameter_must_be_equal_or_ignored() {
     let equal = copy(&|_| {});
     let found = mismatch(&equal, &BaseOptions::new());
     assert_eq!(found.unexpected, ["decoder.weight"]);
-    assert_eq!(load(&equal, &tied).unwrap().1.equal, ["decoder.weight"]);
+    let report = load(&equal, &tied).unwrap().1;
+    assert_eq!(report.equal, ["decoder.weight"]);
+    // The copy was read, and what it is a copy of once more.
+    let all: usize = equal.iter().map(|tensor| tensor.bytes.len()).sum();
+    assert_eq!(report.read_bytes, all as u64 + 11 * 6 * 4);
     let ignored = BaseOptions::new().with_ignored(["decoder.weight"]);
     let last = 11 * 6 * 4 - 1;
     for unequal in [

@@ -322,6 +322,27 @@ fn indices_are_bounded() {
     assert!(malformed(&dir, BASE_INDEX_FILE).contains("513 files: at most 512"));
 }
 
+/// One file under many names has no more names of tensors than one, and as many headers as names.
+#[test]
+fn tensors_that_stand_twice_are_bounded_too() {
+    let dir = Dir::new();
+    let empty = |i: usize| tensor(&format!("t{i}"), Dtype::F32, &[0]);
+    let many: Vec<Tensor> = (0..60_000).map(empty).collect();
+    dir.tensors("0.safetensors", &many);
+    let names: Vec<String> = (0..8).map(|i| format!("{i}.safetensors")).collect();
+    for name in &names[1..] {
+        fs::hard_link(dir.file("0.safetensors"), dir.file(name)).unwrap();
+    }
+    let entries = names
+        .iter()
+        .enumerate()
+        .map(|(i, name)| format!(r#""t{i}":"{name}""#));
+    let entries: Vec<_> = entries.collect();
+    let index = format!(r#"{{"weight_map":{{{}}}}}"#, entries.join(","));
+    dir.write(BASE_INDEX_FILE, index);
+    assert!(malformed(&dir, BASE_INDEX_FILE).contains("more than 400000 tensors"));
+}
+
 /// Whatever is done to the bytes of an index, opening never panics, and what opens is what the files hold.
 #[test]
 fn a_mutated_index_is_refused_or_true() {

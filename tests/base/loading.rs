@@ -257,6 +257,7 @@ fn progress_counts_tensors_and_bytes() {
     assert_eq!(last.tensors, tensors.len());
     assert_eq!(last.total_tensors, tensors.len());
     assert_eq!((last.bytes, last.total_bytes), (bytes as u64, bytes as u64));
+    assert_eq!(report.read_bytes, bytes as u64);
     assert!(last.bytes_per_second() > 0.0);
     assert!(calls.load(Ordering::Relaxed) >= 2 * tensors.len() as u64);
     let text = report.to_string();

@@ -372,3 +372,39 @@ fn a_type_that_the_device_does_not_have_is_cast_or_an_error() {
         assert_eq!(weight.dtype(), burn::tensor::DType::from(dtype));
     }
 }
+
+#[test]
+fn a_dense_model_whose_configuration_says_four_bits_is_refused() {
+    let scratch = tempfile::tempdir().unwrap();
+    let dense = (Dtype::F32, PLAIN.to_vec(), vec![0; 4 * 8 * 64]);
+    let tensors = [("layer.weight".to_owned(), dense)].into();
+    write(&scratch.path().join("model.safetensors"), &tensors);
+    let load = |config: &str| {
+        fs::write(scratch.path().join("config.json"), config).unwrap();
+        one(8, 64).load_base(scratch.path(), &BaseOptions::new())
+    };
+    let quantization = |method: &str, packed: bool| {
+        format!(
+            r#"{{"quantization_config": {{"quant_method": "{method}", "load_in_4bit": {packed}}}}}"#
+        )
+    };
+    let error = load(&quantization("bitsandbytes", true)).unwrap_err();
+    assert!(error.to_string().contains("load_in_4bit"), "{error}");
+    load(&quantization("bitsandbytes", false)).unwrap();
+    load(&quantization("gptq", true)).unwrap();
+    // Of no interest to a dense model.
+    load("[").unwrap();
+}
+
+/// What is wrong with names comes before what is wrong inside of one tensor, and all of it.
+#[test]
+fn a_broken_tensor_does_not_hide_those_that_are_missing() {
+    let mut tensors = layer("odd_double");
+    let (_, _, map) = tensors.get_mut("layer.weight.quant_map").unwrap();
+    map[0] ^= 1;
+    tensors.insert("other".into(), (Dtype::F32, vec![1], vec![0; 4]));
+    assert_eq!(mismatch(&tensors, ODD_DOUBLE).unexpected, ["other"]);
+    tensors.remove("other");
+    let found = error(&tensors, ODD_DOUBLE);
+    assert!(matches!(found, PeftError::Malformed { .. }), "{found}");
+}

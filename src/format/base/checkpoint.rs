@@ -126,9 +126,17 @@ impl BaseCheckpoint {
         refuse(path, faults)?;
         let (mut shards, mut tensors) = (Vec::with_capacity(names.len()), BTreeMap::new());
         let mut faults = Vec::new();
-        let mut total_size = 0_u64;
+        let (mut total_size, mut count) = (0_u64, 0);
         for (shard, name) in names.iter().enumerate() {
             let file = SafetensorsFile::open(&path.with_file_name(name), u64::MAX)?;
+            // Those that stand twice too: one file under many names has no more names than one.
+            count += file.tensors().len();
+            if count > MAX_INDEX_TENSORS {
+                return Err(PeftError::Malformed {
+                    path: path.to_owned(),
+                    reason: format!("more than {MAX_INDEX_TENSORS} tensors"),
+                });
+            }
             for (tensor, info) in file.tensors() {
                 match tensors.entry(tensor.clone()) {
                     Entry::Vacant(place) => {
@@ -140,12 +148,6 @@ impl BaseCheckpoint {
                         files: [names[*place.get()], name].map(|name| name.clone()),
                     }),
                 }
-            }
-            if tensors.len() > MAX_INDEX_TENSORS {
-                return Err(PeftError::Malformed {
-                    path: path.to_owned(),
-                    reason: format!("more than {MAX_INDEX_TENSORS} tensors"),
-                });
             }
             shards.push(file);
         }

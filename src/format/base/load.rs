@@ -30,11 +30,14 @@ impl BaseCheckpoint {
     /// [`with_requantized_fp4`](BaseOptions::with_requantized_fp4) packs them. All their tensors are accounted for like any
     /// other, and a `quantization_config` in a `config.json` beside the files must agree with them.
     ///
+    /// A matrix of a linear layer is `[d_out, d_in]` in the files, as PyTorch's `Linear` has it; those of GPT-2's `Conv1D` are the
+    /// transpose, and are not for this loader: a square one would be taken for what it is not.
+    ///
     /// # Memory
     ///
     /// The loaded model, and beside it at most [`MAX_BUFFER_BYTES`](super::MAX_BUFFER_BYTES) in all: the buffer
-    /// ([`with_buffer`](BaseOptions::with_buffer)), and with double quantisation the f32 scales of one weight (below
-    /// 32 MiB up to 2²⁹ values in blocks of 64). Parameters that were initialised keep their old values until all new
+    /// ([`with_buffer`](BaseOptions::with_buffer)), and with double quantisation the f32 scales of one weight (32 MiB of
+    /// 2²⁹ values in blocks of 64), for which the buffer gives way. Parameters that were initialised keep their old values until all new
     /// ones are there; those that were not are never initialised. A device with a memory of its own gets one whole
     /// tensor at a time from the host's.
     ///
@@ -84,8 +87,9 @@ fn load<M: Module>(
     options: &BaseOptions,
 ) -> Result<BaseReport> {
     let plan = Plan::new(checkpoint, module, head, options)?;
-    let meter = Meter::new(options.progress.as_ref(), plan.jobs.len(), plan.num_bytes());
-    let mut buffer = stream::buffer(options.buffer_bytes());
+    let total = plan.num_bytes(checkpoint);
+    let meter = Meter::new(options.progress.as_ref(), plan.jobs.len(), total);
+    let mut buffer = stream::buffer(options.buffer_bytes(plan.largest_scales()));
     let mut report = plan.report;
     check_copies(checkpoint, &plan.copies, &meter, &mut buffer)?;
     report.equal = plan.copies.into_iter().map(|(copy, _)| copy).collect();

@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 
 use super::checkpoint::BaseCheckpoint;
 use super::python_json;
-use super::quant_state::{QuantType, torch_name};
+use super::quant_state::{QuantState, torch_name};
 use super::save::MODEL_CONFIG_FILE;
 use crate::format::read::read_bounded;
 use crate::format::{MAX_CONFIG_BYTES, json};
@@ -71,23 +71,43 @@ impl Quantization {
 /// # Errors
 ///
 /// [`PeftError::Config`] in [`PeftError::InFile`] where it does not; [`PeftError::Json`] and those of reading.
-pub(super) fn check(
+pub(super) fn check<'a>(
     checkpoint: &BaseCheckpoint,
-    mut found: impl Iterator<Item = QuantType>,
+    states: impl Iterator<Item = &'a QuantState>,
 ) -> Result<()> {
-    let Some(first) = found.next() else {
-        return Ok(());
-    };
+    let states: Vec<_> = states.collect();
     let path = checkpoint.path().with_file_name(MODEL_CONFIG_FILE);
-    if !path.exists() {
+    if path.symlink_metadata().is_err() {
         return Ok(());
     }
-    let config = read_bounded(&path, MAX_CONFIG_BYTES)?;
-    let config = json::object(&config).map_err(|error| error.in_file(&path))?;
+    let config = read_bounded(&path, MAX_CONFIG_BYTES)
+        .and_then(|config| json::object(&config).map_err(|error| error.in_file(&path)));
+    let Some(first) = states.first() else {
+        // What the configuration of a dense model says, broken or not, is not for this crate but for that one word.
+        let stated = config.as_ref().ok().and_then(|config| {
+            let quantization = config.get("quantization_config")?;
+            let is_bitsandbytes = quantization.get("quant_method")? == "bitsandbytes";
+            (is_bitsandbytes && quantization.get("load_in_4bit")? == true).then_some(())
+        });
+        return match stated {
+            None => Ok(()),
+            Some(()) => {
+                let error = PeftError::Config {
+                    name: "quantization_config.load_in_4bit".into(),
+                    value: "true".into(),
+                    expected: "none, as no tensor is packed".into(),
+                };
+                Err(error.in_file(&path))
+            }
+        };
+    };
+    let config = config?;
     let Some(quantization) = config.get("quantization_config").filter(|q| !q.is_null()) else {
         return Ok(());
     };
-    let mixed = found.any(|other| other != first);
+    let mixed = states
+        .iter()
+        .any(|other| other.quant_type != first.quant_type);
     // What transformers takes where the key is not there.
     let stated = quantization.get("bnb_4bit_quant_type").cloned();
     let stated = stated.unwrap_or_else(|| "fp4".into());
@@ -102,7 +122,11 @@ pub(super) fn check(
             quantization.get("load_in_4bit"),
             json!(true),
         ),
-        ("bnb_4bit_quant_type", Some(&stated), json!(first.name())),
+        (
+            "bnb_4bit_quant_type",
+            Some(&stated),
+            json!(first.quant_type.name()),
+        ),
     ] {
         let is_type = key == "bnb_4bit_quant_type";
         if value != Some(&expected) && !(is_type && mixed) {

@@ -11,7 +11,8 @@ use crate::model::TargetConfig;
 use crate::nf4::Nf4Config;
 use crate::{PeftError, Result};
 
-/// The most memory, in bytes, that loading holds beside the model, all threads together.
+/// The most memory, in bytes, that loading holds beside the model, all threads together; only the f32 scales of a doubly
+/// quantised weight of more than 2³⁰ values, in blocks of 64, take more by themselves.
 pub const MAX_BUFFER_BYTES: usize = 64 << 20;
 /// The buffer for what is read unless [`BaseOptions::with_buffer`] says otherwise, in bytes.
 const BUFFER_BYTES: usize = 32 << 20;
@@ -125,10 +126,11 @@ impl BaseOptions {
         self
     }
 
-    /// Bytes of the buffer.
-    pub(super) fn buffer_bytes(&self) -> usize {
+    /// Bytes of the buffer, beside so many of scales.
+    pub(super) fn buffer_bytes(&self, scales: usize) -> usize {
         let bytes = self.buffer.unwrap_or(BUFFER_BYTES);
-        bytes.clamp(MIN_BUFFER_BYTES, MAX_BUFFER_BYTES)
+        let most = MAX_BUFFER_BYTES.saturating_sub(scales);
+        bytes.min(most).max(MIN_BUFFER_BYTES)
     }
 
     /// # Errors

@@ -83,6 +83,8 @@ impl Plan {
         let (mut report, mut mismatch) = (BaseReport::default(), BaseMismatch::default());
         let mut jobs = Vec::with_capacity(parameters.len());
         let mut companions = BTreeSet::new();
+        // What is wrong inside of a tensor; names, shapes and types come first, all of them.
+        let mut broken = None;
         for (name, parameter) in &parameters {
             let source = options.source_of(name);
             let Some(tensor) = checkpoint
@@ -107,8 +109,12 @@ impl Plan {
             let (four_bit, mut state) = (!parts.is_empty(), None);
             if four_bit {
                 let shape = [parameter.shape[1], parameter.shape[0]];
-                state = bitsandbytes::state(checkpoint, tensor.name, shape, &mut mismatch)?;
                 companions.extend(parts);
+                state = bitsandbytes::state(checkpoint, tensor.name, shape, &mut mismatch)
+                    .unwrap_or_else(|error| {
+                        broken.get_or_insert(error);
+                        None
+                    });
                 if state.is_none() {
                     continue;
                 }
@@ -172,11 +178,14 @@ impl Plan {
             }
         }
         mismatch.fitting = jobs.len();
+        if let Some(error) = broken {
+            mismatch.fitting += 1;
+            mismatch.check(checkpoint)?;
+            return Err(error);
+        }
         mismatch.check(checkpoint)?;
-        let types = jobs
-            .iter()
-            .filter_map(|job| job.state.map(|state| state.quant_type));
-        model_config::check(checkpoint, types)?;
+        let states = jobs.iter().filter_map(|job| job.state.as_ref());
+        model_config::check(checkpoint, states)?;
         // As they lie on the disk.
         jobs.sort_by_cached_key(|job| checkpoint.place(&job.tensor));
         report.targets = targets;
@@ -187,9 +196,23 @@ impl Plan {
         })
     }
 
-    /// Bytes that are read into parameters.
-    pub fn num_bytes(&self) -> u64 {
-        self.jobs.iter().map(|job| job.num_bytes() as u64).sum()
+    /// Bytes that are read: into parameters, and of copies and what they are compared with.
+    pub fn num_bytes(&self, checkpoint: &BaseCheckpoint) -> u64 {
+        let size = |name: &String| checkpoint.tensor(name).map_or(0, |tensor| tensor.num_bytes);
+        let copies = self.copies.iter().map(|(copy, _)| 2 * size(copy));
+        let jobs = self.jobs.iter().map(Job::num_bytes);
+        jobs.chain(copies).map(|bytes| bytes as u64).sum()
+    }
+
+    /// The most bytes of f32 scales that a weight has beside it until it is packed.
+    pub fn largest_scales(&self) -> usize {
+        let scales = self.jobs.iter().map(|job| match job.form {
+            Form::Packed(config) if config.double_quant => {
+                size_of::<f32>() * config.block_size.blocks(job.num_values())
+            }
+            _ => 0,
+        });
+        scales.max().unwrap_or(0)
     }
 }
 
@@ -236,7 +259,12 @@ impl BaseMismatch {
     /// # Errors
     ///
     /// [`PeftError::BaseMismatch`] unless all fits.
-    pub(super) fn check(self, checkpoint: &BaseCheckpoint) -> Result<()> {
+    pub(super) fn check(mut self, checkpoint: &BaseCheckpoint) -> Result<()> {
+        self.missing.sort();
+        self.unexpected.sort();
+        self.shapes.sort_by(|a, b| a.tensor.cmp(&b.tensor));
+        self.dtypes.sort_by(|a, b| a.tensor.cmp(&b.tensor));
+        self.unequal.sort();
         match self.is_none() {
             true => Ok(()),
             false => Err(PeftError::BaseMismatch {

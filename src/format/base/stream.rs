@@ -209,6 +209,7 @@ impl Stream<'_> {
                 let (one, two) = (&mut one[..n], &mut two[..n]);
                 source.checkpoint.read_at(source.tensor, first, one)?;
                 source.checkpoint.read_at(other, first, two)?;
+                source.meter.add_bytes(2 * n);
                 Ok(one == two)
             });
             match equal {
