@@ -26,12 +26,15 @@ const VOCABULARY: usize = 44_000;
 const WIDTH: usize = 1024;
 const HIDDEN: usize = 4096;
 const LAYERS: usize = 10;
-/// Names, plans, reports, handles of tensors, and what each thread keeps for quantising: 16 KiB.
-const SLACK: usize = MIB;
+/// Names, plans, reports, handles of tensors, and what each thread keeps for quantising: 16 KiB. Measured: 145 KiB at most.
+const SLACK: usize = 256 << 10;
+/// What is read from a device at a time in saving.
+const PIECE: usize = 4 * MIB;
 /// As much of a buffer as so few threads make use of, or more.
 const USED: usize = 2 * MIB;
-/// The scales of the largest weight in f32, one for 64 values.
-const SCALES: usize = VOCABULARY * WIDTH / 64 * 4;
+/// The scales in f32, one for 64 values, of the head and of the largest other linear layer.
+const HEAD_SCALES: usize = VOCABULARY * WIDTH / 64 * 4;
+const SCALES: usize = HIDDEN * WIDTH / 64 * 4;
 
 #[derive(Module, Debug)]
 struct Net {
@@ -113,8 +116,7 @@ fn measure(dir: &Path, options: &BaseOptions) -> Measured {
         peak: ALLOCATOR.peak_usage() - before,
         report,
     };
-    // The values are in use until here.
-    assert_eq!(net.up.len(), LAYERS);
+    drop(net);
     measured
 }
 
@@ -135,13 +137,14 @@ fn loading_holds_the_model_and_one_bounded_buffer() {
     };
     // What threads and the standard library keep from a first call on is no model's.
     measure(dir.path(), &nf4(true));
-    for (name, options) in [
-        ("bf16", BaseOptions::new()),
-        ("f32", BaseOptions::new().with_dtype(FloatDType::F32)),
-        ("f16", BaseOptions::new().with_dtype(FloatDType::F16)),
-        ("NF4", nf4(false)),
-        ("NF4, doubly", nf4(true)),
-        ("NF4, doubly, with its head", with_head),
+    // Scales are kept until all of a weight are there only to be quantised themselves.
+    for (name, options, scales) in [
+        ("bf16", BaseOptions::new(), 0),
+        ("f32", BaseOptions::new().with_dtype(FloatDType::F32), 0),
+        ("f16", BaseOptions::new().with_dtype(FloatDType::F16), 0),
+        ("NF4", nf4(false), 0),
+        ("NF4, doubly", nf4(true), SCALES),
+        ("NF4, doubly, with its head", with_head, HEAD_SCALES),
     ] {
         for (buffer, threads) in [(USED, 1), (USED, 3), (64 << 10, 3)] {
             let options = options.clone().with_buffer(buffer);
@@ -156,9 +159,7 @@ fn loading_holds_the_model_and_one_bounded_buffer() {
                 measured.model / MIB,
                 beside / 1024
             );
-            assert!(beside <= MAX_BUFFER_BYTES + SLACK, "{measured:?}");
-            // Closer: the buffer, and the scales of the largest weight.
-            assert!(beside <= buffer + SCALES + SLACK, "{measured:?}");
+            assert!(beside <= buffer + scales + SLACK, "{measured:?}");
             let other = measured.model.abs_diff(expected as usize);
             assert!(other <= SLACK, "{other} bytes of {measured:?}");
         }
@@ -178,25 +179,20 @@ fn loading_holds_the_model_and_one_bounded_buffer() {
             "saving, doubly {double}: {} KiB beside the model",
             beside / 1024
         );
-        // A piece as words, as bytes, and what it is copied from; the head's and embedding's pieces are no larger.
-        assert!(beside <= 16 * MIB, "{beside}");
+        // A piece as it comes from the device, and as bytes; the scales of a weight are less.
+        assert!(beside <= 2 * PIECE + SLACK, "{beside}");
         drop(model);
         let measured = measure(saved.path(), &BaseOptions::new());
         let beside = measured.peak - measured.model;
         println!("loading it: {} KiB beside the model", beside / 1024);
         assert!(beside <= USED + SLACK, "{measured:?}");
     }
-    // A model that is initialised keeps its values until the new ones are there, and no longer.
+    // A model that is initialised keeps its old values no longer than until the new ones are there.
     let before = ALLOCATOR.current_usage();
     let mut net = Net::new(&Device::flex());
     let checkpoint = BaseCheckpoint::open(dir.path()).unwrap();
     checkpoint.load_into(&mut net, &BaseOptions::new()).unwrap();
-    ALLOCATOR.reset_peak_usage();
-    checkpoint.load_into(&mut net, &nf4(true)).unwrap();
-    let peak = ALLOCATOR.peak_usage() - before;
-    assert!(peak >= bytes, "{peak}");
-    let report = checkpoint.load_into(&mut Net::new(&Device::flex()), &nf4(true));
-    let report = report.unwrap();
+    let report = checkpoint.load_into(&mut net, &nf4(true)).unwrap();
     let packed = (report.dense_bytes + report.packed_bytes) as usize;
     let model = ALLOCATOR.current_usage() - before;
     assert!(model <= packed + SLACK, "{model} against {packed}");

@@ -1,6 +1,6 @@
 //! The base of a model as it is stored, dense or packed, for whoever writes it to a file.
 
-use burn::module::{Module, Param, ParamId};
+use burn::module::{Module, Param};
 use burn::tensor::{FloatDType, Tensor};
 
 use super::peft_model::{Parameter, PeftModel, refuse_foreign};
@@ -12,8 +12,6 @@ use crate::nf4::Nf4Weight;
 pub(crate) struct StoredParameter {
     /// Where it is, and what.
     pub parameter: Parameter,
-    /// What two places share where a model uses one parameter twice.
-    pub id: ParamId,
     /// Its value, of which tensors are shared with the model.
     pub value: StoredValue,
 }
@@ -41,9 +39,8 @@ impl<M: Module> PeftModel<M> {
         walk(self.module(), &mut dense);
         let sites = sites.into_iter().zip(self.parameters()).zip(dense.values);
         Ok(sites
-            .map(|((site, parameter), (id, tensor))| StoredParameter {
+            .map(|((site, parameter), tensor)| StoredParameter {
                 parameter,
-                id,
                 value: match site.state.and_then(|state| Some((state.nf4?, state.dtype))) {
                     Some((nf4, dtype)) => StoredValue::Nf4(nf4, dtype),
                     None => StoredValue::Dense(tensor),
@@ -56,7 +53,7 @@ impl<M: Module> PeftModel<M> {
 /// Collects stored values.
 #[derive(Default)]
 struct Dense {
-    values: Vec<(ParamId, Tensor<2>)>,
+    values: Vec<Tensor<2>>,
 }
 
 impl See for Dense {
@@ -71,6 +68,6 @@ impl See for Dense {
                 base.reshape([rows, columns.unwrap_or(0)])
             }
         };
-        self.values.push((param.id, matrix));
+        self.values.push(matrix);
     }
 }

@@ -121,6 +121,8 @@ fn nothing_is_overwritten_unasked_and_no_file_of_another_model_is_left() {
         files,
         ["config.json", "model.safetensors", "tokenizer.json"]
     );
+    // It is of the new model.
+    assert_eq!(config(dir)["dtype"], "float32");
     // And back, where the single file would hide the index.
     let overwriting = SaveBaseOptions {
         overwrite: true,
@@ -232,4 +234,112 @@ fn what_cannot_be_written_is_an_error_and_leaves_nothing() {
         assert!(error.to_string().contains(expected), "{error}");
         assert!(content(scratch.path()).is_empty());
     }
+}
+
+#[derive(Module, Debug)]
+struct Layers {
+    layers: Vec<Linear>,
+}
+
+/// Clones of one layer, whose parameters have the ids of the first.
+fn clones(count: usize) -> PeftModel<Layers> {
+    let layer = LinearConfig::new(64, 8).init(&Device::default());
+    PeftModel::new(Layers {
+        layers: vec![layer; count],
+    })
+}
+
+#[test]
+fn parameters_that_share_an_id_are_each_written() {
+    let scratch = tempfile::tempdir().unwrap();
+    let values: Vec<_> = (0..2)
+        .map(|_| {
+            LinearConfig::new(64, 8)
+                .init(&Device::default())
+                .weight
+                .val()
+        })
+        .collect();
+    let layer = LinearConfig::new(64, 8).init(&Device::default());
+    let mut layers = vec![layer; 2];
+    for (layer, value) in layers.iter_mut().zip(&values) {
+        layer.weight = layer.weight.clone().map(|_| value.clone());
+    }
+    assert_eq!(layers[0].weight.id, layers[1].weight.id);
+    let mut model = PeftModel::new(Layers { layers });
+    let dense = scratch.path().join("dense");
+    model
+        .save_base(&dense, &SaveBaseOptions::default())
+        .unwrap();
+    // One of the two packed, so that they differ in kind as well.
+    let targets = TargetConfig::list(["layers.1"]);
+    model.quantize_nf4(&targets, &Nf4Config::new()).unwrap();
+    let packed = scratch.path().join("packed");
+    let report = model.save_base(&packed, &SaveBaseOptions::default());
+    assert_eq!(report.unwrap().packed, 1);
+    let mut read = clones(2);
+    read.load_base(&packed, &BaseOptions::new()).unwrap();
+    for (found, expected) in read.module().layers.iter().zip(&model.module().layers) {
+        let expected = expected.weight.val().into_data();
+        assert_eq!(found.weight.val().into_data(), expected);
+    }
+    let mut read = clones(2);
+    read.load_base(&dense, &BaseOptions::new()).unwrap();
+    for (found, expected) in read.module().layers.iter().zip(values) {
+        assert_eq!(found.weight.val().into_data(), expected.into_data());
+    }
+}
+
+#[test]
+fn an_older_configuration_says_what_the_new_weights_are() {
+    let scratch = tempfile::tempdir().unwrap();
+    let dir = scratch.path();
+    let old = r#"{"model_type": "x", "quantization_config": {"quant_method": "bitsandbytes", "load_in_4bit": true, "bnb_4bit_quant_type": "fp4"}}"#;
+    fs::write(dir.join("config.json"), old).unwrap();
+    let overwriting = SaveBaseOptions {
+        overwrite: true,
+        ..SaveBaseOptions::default()
+    };
+    let all = packed(TargetConfig::all_linear());
+    all.save_base(dir, &overwriting).unwrap();
+    let found = config(dir);
+    assert_eq!(found["model_type"], "x");
+    assert_eq!(found["quantization_config"]["bnb_4bit_quant_type"], "nf4");
+    let report = small().load_base(dir, &BaseOptions::new()).unwrap();
+    assert_eq!(report.packed, 2);
+    let report = small().save_base(dir, &overwriting).unwrap();
+    assert!(report.files.contains(&dir.join("config.json")));
+    let found = config(dir);
+    assert_eq!(found["model_type"], "x");
+    assert!(found.get("quantization_config").is_none());
+    assert_eq!(found["dtype"], "float32");
+    small().load_base(dir, &BaseOptions::new()).unwrap();
+    // One that is no configuration is refused, and nothing has changed.
+    for bad in [&b"[]"[..], b"{\"a\": \"\xff\"}"] {
+        fs::write(dir.join("config.json"), bad).unwrap();
+        let before = content(dir);
+        let error = all.save_base(dir, &overwriting).unwrap_err();
+        assert!(error.to_string().contains("config.json"), "{error}");
+        assert_eq!(content(dir), before);
+    }
+}
+
+#[test]
+fn what_would_not_be_read_again_is_not_written() {
+    let scratch = tempfile::tempdir().unwrap();
+    let dir = scratch.path().join("a");
+    // A weight and a bias each.
+    let one_each = SaveBaseOptions {
+        max_shard_bytes: 1,
+        ..SaveBaseOptions::default()
+    };
+    for (count, expected) in [(0, "without parameters"), (257, "514 files")] {
+        let error = clones(count).save_base(&dir, &one_each).unwrap_err();
+        assert!(matches!(error, PeftError::Malformed { .. }), "{error}");
+        assert!(error.to_string().contains(expected), "{error}");
+        assert!(content(scratch.path()).is_empty());
+    }
+    clones(256).save_base(&dir, &one_each).unwrap();
+    let mut read = clones(256);
+    read.load_base(&dir, &BaseOptions::new()).unwrap();
 }

@@ -1,5 +1,7 @@
 //! A model's `config.json`, and its `quantization_config`, as transformers 5.24 writes them for bitsandbytes.
 
+use std::path::Path;
+
 use burn::tensor::FloatDType;
 use serde_json::{Value, json};
 
@@ -43,6 +45,23 @@ pub(super) fn rewrite(
         config.insert("dtype".into(), torch_name(dtype).into());
     }
     Ok(python_json::indented(&Value::Object(config)))
+}
+
+/// The text of the `config.json` in `dir`, if there is one.
+///
+/// # Errors
+///
+/// Those of reading; [`PeftError::Json`] in [`PeftError::InFile`] for what is no object in UTF-8, or has a key twice.
+pub(super) fn old_config(dir: &Path) -> Result<Option<String>> {
+    let path = dir.join(MODEL_CONFIG_FILE);
+    // A link that leads nowhere is an error of the file it stands for.
+    if path.symlink_metadata().is_err() {
+        return Ok(None);
+    }
+    let text = read_bounded(&path, MAX_CONFIG_BYTES)?;
+    json::object(&text).map_err(|error| error.in_file(&path))?;
+    // What is JSON is UTF-8.
+    Ok(Some(String::from_utf8_lossy(&text).into_owned()))
 }
 
 impl Quantization {

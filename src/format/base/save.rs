@@ -12,9 +12,9 @@ use safetensors::Dtype;
 
 use super::BASE_INDEX_FILE;
 use super::bitsandbytes::Part;
-use super::model_config::{Quantization, rewrite};
+use super::model_config::{Quantization, old_config, rewrite};
 use super::quant_state::{QuantState, QuantType};
-use super::shards::{Entry, Shard, index, is_of_model, split};
+use super::shards::{Entry, Shard, check_limits, index, is_of_model, split};
 use crate::format::atomic::{Content, Scratch, write_contents};
 use crate::format::stored::host;
 use crate::format::{NameMap, elements};
@@ -39,8 +39,9 @@ pub struct SaveBaseOptions {
     /// How the files call the model's modules.
     pub names: NameMap,
     /// The text of the base's `config.json`. It is written with the `quantization_config` of the packed weights, in place of
-    /// one that it has, and with the `dtype` of the dense parameters, if they all have one. Without it no `config.json` is
-    /// written; transformers needs one, this crate does not.
+    /// one that it has, and with the `dtype` of the dense parameters, if they all have one. Without it a `config.json` that is
+    /// in the directory is taken for it if `overwrite` is true, since what it says of the weights is no longer so; otherwise
+    /// none is written. transformers needs one, this crate does not.
     pub config: Option<String>,
     /// In what bitsandbytes is to compute: f32, bf16 or f16. Default: f32, as in transformers.
     pub compute_dtype: FloatDType,
@@ -83,8 +84,8 @@ impl<M: Module> PeftModel<M> {
     /// `AutoModelForCausalLM.from_pretrained` with bitsandbytes.
     ///
     /// Weights in NF4 are written as bitsandbytes stores them, byte for byte as they are; everything else dense, in its own
-    /// type. A parameter that a model uses in two places is written once, under the first of its names. Files appear whole
-    /// or not at all, as those of [adapters](PeftModel::save_adapter) do, and the same base gives the same bytes.
+    /// type. Every parameter is written under its own name, also where several share an id: they may differ in value. Files
+    /// appear whole or not at all, as those of [adapters](PeftModel::save_adapter) do, and the same base gives the same bytes.
     ///
     /// What was not yet initialised is, and stays so.
     ///
@@ -96,9 +97,11 @@ impl<M: Module> PeftModel<M> {
     ///
     /// [`PeftError::Config`] for a model with adapters, unless they are to be ignored; for a module that the map cannot name,
     /// or names as another; for another compute type than f32, bf16 and f16. [`PeftError::Json`] for a configuration that is no
-    /// object; [`PeftError::DType`] for a parameter that is neither of these types; [`PeftError::ForeignReparameterization`];
-    /// [`PeftError::DeviceRead`]; [`PeftError::Malformed`] for more tensors in a file than are read; [`PeftError::Exists`] and
-    /// [`PeftError::Io`]. Nothing has changed on disk then.
+    /// object, also for one in the directory; [`PeftError::DType`] for a parameter that is neither of these types; [`PeftError::ForeignReparameterization`];
+    /// [`PeftError::DeviceRead`]; [`PeftError::Malformed`] for what [`BaseCheckpoint::open`](crate::format::BaseCheckpoint::open)
+    /// would refuse: no tensor at all, more files than [`MAX_SHARDS`](crate::format::MAX_SHARDS), more tensors in one than
+    /// [`MAX_TENSORS`](crate::format::MAX_TENSORS), or in all than [`MAX_INDEX_TENSORS`](crate::format::MAX_INDEX_TENSORS);
+    /// [`PeftError::Exists`] and [`PeftError::Io`]. Nothing has changed on disk then.
     pub fn save_base(&self, dir: &Path, options: &SaveBaseOptions) -> Result<SaveBaseReport> {
         let adapters: Vec<_> = self.adapters().collect();
         if !adapters.is_empty() && !options.ignore_adapters {
@@ -120,8 +123,13 @@ impl<M: Module> PeftModel<M> {
                 expected: "F32, BF16 or F16".into(),
             });
         }
-        let plan = Plan::new(self.stored_base()?, self.head(), options)?;
+        let old = match options.config {
+            None if options.overwrite => old_config(dir)?,
+            _ => None,
+        };
+        let plan = Plan::new(self.stored_base()?, self.head(), old.as_deref(), options)?;
         let shards = split(plan.entries(), options.max_shard_bytes);
+        check_limits(dir, &shards)?;
         let headers = shards.iter().map(Shard::header);
         let headers: Vec<_> = headers.collect::<Result<_>>()?;
         let index = (shards.len() > 1).then(|| index(&shards, plan.total_parameters));
@@ -185,21 +193,13 @@ impl Plan {
     fn new(
         parameters: Vec<StoredParameter>,
         head: &str,
+        old_config: Option<&str>,
         options: &SaveBaseOptions,
     ) -> Result<Self> {
         let mut plan = Self::default();
-        let mut written = HashSet::new();
         let (mut packed, mut dense) = (Vec::new(), Vec::new());
         let (mut double_quant, mut dtypes) = (false, HashSet::new());
-        for StoredParameter {
-            parameter,
-            id,
-            value,
-        } in parameters
-        {
-            if !written.insert(id) {
-                continue;
-            }
+        for StoredParameter { parameter, value } in parameters {
             let module = match parameter.module() {
                 "" => String::new(),
                 module => options.names.to_file(module)?,
@@ -237,7 +237,7 @@ impl Plan {
         });
         let mut dtypes = dtypes.into_iter();
         let dtype = dtypes.next().filter(|_| dtypes.next().is_none());
-        let config = options.config.as_ref();
+        let config = options.config.as_deref().or(old_config);
         plan.config = config
             .map(|config| rewrite(config, quantization.as_ref(), dtype))
             .transpose()?;

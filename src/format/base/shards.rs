@@ -7,14 +7,16 @@
 //! Source: `split_torch_state_dict_into_shards` of huggingface_hub, and transformers 5.24's `dot_natural_key`.
 
 use std::collections::HashMap;
+use std::path::Path;
 
 use safetensors::Dtype;
 use safetensors::tensor::{Metadata, TensorInfo};
 use serde_json::{Map, Value, json};
 
+use super::index::{MAX_INDEX_TENSORS, MAX_SHARDS};
 use super::python_json;
 use super::{BASE_FILE, BASE_INDEX_FILE};
-use crate::format::MAX_HEADER_BYTES;
+use crate::format::{MAX_HEADER_BYTES, MAX_TENSORS};
 use crate::{PeftError, Result};
 
 /// A tensor that is to be written.
@@ -70,6 +72,40 @@ pub(super) fn split(mut entries: Vec<Entry>, max_bytes: u64) -> Vec<Shard> {
         Shard { file, entries }
     });
     shards.collect()
+}
+
+/// Checks that what is to be written into `dir` is within the limits of what is read.
+///
+/// # Errors
+///
+/// [`PeftError::Malformed`] with the directory, or with the file that has more tensors than are read.
+pub(super) fn check_limits(dir: &Path, shards: &[Shard]) -> Result<()> {
+    let malformed = |path, reason| Err(PeftError::Malformed { path, reason });
+    let tensors: usize = shards.iter().map(|shard| shard.entries.len()).sum();
+    if tensors == 0 {
+        return malformed(dir.to_owned(), "a model without parameters".to_owned());
+    }
+    if shards.len() > MAX_SHARDS {
+        let reason = format!(
+            "{} files: at most {MAX_SHARDS} are read; larger files are fewer",
+            shards.len()
+        );
+        return malformed(dir.to_owned(), reason);
+    }
+    for shard in shards {
+        let found = shard.entries.len();
+        if found > MAX_TENSORS {
+            let reason = format!(
+                "{found} tensors: at most {MAX_TENSORS} are read; smaller files have fewer"
+            );
+            return malformed(dir.join(&shard.file), reason);
+        }
+    }
+    if tensors > MAX_INDEX_TENSORS {
+        let reason = format!("{tensors} tensors: at most {MAX_INDEX_TENSORS} are read");
+        return malformed(dir.to_owned(), reason);
+    }
+    Ok(())
 }
 
 /// Whether a file of this name is one of a model, which must not be beside the files of another.
@@ -255,6 +291,37 @@ mod tests {
         let expected = safetensors::serialize(views.rev(), Some(metadata)).unwrap();
         let found = [shards[0].header().unwrap(), values.concat()].concat();
         assert_eq!(found, expected);
+    }
+
+    #[test]
+    fn no_more_is_written_than_is_read() {
+        let dir = Path::new("dir");
+        let shard = |count: usize| Shard {
+            file: BASE_FILE.to_owned(),
+            entries: (0..count)
+                .map(|i| entry(&i.to_string(), Dtype::U8, 1))
+                .collect(),
+        };
+        let shards = |counts: &[usize]| counts.iter().map(|&n| shard(n)).collect::<Vec<_>>();
+        for good in [
+            shards(&[MAX_TENSORS]),
+            shards(&[1; MAX_SHARDS]),
+            shards(&[MAX_TENSORS; MAX_INDEX_TENSORS / MAX_TENSORS]),
+        ] {
+            check_limits(dir, &good).unwrap();
+        }
+        let mut many = vec![MAX_TENSORS; MAX_INDEX_TENSORS / MAX_TENSORS];
+        many.push(1);
+        for (bad, expected) in [
+            (shards(&[]), "without parameters"),
+            (shards(&[1, MAX_TENSORS + 1]), "100001 tensors"),
+            (shards(&[1; MAX_SHARDS + 1]), "513 files"),
+            (shards(&many), "400001 tensors"),
+        ] {
+            let error = check_limits(dir, &bad).unwrap_err();
+            assert!(matches!(error, PeftError::Malformed { .. }), "{error}");
+            assert!(error.to_string().contains(expected), "{error}");
+        }
     }
 
     #[test]
