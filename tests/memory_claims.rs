@@ -3,15 +3,15 @@
 //! A GB is 10⁹ bytes, a GiB 2³⁰. Products copy nothing here, or dequantise one weight at a time, as on a GPU.
 
 use burn_peft::memory::{
-    Checkpointing, Device, Float, GB, GIB, Head, Loss, Method, ModelShape, Optimizer, Part, Plan,
-    Products, Setup, Targets, plan,
+    Budget, Float, GB, GIB, Head, Loss, Method, ModelShape, Optimizer, Part, Plan, Products,
+    Recompute, Setup, Targets, plan,
 };
 
-const BLOCKS: Checkpointing = Checkpointing::Segments(1);
-const CARD_24: Device = Device::gb("24 GB", 24);
-const CARD_48: Device = Device::gb("48 GB", 48);
+const BLOCKS: Recompute = Recompute::Segments(1);
+const CARD_24: Budget = Budget::gb("24 GB", 24);
+const CARD_48: Budget = Budget::gb("48 GB", 48);
 
-fn fits(plan: &Plan, device: Device) -> bool {
+fn fits(plan: &Plan, device: Budget) -> bool {
     !plan.fits(&[device]).is_empty()
 }
 
@@ -23,7 +23,7 @@ fn lora_8b() -> Setup {
 #[test]
 fn llama_3_8b_with_lora_in_16_bits_fits_24_gb() {
     let shape = ModelShape::llama3_8b();
-    let setup = lora_8b().with_batch(1, 2048).with_checkpointing(BLOCKS);
+    let setup = lora_8b().with_batch(1, 2048).with_recompute(BLOCKS);
     let plan = plan(&shape, &setup).unwrap();
     // 8 030 261 248 parameters in two bytes each.
     assert_eq!(plan.weights, 2 * 8_030_261_248);
@@ -62,7 +62,7 @@ fn without_checkpointing_a_short_sequence_of_it_fits_24_gb_too() {
 /// 70B under QLoRA: double quantisation, checkpointing, one sequence of 512 tokens; a weight at a time is dequantised.
 fn qlora_70b() -> Setup {
     Setup::new(Method::QLora, Float::Bf16)
-        .with_checkpointing(BLOCKS)
+        .with_recompute(BLOCKS)
         .with_products(Products::Dequantized)
 }
 
@@ -136,7 +136,7 @@ fn and_where_that_ends() {
     assert_eq!((more + 5_000_000) / 10_000_000, 319);
 
     // Without checkpointing 512 tokens keep 80 · 512 · 277 kB: 11.3 GB.
-    let kept = of(setup().with_checkpointing(Checkpointing::None));
+    let kept = of(setup().with_recompute(Recompute::Never));
     assert!(!fits(&kept, CARD_48), "{kept}");
     // With it a token keeps the 81 inputs and outputs of blocks, 1.33 MB; logits and their gradient are 0.51 MB more, unless they
     // come in chunks: then it is one block's activations and gradients.
@@ -155,7 +155,7 @@ fn and_where_that_ends() {
 fn full_fine_tuning_of_70b_needs_a_cluster() {
     let shape = ModelShape::llama3_70b();
     let full = Setup::new(Method::Full, Float::Bf16)
-        .with_checkpointing(BLOCKS)
+        .with_recompute(BLOCKS)
         .with_products(Products::Direct);
     let narrow = plan(&shape, &full).unwrap();
     // Two bytes of weight, two of gradient, two moments of four: 12 bytes a parameter, 846.6 GB.
@@ -165,7 +165,7 @@ fn full_fine_tuning_of_70b_needs_a_cluster() {
     assert_eq!(narrow.devices_of(80 * GB), Some(11), "{narrow}");
     // All in f32 16 bytes: 1128.9 GB.
     let wide = Setup::new(Method::Full, Float::F32)
-        .with_checkpointing(BLOCKS)
+        .with_recompute(BLOCKS)
         .with_products(Products::Direct);
     let wide = plan(&shape, &wide).unwrap();
     assert_eq!(
@@ -173,7 +173,7 @@ fn full_fine_tuning_of_70b_needs_a_cluster() {
         16 * 70_553_706_496
     );
     assert_eq!(wide.devices_of(80 * GB), Some(15), "{wide}");
-    assert!(Device::KNOWN.iter().all(|&device| !fits(&narrow, device)));
+    assert!(Budget::KNOWN.iter().all(|&device| !fits(&narrow, device)));
 }
 
 #[test]
@@ -182,7 +182,7 @@ fn an_8b_step_fits_8_gib() {
     let setup = Setup::new(Method::QLora, Float::Bf16)
         .with_rank(16)
         .with_batch(1, 128)
-        .with_checkpointing(BLOCKS)
+        .with_recompute(BLOCKS)
         .with_loss(Loss::Chunked {
             tokens: 256,
             vocab: 4096,

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use burn_peft::memory::{Checkpointing, Float, Loss, Method, ModelShape, Optimizer, Setup};
+use burn_peft::memory::{Float, Loss, Method, ModelShape, Optimizer, Recompute, Setup};
 use burn_peft::objective::HeadChunks;
 use clap::{ArgGroup, Parser, ValueEnum};
 
@@ -113,7 +113,7 @@ impl Args {
                 Factors::Bf16 => Float::Bf16,
             })
             .with_batch(self.batch, self.seq)
-            .with_checkpointing(Checkpointing::Segments(1))
+            .with_recompute(Recompute::Segments(1))
             .with_loss(Loss::Chunked {
                 tokens: chunks.rows() as u64,
                 vocab: chunks.vocabulary() as u64,

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use burn_peft::memory::{
-    Checkpointing, Float, Head, Loss, Method, ModelShape, Optimizer, Setup, Targets,
+    Float, Head, Loss, Method, ModelShape, Optimizer, Recompute, Setup, Targets,
 };
 use burn_peft::nf4::Nf4Config;
 use clap::{Parser, ValueEnum};
@@ -153,9 +153,9 @@ impl Args {
                 Kind::Adamw8bit => Optimizer::AdamW8bit,
             })
             .with_batch(self.batch, self.seq)
-            .with_checkpointing(match self.segments {
-                0 => Checkpointing::None,
-                blocks => Checkpointing::Segments(blocks),
+            .with_recompute(match self.segments {
+                0 => Recompute::Never,
+                blocks => Recompute::Segments(blocks),
             });
         let setup = match self.nf4_head {
             true => setup.with_head(Head::Nf4),

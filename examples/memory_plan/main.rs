@@ -10,7 +10,7 @@ mod picture;
 
 use std::error::Error;
 
-use burn_peft::memory::{Device, Method, Table, table};
+use burn_peft::memory::{Budget, Method, Table, table};
 use clap::Parser;
 
 use args::Args;
@@ -23,7 +23,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let qlora = setup.with_method(Method::QLora);
     println!("{shape:?}\n{qlora}\n\n{plans}");
     for (name, plan) in &plans.columns {
-        let fits = plan.fits(&Device::KNOWN);
+        let fits = plan.fits(&Budget::KNOWN);
         let smallest = fits.iter().min_by_key(|device| device.bytes);
         match smallest {
             Some(device) => println!("{name}: the smallest that fits is {}", device.name),

@@ -3,7 +3,7 @@
 use std::error::Error;
 use std::path::Path;
 
-use burn_peft::memory::{Device, Part, Plan};
+use burn_peft::memory::{Budget, Part, Plan};
 use plotters::coord::Shift;
 use plotters::prelude::*;
 use plotters::style::{FontStyle, register_font};
@@ -85,7 +85,7 @@ fn bars(
         .light_line_style(WHITE)
         .draw()?;
     // What is sold as so many GB has as many GiB.
-    for device in [Device::RTX_4090, Device::A6000, Device::A100_80] {
+    for device in [Budget::RTX_4090, Budget::A6000, Budget::A100_80] {
         let height = device.bytes as f64 / GB;
         if (0.1 * top..0.97 * top).contains(&height) {
             let line = [(0.0, height), (plans.len() as f64, height)];

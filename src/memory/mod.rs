@@ -12,21 +12,21 @@
 //! recomputation in large transformer models", <https://arxiv.org/abs/2205.05198>, section 4.
 //!
 //! ```
-//! use burn_peft::memory::{Device, Float, Method, ModelShape, Setup, plan, table};
+//! use burn_peft::memory::{Budget, Float, Method, ModelShape, Setup, plan, table};
 //!
 //! let shape = ModelShape::llama3_8b();
 //! let setup = Setup::new(Method::QLora, Float::Bf16).with_batch(1, 1024);
 //! let plan = plan(&shape, &setup)?;
 //! println!("{plan}");
-//! let fits = plan.fits(&[Device::RTX_4090, Device::A100_80]);
-//! assert_eq!(fits, [Device::RTX_4090, Device::A100_80]);
+//! let fits = plan.fits(&[Budget::RTX_4090, Budget::A100_80]);
+//! assert_eq!(fits, [Budget::RTX_4090, Budget::A100_80]);
 //! println!("{}", table(&shape, &setup)?);
 //! # Ok::<(), burn_peft::PeftError>(())
 //! ```
 
 mod block;
+mod budget;
 mod config;
-mod device;
 mod ledger;
 mod linear;
 mod loss;
@@ -37,10 +37,10 @@ mod step;
 mod table;
 mod tensors;
 
+pub use budget::{Budget, GB, GIB};
 pub use config::MAX_MODEL_CONFIG_BYTES;
-pub use device::{Device, GB, GIB};
 pub use ledger::{Moment, Part, Parts, Peak};
 pub use plan::{Plan, plan};
-pub use setup::{Checkpointing, Float, Head, Loss, Method, Optimizer, Products, Setup, Targets};
+pub use setup::{Float, Head, Loss, Method, Optimizer, Products, Recompute, Setup, Targets};
 pub use shape::{MAX_DIMENSION, MAX_LAYERS, ModelShape, Projection};
 pub use table::{Table, side_by_side, table};

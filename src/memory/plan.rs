@@ -77,7 +77,7 @@ pub fn plan(shape: &ModelShape, setup: &Setup) -> Result<Plan> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::setup::{Checkpointing, Float, Head, Loss, Method, Optimizer, Products};
+    use super::super::setup::{Float, Head, Loss, Method, Optimizer, Products, Recompute};
     use super::super::shape::{MAX_DIMENSION, MAX_LAYERS};
     use super::*;
     use crate::PeftError;
@@ -94,14 +94,14 @@ mod tests {
     fn all_setups(tied: bool) -> Vec<Setup> {
         let mut setups = Vec::new();
         for method in Method::ALL {
-            for checkpointing in [1, 3, MAX_DIMENSION].map(Checkpointing::Segments) {
+            for recompute in [1, 3, MAX_DIMENSION].map(Recompute::Segments) {
                 for products in [Products::Cpu, Products::Direct, Products::Dequantized] {
                     for loss in LOSSES {
                         let setup = Setup::new(method, Float::Bf16)
                             .with_products(products)
                             .with_loss(loss);
                         setups.push(setup.clone());
-                        let setup = setup.with_checkpointing(checkpointing);
+                        let setup = setup.with_recompute(recompute);
                         setups.push(setup.clone().with_optimizer(Optimizer::AdamW8bit));
                         if method == Method::QLora && !tied {
                             setups.push(setup.with_head(Head::Nf4));
@@ -166,10 +166,7 @@ mod tests {
             (shape().with_layers(0), setup.clone()),
             (shape(), setup.clone().with_rank(0)),
             (shape(), setup.clone().with_batch(u64::MAX, 1)),
-            (
-                shape(),
-                setup.with_checkpointing(Checkpointing::Segments(0)),
-            ),
+            (shape(), setup.with_recompute(Recompute::Segments(0))),
         ] {
             let error = plan(&shape, &setup).unwrap_err();
             assert!(matches!(error, PeftError::Config { .. }), "{error}");

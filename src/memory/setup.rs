@@ -129,9 +129,9 @@ impl Optimizer {
 
 /// What stays of a block between forward and backward.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Checkpointing {
+pub enum Recompute {
     /// Everything that its operations keep.
-    None,
+    Never,
     /// The input of each segment of so many blocks; the backward pass runs one segment at a time again
     /// ([`checkpointing`](crate::checkpointing)).
     Segments(u64),
@@ -187,7 +187,7 @@ pub struct Setup {
     pub adapter: Float,
     /// Dtype of dense weights of blocks and of norms, and of activations. With [`Method::Full`] also of gradients.
     pub base: Float,
-    /// Dtype of the embedding.
+    /// Dtype of the embedding. It is dense with every method: the crate packs linear layers, the head among them, and no embedding.
     pub embedding: Float,
     /// How the head is held. Its logits have its dtype, or that of activations.
     pub head: Head,
@@ -200,7 +200,7 @@ pub struct Setup {
     /// Tokens in a sequence.
     pub seq: u64,
     /// What is kept of a block.
-    pub checkpointing: Checkpointing,
+    pub recompute: Recompute,
     /// How the loss is computed.
     pub loss: Loss,
     /// What products copy while they run.
@@ -223,7 +223,7 @@ impl Setup {
             optimizer: Optimizer::AdamW { state: Float::F32 },
             batch: 1,
             seq: 512,
-            checkpointing: Checkpointing::None,
+            recompute: Recompute::Never,
             loss: Loss::Logits,
             products: Products::Cpu,
         }
@@ -284,9 +284,9 @@ impl Setup {
         self
     }
 
-    /// Sets what is kept of a block.
-    pub fn with_checkpointing(mut self, checkpointing: Checkpointing) -> Self {
-        self.checkpointing = checkpointing;
+    /// Sets what is kept of a block, and so what is computed again.
+    pub fn with_recompute(mut self, recompute: Recompute) -> Self {
+        self.recompute = recompute;
         self
     }
 
@@ -323,7 +323,7 @@ impl Setup {
                 return wrong("targets", "none".to_owned(), "one or more linear layers");
             }
         }
-        if let Checkpointing::Segments(blocks) = self.checkpointing {
+        if let Recompute::Segments(blocks) = self.recompute {
             in_range("blocks of a segment", blocks, MAX_DIMENSION)?;
         }
         if let Loss::Chunked { tokens, vocab } = self.loss {

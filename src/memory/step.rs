@@ -19,7 +19,7 @@ use std::collections::BTreeMap;
 
 use super::block::Block;
 use super::ledger::{Ledger, Moment, Part, Tensor};
-use super::setup::{Checkpointing, Method, Optimizer, Products, Setup};
+use super::setup::{Method, Optimizer, Products, Recompute, Setup};
 use super::shape::ModelShape;
 use super::tensors::{EMBEDDING, Key, trained, trained_dtype};
 
@@ -50,7 +50,7 @@ impl<'a> Step<'a> {
         for block in tail.graph.into_iter().rev() {
             dy = self.block_backward(block, dy);
         }
-        if let Checkpointing::Segments(size) = self.setup.checkpointing {
+        if let Recompute::Segments(size) = self.setup.recompute {
             for (index, input) in checkpoints.into_iter().enumerate().rev() {
                 let first = index as u64 * size;
                 let end = self.shape.layers.min(first.saturating_add(size));
@@ -122,9 +122,9 @@ impl<'a> Step<'a> {
         let mut blocks = Vec::new();
         for index in 0..shape.layers {
             self.ledger.begin(Moment::Forward(index));
-            let graph = match self.setup.checkpointing {
-                Checkpointing::None => true,
-                Checkpointing::Segments(size) => {
+            let graph = match self.setup.recompute {
+                Recompute::Never => true,
+                Recompute::Segments(size) => {
                     if index.is_multiple_of(size) {
                         checkpoints.push(x.clone());
                     }

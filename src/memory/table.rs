@@ -2,10 +2,10 @@
 
 use std::fmt;
 
-use super::device::{Device, GB, GIB};
+use super::budget::{Budget, GB, GIB};
 use super::ledger::Part;
 use super::plan::{Plan, plan};
-use super::setup::{Checkpointing, Head, Loss, Method, Setup};
+use super::setup::{Head, Loss, Method, Recompute, Setup};
 use super::shape::ModelShape;
 use crate::Result;
 
@@ -15,7 +15,7 @@ pub struct Table {
     /// Headings, each with its plan.
     pub columns: Vec<(String, Plan)>,
     /// What is asked for each plan whether it fits.
-    pub devices: Vec<Device>,
+    pub devices: Vec<Budget>,
 }
 
 /// Full fine-tuning, LoRA and QLoRA of a model in this setup, side by side, against all known devices.
@@ -41,7 +41,7 @@ pub fn table(shape: &ModelShape, setup: &Setup) -> Result<Table> {
 pub fn side_by_side(columns: Vec<(String, Plan)>) -> Table {
     Table {
         columns,
-        devices: Device::KNOWN.into(),
+        devices: Budget::KNOWN.into(),
     }
 }
 
@@ -156,10 +156,10 @@ impl fmt::Display for Setup {
             self.batch,
             self.seq
         )?;
-        match self.checkpointing {
-            Checkpointing::None => f.write_str("no checkpointing; ")?,
-            Checkpointing::Segments(1) => f.write_str("checkpointing by block; ")?,
-            Checkpointing::Segments(blocks) => {
+        match self.recompute {
+            Recompute::Never => f.write_str("no checkpointing; ")?,
+            Recompute::Segments(1) => f.write_str("checkpointing by block; ")?,
+            Recompute::Segments(blocks) => {
                 write!(f, "checkpointing by {blocks} blocks; ")?;
             }
         }

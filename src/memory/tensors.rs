@@ -3,10 +3,9 @@
 use super::ledger::{Part, Parts};
 use super::setup::{Float, Head, Method, Optimizer, Setup};
 use super::shape::{ModelShape, Projection};
+use crate::nf4::double::NESTED_BLOCK_SIZE;
 
-/// Values whose 8-bit scales share one f32 scale of their own.
-const NESTED_BLOCK: u128 = 256;
-/// Values of an optimiser's 8-bit state that share an f32 scale.
+/// Values of an optimiser's 8-bit state that share an f32 scale. A plan needs no optimiser, whose module may be left out.
 const STATE_BLOCK: u128 = 256;
 /// Fewest values of a tensor whose state has eight bits.
 const STATE_MIN: u128 = 4096;
@@ -57,7 +56,7 @@ pub(super) fn nf4_bytes(setup: &Setup, n: u128) -> [u128; 2] {
     let blocks = n.div_ceil(setup.nf4.block_size.get() as u128);
     let scales = match setup.nf4.double_quant {
         false => 4 * blocks,
-        true => words(blocks) + 4 * blocks.div_ceil(NESTED_BLOCK) + 4,
+        true => words(blocks) + 4 * blocks.div_ceil(NESTED_BLOCK_SIZE as u128) + 4,
     };
     [words(n.div_ceil(2)), scales]
 }
@@ -182,6 +181,14 @@ mod tests {
                 assert!((exact..exact + 7).contains(&(codes + scales)), "{n}");
             }
         }
+    }
+
+    #[cfg(feature = "optim")]
+    #[test]
+    fn state_of_8_bits_is_in_the_blocks_of_its_optimiser() {
+        assert_eq!(STATE_BLOCK, crate::optim::block_wise::BLOCK as u128);
+        let config = crate::optim::AdamW8bitConfig::new();
+        assert_eq!(STATE_MIN, config.min_8bit_size as u128);
     }
 
     #[test]

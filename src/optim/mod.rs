@@ -5,7 +5,7 @@ mod accumulate;
 mod adamw_8bit;
 // What finds codes on the host serves Burn's CPU backend.
 #[cfg_attr(not(feature = "flex"), allow(dead_code))]
-mod block_wise;
+pub(crate) mod block_wise;
 mod clip;
 #[cfg_attr(not(feature = "flex"), allow(dead_code))]
 mod dynamic_map;

@@ -9,7 +9,7 @@ mod llama;
 mod step;
 
 use burn_peft::memory::{
-    Checkpointing, Float, Loss, Method, ModelShape, Optimizer, Plan, Setup, Targets, plan,
+    Float, Loss, Method, ModelShape, Optimizer, Plan, Recompute, Setup, Targets, plan,
 };
 use peak_alloc::PeakAlloc;
 use step::Measured;
@@ -37,13 +37,13 @@ fn predicted_peaks_are_those_of_the_allocator() {
     println!("{scratch} bytes of scratch stay with {threads} threads and this one");
 
     println!("method  blocks   seq  vocab |  predicted   measured  ratio | at");
-    for checkpointing in [Checkpointing::None, Checkpointing::Segments(1)] {
+    for recompute in [Recompute::Never, Recompute::Segments(1)] {
         for vocab in [2048, 32000] {
             for seq in [64, 512] {
                 for method in Method::ALL {
                     let setup = Setup::new(method, Float::F32)
                         .with_batch(1, seq)
-                        .with_checkpointing(checkpointing);
+                        .with_recompute(recompute);
                     compare(&shape(vocab), &setup);
                 }
             }
@@ -54,7 +54,7 @@ fn predicted_peaks_are_those_of_the_allocator() {
     for vocab in [2048, 32000] {
         for method in Method::ALL {
             let setup = Setup::new(method, Float::F32)
-                .with_checkpointing(Checkpointing::Segments(1))
+                .with_recompute(Recompute::Segments(1))
                 .with_loss(Loss::Chunked {
                     tokens: 128,
                     vocab: 4096,
@@ -64,15 +64,14 @@ fn predicted_peaks_are_those_of_the_allocator() {
     }
 
     // The largest moment is that of the loss.
-    let setup =
-        Setup::new(Method::QLora, Float::F32).with_checkpointing(Checkpointing::Segments(1));
+    let setup = Setup::new(Method::QLora, Float::F32).with_recompute(Recompute::Segments(1));
     compare(&shape(32_000), &setup.with_loss(LARGE_CHUNKS));
 
     println!("beyond the grid");
     for method in [Method::Lora, Method::QLora] {
         let setup = Setup::new(method, Float::Bf16);
         compare(&shape(32_000), &setup);
-        let setup = setup.with_checkpointing(Checkpointing::Segments(1));
+        let setup = setup.with_recompute(Recompute::Segments(1));
         compare(&shape(32_000), &setup.with_loss(LARGE_CHUNKS));
     }
     for method in Method::ALL {
@@ -81,8 +80,8 @@ fn predicted_peaks_are_those_of_the_allocator() {
         compare(&shape(8192).with_tied(true), &setup);
         compare(&shape(512), &setup.clone().with_batch(4, 64));
         compare(&shape(512), &setup.clone().with_batch(4, 70));
-        let segments = Checkpointing::Segments(2);
-        compare(&shape(512), &setup.clone().with_checkpointing(segments));
+        let segments = Recompute::Segments(2);
+        compare(&shape(512), &setup.clone().with_recompute(segments));
         for optimizer in [Optimizer::Sgd, Optimizer::AdamW8bit] {
             compare(&shape(512), &setup.clone().with_optimizer(optimizer));
         }
@@ -103,9 +102,9 @@ fn compare(shape: &ModelShape, setup: &Setup) {
     println!(
         "{:6} {:7} {:>5} {:6} | {:7.3} MB {:7.3} MB {ratio:.4} | {} ({}, {}{})",
         setup.method.name(),
-        match setup.checkpointing {
-            Checkpointing::None => "kept".to_owned(),
-            Checkpointing::Segments(n) => format!("again {n}"),
+        match setup.recompute {
+            Recompute::Never => "kept".to_owned(),
+            Recompute::Segments(n) => format!("again {n}"),
         },
         format!("{}x{}", setup.batch, setup.seq),
         shape.vocab,

@@ -5,9 +5,7 @@ use burn::optim::{AdamWConfig, GradientsParams, SgdConfig};
 use burn::tensor::{Device, Distribution, FloatDType, Int, Tensor};
 use burn_peft::adapter::LoraConfig;
 use burn_peft::checkpointing;
-use burn_peft::memory::{
-    Checkpointing, Float, Loss, Method, ModelShape, Optimizer, Setup, Targets,
-};
+use burn_peft::memory::{Float, Loss, Method, ModelShape, Optimizer, Recompute, Setup, Targets};
 use burn_peft::model::{DEFAULT_ADAPTER, PeftConfig, PeftModel, TargetConfig};
 use burn_peft::objective::{HeadChunks, sft_head_loss, sft_loss};
 use burn_peft::optim::AdamW8bitConfig;
@@ -112,9 +110,9 @@ fn two_steps<M: Module>(
         Optimizer::AdamW { .. } => AdamWConfig::new().init(),
         Optimizer::AdamW8bit => AdamW8bitConfig::new().init(),
     };
-    let checkpointing = match setup.checkpointing {
-        Checkpointing::None => None,
-        Checkpointing::Segments(blocks) => Some(checkpointing::Checkpointing {
+    let checkpointing = match setup.recompute {
+        Recompute::Never => None,
+        Recompute::Segments(blocks) => Some(checkpointing::Checkpointing {
             keep: checkpointing::Keep::Segments(blocks as usize),
             seed: 0,
         }),

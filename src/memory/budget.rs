@@ -11,14 +11,14 @@ pub const GIB: u128 = 1 << 30;
 ///
 /// What drivers, a context and other programs take is not left out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Device {
+pub struct Budget {
     /// What it is called.
     pub name: &'static str,
     /// What it holds.
     pub bytes: u128,
 }
 
-impl Device {
+impl Budget {
     /// 24 GB, as sold: 24 GiB.
     pub const RTX_4090: Self = Self::gib("RTX 4090, 24 GB", 24);
     /// 32 GB, as sold: 32 GiB.
@@ -63,10 +63,10 @@ impl Device {
 }
 
 impl Plan {
-    /// Those of `devices` that hold the peak, in their order.
-    pub fn fits(&self, devices: &[Device]) -> Vec<Device> {
+    /// Those of `budgets` that hold the peak, in their order.
+    pub fn fits(&self, budgets: &[Budget]) -> Vec<Budget> {
         let needed = self.peak.parts.total();
-        let fitting = devices.iter().filter(|device| device.bytes >= needed);
+        let fitting = budgets.iter().filter(|budget| budget.bytes >= needed);
         fitting.copied().collect()
     }
 
