@@ -105,7 +105,8 @@ impl Targets {
 pub enum Optimizer {
     /// Plain gradient descent: nothing.
     Sgd,
-    /// Adam with decoupled weight decay: two moments, in f32 usually.
+    /// Adam with decoupled weight decay: two moments, in f32 usually. Moments wider than what trains are those of
+    /// `optim::F32State`, whose step widens the tensor it is at and its gradient.
     AdamW {
         /// The dtype of both moments.
         state: Float,

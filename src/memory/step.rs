@@ -180,13 +180,25 @@ impl<'a> Step<'a> {
                 // In place.
                 Optimizer::Sgd | Optimizer::AdamW8bit => drop(gradient),
                 Optimizer::AdamW { state } => {
+                    // Wider than what trains, it computes on a copy (`optim::F32State`): the parameter
+                    // itself is gone until the copy is rounded.
+                    let wide = dtype.max(state.bytes());
+                    let copy = (wide > dtype).then(|| self.transient(values * (wide - dtype)));
+                    let gradient = match copy {
+                        None => gradient,
+                        Some(_) => {
+                            let widened = self.transient(values * wide);
+                            drop(gradient);
+                            widened
+                        }
+                    };
                     // A part of the gradient, to be added to a moment.
-                    drop(self.transient(values * dtype));
+                    drop(self.transient(values * wide));
                     drop(gradient);
                     // Both moments corrected, one of which becomes the change; then the decayed tensor beside it.
                     let moment = self.transient(values * state.bytes());
                     drop(self.transient(values * state.bytes()));
-                    drop(self.transient(values * dtype));
+                    drop(self.transient(values * wide));
                     drop(moment);
                 }
             }

@@ -5,10 +5,12 @@ use burn::optim::{AdamWConfig, GradientsParams, SgdConfig};
 use burn::tensor::{Device, Distribution, FloatDType, Int, Tensor};
 use burn_peft::adapter::LoraConfig;
 use burn_peft::checkpointing;
-use burn_peft::memory::{Float, Loss, Method, ModelShape, Optimizer, Recompute, Setup, Targets};
+use burn_peft::memory::{
+    Float, Head, Loss, Method, ModelShape, Optimizer, Recompute, Setup, Targets,
+};
 use burn_peft::model::{DEFAULT_ADAPTER, PeftConfig, PeftModel, TargetConfig};
 use burn_peft::objective::{HeadChunks, sft_head_loss, sft_loss};
-use burn_peft::optim::AdamW8bitConfig;
+use burn_peft::optim::{AdamW8bitConfig, F32State};
 
 use super::ALLOCATOR;
 use super::llama::attention::Layout;
@@ -68,22 +70,29 @@ pub fn measure(shape: &ModelShape, setup: &Setup) -> Measured {
     );
     config.tie_word_embeddings = shape.tied;
     let data = [input, targets];
+    // One dtype is all that a model here has.
+    assert_eq!(setup.embedding, setup.base);
+    assert!(matches!(setup.head, Head::Nf4) || setup.head == Head::Dense(setup.base));
     let llama = match setup.base {
         Float::F32 => config.init(&device),
-        _ => config.init(&device).map(&mut Cast(FloatDType::BF16)),
+        base => config.init(&device).map(&mut Cast(burn_float(base))),
     };
     let [standing, kept, peak] = match setup.method {
         Method::Full => two_steps(setup, llama, |llama| llama, data),
         _ => {
             let mut model = PeftModel::new(llama);
             if setup.method == Method::QLora {
-                let blocks = TargetConfig::all_linear();
-                model.quantize_nf4(&blocks, &setup.nf4).unwrap();
+                let packed = match setup.head {
+                    Head::Dense(_) => TargetConfig::all_linear(),
+                    Head::Nf4 => TargetConfig::regex(r".*(_proj|lm_head)"),
+                };
+                model.quantize_nf4(&packed, &setup.nf4).unwrap();
             }
-            let lora = LoraConfig::new(setup.rank as usize);
+            let lora = LoraConfig::new(setup.rank as usize).with_dtype(burn_float(setup.adapter));
             let targets = match setup.targets {
                 Targets::QUERY_VALUE => TargetConfig::list(["q_proj", "v_proj"]),
-                _ => TargetConfig::all_linear(),
+                Targets::ALL_LINEAR => TargetConfig::all_linear(),
+                other => panic!("no model is built for {other:?}"),
             };
             let config = PeftConfig::new(lora, targets);
             model.add_adapter(DEFAULT_ADAPTER, &config).unwrap();
@@ -107,7 +116,9 @@ fn two_steps<M: Module>(
     let mask = targets.clone().greater_equal_elem(0);
     let mut optimizer = match setup.optimizer {
         Optimizer::Sgd => SgdConfig::new().init(),
-        Optimizer::AdamW { .. } => AdamWConfig::new().init(),
+        // Around parameters that are not f32 it is what keeps moments in f32; around others it is what it is around.
+        Optimizer::AdamW { state: Float::F32 } => F32State::new(AdamWConfig::new().build()).init(),
+        Optimizer::AdamW { state } => panic!("no optimiser is built for moments in {state:?}"),
         Optimizer::AdamW8bit => AdamW8bitConfig::new().init(),
     };
     let checkpointing = match setup.recompute {
@@ -159,11 +170,24 @@ fn two_steps<M: Module>(
     [standing, kept, ALLOCATOR.peak_usage()]
 }
 
+fn burn_float(float: Float) -> FloatDType {
+    match float {
+        Float::F32 => FloatDType::F32,
+        Float::Bf16 => FloatDType::BF16,
+        Float::F16 => FloatDType::F16,
+    }
+}
+
 /// Casts every float parameter.
 struct Cast(FloatDType);
 
 impl ModuleMapper for Cast {
     fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
-        param.map(|tensor| tensor.cast(self.0))
+        // A leaf again, as a parameter that trains has to be.
+        param.map(|tensor| {
+            let trains = tensor.is_require_grad();
+            let constant = tensor.detach().set_require_grad(false);
+            constant.cast(self.0).set_require_grad(trains)
+        })
     }
 }
