@@ -17,7 +17,7 @@ use burn_peft::checkpointing::{Checkpointing, Keep};
 use burn_peft::layer::{LoraLinear, QLoraLinear};
 use burn_peft::model::{PeftConfig, PeftForward, PeftModel, TargetConfig};
 use burn_peft::nf4::Nf4Config;
-use burn_peft::objective::sft_loss;
+use burn_peft::objective::{HeadChunks, sft_loss};
 
 use peak_alloc::PeakAlloc;
 
@@ -306,6 +306,43 @@ impl ModuleMapper for Move<'_> {
                 let step = Tensor::from_data(self.gradient.clone(), &value.device()) * self.by;
                 (value + step).detach().require_grad()
             }),
+        }
+    }
+}
+
+/// Fused operations, packed products and the head's loss under Burn's strategy, alone and with blocks run again.
+#[test]
+fn a_whole_llama_under_both_strategies() {
+    let _generator = GENERATOR.lock();
+    let plain = Device::default().autodiff();
+    let run = |device: &Device, keep: Keep| {
+        device.seed(11);
+        let targets = TargetConfig::list(LINEAR.into_iter().chain(["lm_head"]));
+        let adapter = PeftConfig::new(lora().with_dropout(0.2), targets);
+        let model = adapted(device, false, true, &adapter);
+        let (tokens, targets, mask) = batch(device);
+        let layout = Layout::causal(SEQ, 0, device);
+        let (hidden, tape) = model
+            .model
+            .forward_checkpointed(tokens, &layout, Checkpointing { keep, seed: 3 })
+            .unwrap();
+        let chunks = HeadChunks::new(5, 40).unwrap();
+        let loss = model.head_loss(hidden, targets, mask, &chunks);
+        let gradients = tape.backward(&loss.unwrap().mean(), &model);
+        named(&model, &gradients)
+    };
+    let expected = run(&plain, Keep::All);
+    assert_eq!(expected.len(), 2 * (7 * LAYERS + 1));
+    let balanced = plain.clone().gradient_checkpointing();
+    for (device, keep) in [
+        (&plain, Keep::Segments(1)),
+        (&balanced, Keep::All),
+        (&balanced, Keep::Segments(2)),
+    ] {
+        let found = run(device, keep);
+        assert_eq!(found.len(), expected.len());
+        for (path, gradient) in &found {
+            assert!(gradient == &expected[path], "{path}, {keep:?}");
         }
     }
 }
