@@ -1,5 +1,6 @@
 //! Time, live bytes and peak bytes of each phase of the run.
 
+use std::io::Write;
 use std::time::{Duration, Instant};
 
 use crate::ALLOCATOR;
@@ -36,18 +37,21 @@ impl Meter {
 
     /// Runs a phase. Its value lives on: its bytes are of those that are live afterwards.
     pub fn phase<T>(&mut self, name: impl Into<String>, run: impl FnOnce() -> T) -> T {
+        let name = name.into();
+        // Before it runs: the first one takes half a minute.
+        print!("{name:<38}");
+        std::io::stdout().flush().ok();
         ALLOCATOR.reset_peak_usage();
         let start = Instant::now();
         let value = run();
         let phase = Phase {
-            name: name.into(),
+            name,
             time: start.elapsed(),
             peak: ALLOCATOR.peak_usage().saturating_sub(self.before),
             live: self.live(),
         };
         println!(
-            "{:<38} {:>8.1} s  live {:>8.3} GB  peak {:>8.3} GB",
-            phase.name,
+            " {:>8.1} s  live {:>8.3} GB  peak {:>8.3} GB",
             phase.time.as_secs_f64(),
             gb(phase.live),
             gb(phase.peak)
