@@ -9,9 +9,6 @@
 //! with `ours.safetensors`: `input_ids` I64 and `logits` F32. `read` writes the logits of the tokens in a file.
 //! `scripts/check_bitsandbytes.py` runs both and compares with transformers.
 
-#[path = "llama/mod.rs"]
-mod llama;
-
 use std::error::Error;
 use std::path::{Path, PathBuf};
 

@@ -7,11 +7,6 @@
 //!
 //! Several texts run as one batch. Without `--top-k` the most likely token is taken each time.
 
-#[path = "llama/mod.rs"]
-mod llama;
-#[path = "llama/open.rs"]
-mod open;
-
 use std::error::Error;
 use std::time::Instant;
 
@@ -19,8 +14,8 @@ use burn::tensor::Device;
 use clap::Parser;
 
 use llama::generate::Sampling;
+use llama::open::ModelArgs;
 use llama::tokenizer::Tokenizer;
-use open::ModelArgs;
 
 /// Continues texts by a Llama.
 #[derive(Parser)]

@@ -7,7 +7,7 @@
 //!
 //! Every way is loaded a few times and the fastest is shown. The file is in the system's cache after the first: the rates
 //! are those of this crate, not of a disk. Memory is the process's resident one, which Linux tells; what the allocator kept from a
-//! way before is in use again and not seen. `tests/load_memory.rs` counts exactly.
+//! way before is in use again and not seen. `tests/alone/load_memory.rs` counts exactly.
 
 use std::error::Error;
 use std::fs::File;

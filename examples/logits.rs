@@ -7,11 +7,6 @@
 //!
 //! `IN` holds `input_ids` (I64, `[batch, seq]`), `OUT` gets `logits` (F32, `[batch, seq, vocab]`).
 
-#[path = "llama/mod.rs"]
-mod llama;
-#[path = "llama/open.rs"]
-mod open;
-
 use std::error::Error;
 use std::path::{Path, PathBuf};
 
@@ -20,7 +15,7 @@ use clap::Parser;
 use safetensors::tensor::TensorView;
 use safetensors::{Dtype, SafeTensors};
 
-use open::ModelArgs;
+use llama::open::ModelArgs;
 
 /// Writes the logits of a Llama for given tokens.
 #[derive(Parser)]

@@ -64,7 +64,7 @@ def row(case: dict, out: pathlib.Path) -> tuple[str, bool]:
 def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         out = pathlib.Path(scratch)
-        command = ["cargo", "run", "--release", "--features", "faer", "--example", "interchange", "--"]
+        command = ["cargo", "run", "--release", "--example", "interchange", "--"]
         command += ["--model", BASE, "--kinds", ROOT / "tests/golden/kinds", "--out", out]
         subprocess.run(command, cwd=ROOT, check=True)
         rows = [row(case, out) for case in json.loads((out / "cases.json").read_text())]

@@ -358,6 +358,19 @@ fn first(differences: &[impl fmt::Display]) -> String {
 }
 
 impl PeftError {
+    /// The option `name` has a `value` that is not `expected`.
+    pub(crate) fn config(
+        name: impl Into<String>,
+        value: impl ToString,
+        expected: impl Into<String>,
+    ) -> Self {
+        Self::Config {
+            name: name.into(),
+            value: value.to_string(),
+            expected: expected.into(),
+        }
+    }
+
     /// For `map_err`: an error of the operating system at `path`.
     pub(crate) fn io(path: &Path) -> impl FnOnce(std::io::Error) -> Self {
         let path = path.to_owned();

@@ -45,7 +45,7 @@ struct Step {
 }
 
 fn golden() -> Golden {
-    let text = std::fs::read("tests/golden/optim/adamw_8bit.json").unwrap();
+    let text = std::fs::read(crate::golden("optim/adamw_8bit.json")).unwrap();
     serde_json::from_slice(&text).unwrap()
 }
 

@@ -13,14 +13,12 @@ mod rouge;
 mod schedule;
 
 use std::collections::HashSet;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use burn_peft::dataset::{Instruction, read_json_lines};
 
 fn data(name: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR"))
-        .join("examples/data")
-        .join(name)
+    crate::repository().join("examples/data").join(name)
 }
 
 fn triples(name: &str) -> Vec<Instruction> {

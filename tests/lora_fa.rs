@@ -84,7 +84,7 @@ fn model(lora: LoraConfig) -> PeftModel<Net> {
 
 #[test]
 fn steps_are_those_of_peft() {
-    let cases = std::fs::read("tests/golden/optim/lora_fa.json").unwrap();
+    let cases = std::fs::read(crate::golden("optim/lora_fa.json")).unwrap();
     let cases: Vec<Case> = serde_json::from_slice(&cases).unwrap();
     assert_eq!(cases.len(), 4);
     for case in cases {

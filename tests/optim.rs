@@ -68,7 +68,7 @@ fn values<const D: usize>(tensor: Tensor<D>) -> Vec<f32> {
 }
 
 fn cases() -> Vec<Case> {
-    serde_json::from_slice(&std::fs::read("tests/golden/optim/clip.json").unwrap()).unwrap()
+    serde_json::from_slice(&std::fs::read(crate::golden("optim/clip.json")).unwrap()).unwrap()
 }
 
 #[test]

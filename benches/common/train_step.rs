@@ -1,8 +1,5 @@
 //! A whole training step of the examples' Llama: forward, loss, backward, AdamW on adapters of every linear layer.
 
-#[path = "../../examples/llama/mod.rs"]
-mod llama;
-
 use std::hint::black_box;
 
 use burn::module::{Module, ModuleMapper, Param};

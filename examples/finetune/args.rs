@@ -11,10 +11,10 @@ use clap::{Parser, ValueEnum};
 #[derive(Parser, Clone, Debug)]
 pub struct Args {
     /// Hugging Face directory of the base model: config.json, model.safetensors, tokenizer.json.
-    #[arg(long, default_value = concat!(env!("CARGO_MANIFEST_DIR"), "/examples/data/base"))]
+    #[arg(long, default_value = concat!(env!("CARGO_MANIFEST_DIR"), "/data/base"))]
     pub model: PathBuf,
     /// Training triples, JSON lines.
-    #[arg(long, default_value = concat!(env!("CARGO_MANIFEST_DIR"), "/examples/data/train.jsonl"))]
+    #[arg(long, default_value = concat!(env!("CARGO_MANIFEST_DIR"), "/data/train.jsonl"))]
     pub data: PathBuf,
     /// Held-out triples, JSON lines. Default: `heldout.jsonl` beside the training data.
     #[arg(long)]

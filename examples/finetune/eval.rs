@@ -8,11 +8,11 @@ use burn_peft::dataset::Example;
 use crate::args::Args;
 use crate::data::Data;
 use crate::estimate::Estimate;
-use crate::llama::generate::Sampling;
-use crate::llama::model::LlamaForCausalLm;
 use crate::loss;
 use crate::prompt::{Prompter, question};
 use crate::rouge::rouge_l;
+use llama::generate::Sampling;
+use llama::model::LlamaForCausalLm;
 
 /// Questions answered at a time.
 const BATCH: usize = 32;

@@ -6,8 +6,8 @@ use burn_peft::dataset::{Example, PaddedBatcher};
 use burn_peft::objective::{HeadChunks, SftLoss};
 use burn_peft::{PeftError, Result};
 
-use crate::llama::attention::Layout;
-use crate::llama::model::LlamaForCausalLm;
+use llama::attention::Layout;
+use llama::model::LlamaForCausalLm;
 
 /// Any token pads: padding is told by its place.
 const PADDING: u32 = 0;

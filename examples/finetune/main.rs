@@ -16,8 +16,6 @@ mod compare;
 mod data;
 mod estimate;
 mod eval;
-#[path = "../llama/mod.rs"]
-mod llama;
 mod loss;
 mod model;
 mod plot;

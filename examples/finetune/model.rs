@@ -11,8 +11,8 @@ use burn_peft::model::{DEFAULT_ADAPTER, PeftConfig, PeftModel, TargetConfig};
 use burn_peft::nf4::Nf4Config;
 
 use crate::args::Args;
-use crate::llama::model::LlamaForCausalLm;
-use crate::llama::progress;
+use llama::model::LlamaForCausalLm;
+use llama::progress;
 
 /// How a model is fine-tuned.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

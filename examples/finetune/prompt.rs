@@ -8,9 +8,9 @@ use burn_peft::dataset::{
 };
 
 use crate::args::{Args, PromptStyle};
-use crate::llama::config::LlamaConfig;
-use crate::llama::error::LlamaError;
-use crate::llama::tokenizer::Tokenizer;
+use llama::config::LlamaConfig;
+use llama::error::LlamaError;
+use llama::tokenizer::Tokenizer;
 
 /// Renders and tokenises triples for one model.
 pub struct Prompter {

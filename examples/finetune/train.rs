@@ -16,9 +16,9 @@ use rand::rngs::StdRng;
 use rand::seq::SliceRandom;
 
 use crate::args::Args;
-use crate::llama::model::LlamaForCausalLm;
 use crate::loss;
 use crate::schedule::learning_rate;
+use llama::model::LlamaForCausalLm;
 
 /// How often the held-out loss is looked at, and on how many triples at most.
 const LOOKS: usize = 10;

@@ -12,8 +12,8 @@ use burn_peft::model::{
 };
 
 use super::kinds::Kinds;
-use super::llama::model::LlamaForCausalLm;
 use super::{Outcome, trained_as, write, write_json};
+use llama::model::LlamaForCausalLm;
 
 /// What a case is made of: its name, what it shows, its base, and the adapter's configuration.
 type Case = (&'static str, &'static str, &'static str, PeftConfig);

@@ -4,8 +4,8 @@ use burn::tensor::FloatDType;
 use burn_peft::adapter::{Combination, LoraConfig, LoraInit, Slices, Truncation};
 use burn_peft::model::{DEFAULT_ADAPTER, PeftConfig, PeftModel, TargetConfig};
 
-use super::llama::model::LlamaForCausalLm;
 use super::{Outcome, trained_as};
+use llama::model::LlamaForCausalLm;
 
 type Model = PeftModel<LlamaForCausalLm>;
 

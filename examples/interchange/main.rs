@@ -1,7 +1,7 @@
 //! Writes an adapter of every option that this crate has, with the outputs that it gives, for Python's PEFT to check.
 //!
 //! ```text
-//! cargo run --release --features faer --example interchange -- --model BASE --kinds KINDS --out DIR
+//! cargo run --release --example interchange -- --model BASE --kinds KINDS --out DIR
 //! ```
 //!
 //! `BASE` is a Llama in Hugging Face's layout, `KINDS` the folder of `tests/golden/kinds`. `DIR` gets `tokens.safetensors`
@@ -14,8 +14,6 @@ mod llama_cases;
 
 #[path = "../../tests/golden/kinds/model.rs"]
 mod kinds;
-#[path = "../llama/mod.rs"]
-mod llama;
 
 use std::error::Error;
 use std::path::{Path, PathBuf};

@@ -6,8 +6,8 @@ use burn_peft::memory::{Float, Loss, Method, ModelShape, Optimizer, Recompute, S
 use burn_peft::objective::HeadChunks;
 use clap::{ArgGroup, Parser, ValueEnum};
 
-use crate::llama::config::LlamaConfig;
-use crate::llama::error::LlamaError;
+use llama::config::LlamaConfig;
+use llama::error::LlamaError;
 
 /// QLoRA training steps of a large model on this machine, planned and measured.
 #[derive(Parser, Debug)]

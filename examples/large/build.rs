@@ -13,11 +13,11 @@ use sha2::{Digest, Sha256};
 
 use crate::args::{Args, Factors};
 use crate::factors;
-use crate::llama::config::LlamaConfig;
-use crate::llama::model::LlamaForCausalLm;
-use crate::llama::progress;
 use crate::meter::Meter;
 use crate::synthetic;
+use llama::config::LlamaConfig;
+use llama::model::LlamaForCausalLm;
+use llama::progress;
 
 type Llama = PeftModel<LlamaForCausalLm>;
 

@@ -13,8 +13,6 @@
 mod args;
 mod build;
 mod factors;
-#[path = "../llama/mod.rs"]
-mod llama;
 mod meter;
 mod report;
 mod synthetic;

@@ -11,11 +11,11 @@ use burn_peft::optim::{AdamW8bitConfig, F32State, clip_grad_norm};
 use burn_peft::resume::Seed;
 
 use crate::args::{Args, Optim};
-use crate::llama::attention::Layout;
-use crate::llama::config::LlamaConfig;
-use crate::llama::model::LlamaForCausalLm;
 use crate::meter::Meter;
 use crate::synthetic::mix;
+use llama::attention::Layout;
+use llama::config::LlamaConfig;
+use llama::model::LlamaForCausalLm;
 
 const LEARNING_RATE: f64 = 1e-4;
 

@@ -1,10 +1,7 @@
 //! A Llama of stock Burn layers that reads and writes Hugging Face directories.
 //!
-//! One model for the examples, tests and benches, included by `#[path = "../llama/mod.rs"] mod llama;`. Nothing in it
-//! knows of adapters or quantisation, but for `forward_peft` of [`burn_peft::model::PeftForward`] at each linear layer.
-
-// Each example uses its own part of this.
-#![allow(dead_code)]
+//! One model for the examples, tests and benchmarks. It needs one change for adapters: `forward_peft` of
+//! [`burn_peft::model::PeftForward`] in place of `forward` at each linear layer.
 
 pub mod attention;
 pub mod block;
@@ -14,6 +11,7 @@ pub mod generate;
 pub mod load;
 pub mod model;
 pub mod names;
+pub mod open;
 pub mod progress;
 pub mod rope;
 pub mod save;

@@ -9,9 +9,9 @@ use burn_peft::model::{DEFAULT_ADAPTER, PeftModel, TargetConfig};
 use burn_peft::nf4::Nf4Config;
 use clap::{Args, ValueEnum};
 
-use crate::llama::config::LlamaConfig;
-use crate::llama::model::LlamaForCausalLm;
-use crate::llama::progress;
+use crate::config::LlamaConfig;
+use crate::model::LlamaForCausalLm;
+use crate::progress;
 
 /// Which model to open.
 #[derive(Args, Debug)]

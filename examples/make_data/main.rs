@@ -20,7 +20,7 @@ use facts::Fact;
 const HELD_OUT: usize = 5;
 
 fn main() -> std::io::Result<()> {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/data");
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("data");
     for (name, text) in files(&fs::read_to_string(folder.join("facts.tsv"))?) {
         println!(
             "{name}: {} lines, {} bytes",
@@ -128,7 +128,7 @@ mod tests {
 
     #[test]
     fn the_committed_files_are_those_this_program_writes() {
-        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/data");
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("data");
         for (name, text) in files(&fs::read_to_string(folder.join("facts.tsv")).unwrap()) {
             // Not assert_eq: a difference would print both files.
             assert!(

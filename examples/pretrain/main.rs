@@ -3,8 +3,6 @@
 //! It reads the declarative sentences of `examples/data/pretrain.txt` (made by the example `make_data`), trains a tokenizer and
 //! a Llama on them, and writes both as a Hugging Face directory. It never sees an instruction with its answer.
 
-#[path = "../llama/mod.rs"]
-mod llama;
 #[path = "../finetune/loss.rs"]
 mod loss;
 #[path = "../finetune/schedule.rs"]
@@ -51,13 +49,13 @@ struct Args {
     #[arg(long, default_value_t = 0)]
     seed: u64,
     /// Where the model goes.
-    #[arg(long, default_value = concat!(env!("CARGO_MANIFEST_DIR"), "/examples/data/base"))]
+    #[arg(long, default_value = concat!(env!("CARGO_MANIFEST_DIR"), "/data/base"))]
     out: PathBuf,
 }
 
 fn main() -> Result<(), Box<dyn Error + Send + Sync>> {
     let args = Args::parse();
-    let data = Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/data");
+    let data = Path::new(env!("CARGO_MANIFEST_DIR")).join("data");
     let pretrain = fs::read_to_string(data.join("pretrain.txt"))?;
     let heldout = fs::read_to_string(data.join("pretrain_heldout.txt"))?;
 

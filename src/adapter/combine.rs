@@ -109,11 +109,7 @@ impl Combination {
 
     fn check(&self, changes: &[(&Lora, f64)]) -> Result<()> {
         let error = |name: &str, value: String, expected: String| {
-            Err(PeftError::Config {
-                name: name.into(),
-                value,
-                expected,
-            })
+            Err(PeftError::config(name, value, expected))
         };
         let Some((first, _)) = changes.first() else {
             return error("adapters to combine", "none".into(), "at least one".into());
@@ -157,11 +153,7 @@ impl Combination {
                 _ => return Ok(()),
             }
         };
-        Err(PeftError::Config {
-            name: name.into(),
-            value: value.to_string(),
-            expected: expected.into(),
-        })
+        Err(PeftError::config(name, value, expected))
     }
 
     fn density(&self) -> Option<f64> {

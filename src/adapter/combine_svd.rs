@@ -34,11 +34,11 @@ impl Combination {
     ) -> Result<(Lora, DeltaReport)> {
         let plain = |lora: &Lora| lora.magnitude.is_none();
         if !changes.iter().all(|(lora, _)| plain(lora)) {
-            return Err(PeftError::Config {
-                name: "dora".into(),
-                value: "true".into(),
-                expected: "plain LoRA, a change without its weight".into(),
-            });
+            return Err(PeftError::config(
+                "dora",
+                "true",
+                "plain LoRA, a change without its weight",
+            ));
         }
         self.nearest(changes, truncation, |lora| lora.delta_weight().detach())
     }
@@ -52,11 +52,11 @@ impl Combination {
         dense: impl Fn(&Lora) -> Tensor<2>,
     ) -> Result<(Lora, DeltaReport)> {
         let Some((first, _)) = changes.first() else {
-            return Err(PeftError::Config {
-                name: "adapters to combine".into(),
-                value: "none".into(),
-                expected: "at least one".into(),
-            });
+            return Err(PeftError::config(
+                "adapters to combine",
+                "none",
+                "at least one",
+            ));
         };
         truncation.check()?;
         self.check_numbers(changes.iter().map(|(_, weight)| *weight))?;

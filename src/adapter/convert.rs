@@ -40,11 +40,7 @@ impl Truncation {
             }
             _ => return Ok(()),
         };
-        Err(PeftError::Config {
-            name: name.into(),
-            value,
-            expected: expected.into(),
-        })
+        Err(PeftError::config(name, value, expected))
     }
 
     /// How many of these singular values are kept, where `largest` is the largest rank of the adapters.
@@ -101,25 +97,21 @@ impl LoraConfig {
         } else {
             return Ok(());
         };
-        Err(PeftError::Config {
-            name: name.into(),
-            value,
-            expected: expected.into(),
-        })
+        Err(PeftError::config(name, value, expected))
     }
 
     /// The LoRA of this rank and scale that is nearest to what was decomposed.
     pub(super) fn truncated(&self, svd: &Svd, device: &Device) -> Result<(Lora, DeltaReport)> {
         let rank = self.rank;
         if rank > svd.values.len() {
-            return Err(PeftError::Config {
-                name: "rank".into(),
-                value: rank.to_string(),
-                expected: format!(
+            return Err(PeftError::config(
+                "rank",
+                rank,
+                format!(
                     "at most that of the change {:?}",
                     [svd.u.nrows(), svd.v.nrows()]
                 ),
-            });
+            ));
         }
         let (a, b) = balanced(svd, rank, self.scale());
         let [a, b] = [a, b].map(|factor| to_device(factor.as_ref(), device));

@@ -54,11 +54,7 @@ impl LoraInit {
     /// Checks what does not depend on the weight.
     pub(super) fn validate(self, rank: usize, alpha: f64) -> Result<()> {
         let error = |name: &str, value: String, expected: &str| {
-            Err(PeftError::Config {
-                name: name.into(),
-                value,
-                expected: expected.into(),
-            })
+            Err(PeftError::config(name, value, expected))
         };
         let decomposes = self == Self::Orthogonal || self.folds();
         if decomposes && cfg!(not(feature = "faer")) {
@@ -145,13 +141,11 @@ mod decomposed {
     ) -> Result<(Tensor<2>, Tensor<2>)> {
         let dims = weight.dims();
         if rank > dims[0].min(dims[1]) {
-            return Err(PeftError::Config {
-                name: "rank".into(),
-                value: rank.to_string(),
-                expected: format!(
-                    "at most that of the weight {dims:?}, of which `{init:?}` takes a part"
-                ),
-            });
+            return Err(PeftError::config(
+                "rank",
+                rank,
+                format!("at most that of the weight {dims:?}, of which `{init:?}` takes a part"),
+            ));
         }
         let weight = to_host("weight", weight)?;
         let (a, b) = match init {

@@ -55,11 +55,7 @@ impl LoraConfig {
     /// [`PeftError::Config`] with the name, the value and what is allowed.
     pub fn validate(&self) -> Result<()> {
         let error = |name: &str, value: String, expected: &str| {
-            Err(PeftError::Config {
-                name: name.into(),
-                value,
-                expected: expected.into(),
-            })
+            Err(PeftError::config(name, value, expected))
         };
         if self.rank == 0 {
             return error("rank", self.rank.to_string(), "at least 1");
@@ -125,11 +121,11 @@ impl LoraConfig {
             }
             // Those that take a part of the weight; without `faer` also `Orthogonal`, which `validate` has refused.
             init => {
-                return Err(PeftError::Config {
-                    name: "init".into(),
-                    value: format!("{init:?}"),
-                    expected: "one that needs no weight, or `init_on` with the map".into(),
-                });
+                return Err(PeftError::config(
+                    "init",
+                    format!("{init:?}"),
+                    "one that needs no weight, or `init_on` with the map",
+                ));
             }
         };
         let kept = slices.iter().map(ExactSizeIterator::len).sum();
@@ -194,11 +190,8 @@ impl LoraConfig {
     /// for an initialisation other than `Kaiming`, `Gaussian` and `Random`.
     pub fn init_embedding(&self, [tokens, features]: [usize; 2], device: &Device) -> Result<Lora> {
         self.validate()?;
-        let error = |name: &str, value: String, expected: &str| PeftError::Config {
-            name: name.into(),
-            value,
-            expected: expected.into(),
-        };
+        let error =
+            |name: &str, value: String, expected: &str| PeftError::config(name, value, expected);
         if self.bias {
             return Err(error("bias", "true".into(), "false on an embedding"));
         }
@@ -242,11 +235,11 @@ impl LoraConfig {
     #[cfg(not(feature = "faer"))]
     fn init_folded(&self, _base: &impl FrozenMap, _device: &Device) -> Result<Lora> {
         // `validate` has said so already.
-        Err(PeftError::Config {
-            name: "init".into(),
-            value: format!("{:?}", self.init),
-            expected: "the feature `faer`".into(),
-        })
+        Err(PeftError::config(
+            "init",
+            format!("{:?}", self.init),
+            "the feature `faer`",
+        ))
     }
 
     /// As [`with_factors`](Self::with_factors), of factors in f32, in this configuration's dtype and memory that lasts.

@@ -160,11 +160,7 @@ impl Slices {
     }
 
     fn error<T>(&self, expected: String) -> Result<T> {
-        Err(PeftError::Config {
-            name: "slices".into(),
-            value: format!("{self:?}"),
-            expected,
-        })
+        Err(PeftError::config("slices", format!("{self:?}"), expected))
     }
 }
 

@@ -179,11 +179,11 @@ fn places(indices: &[usize], weight: &Tensor<2>) -> Tensor<1, Int> {
 
 fn check(indices: &[usize], count: usize) -> Result<()> {
     let error = |value: String, expected: &str| {
-        Err(PeftError::Config {
-            name: "trainable_token_indices".into(),
+        Err(PeftError::config(
+            "trainable_token_indices",
             value,
-            expected: expected.into(),
-        })
+            expected,
+        ))
     };
     let mut seen = HashSet::new();
     for &index in indices {

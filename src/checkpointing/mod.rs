@@ -138,13 +138,8 @@ impl Checkpointing {
     }
 
     fn check<const D: usize>(&self, x: &Tensor<D>) -> Result<()> {
-        let error = |name: &str, value: &str, expected: &str| {
-            Err(PeftError::Config {
-                name: name.into(),
-                value: value.into(),
-                expected: expected.into(),
-            })
-        };
+        let error =
+            |name: &str, value: &str, expected: &str| Err(PeftError::config(name, value, expected));
         match self.keep {
             Keep::Segments(0) => error("segments", "0", "at least one block"),
             _ if !x.device().is_autodiff() => error(

@@ -287,7 +287,7 @@ impl AdapterConfig {
             targets.alpha_pattern = patterns.alpha_pattern;
             targets
         } else {
-            return Err(config_error(
+            return Err(PeftError::config(
                 "target_modules",
                 "null",
                 "a list of names or an expression",
@@ -371,13 +371,13 @@ impl AdapterConfig {
         let rank_is_valid = |r: usize| (1..=MAX_RANK).contains(&r);
         let alpha_is_valid = |alpha: f64| (alpha as f32).is_finite();
         if !rank_is_valid(self.r) {
-            return Err(config_error("r", self.r, ranks));
+            return Err(PeftError::config("r", self.r, ranks));
         }
         if !alpha_is_valid(self.lora_alpha) {
-            return Err(config_error("lora_alpha", self.lora_alpha, alphas));
+            return Err(PeftError::config("lora_alpha", self.lora_alpha, alphas));
         }
         if !(0.0..1.0).contains(&self.lora_dropout) {
-            return Err(config_error(
+            return Err(PeftError::config(
                 "lora_dropout",
                 self.lora_dropout,
                 "a number in [0, 1)",
@@ -385,12 +385,16 @@ impl AdapterConfig {
         }
         for (key, &r) in self.targets.rank_pattern.iter() {
             if !rank_is_valid(r) {
-                return Err(config_error("rank_pattern", format!("{key:?}: {r}"), ranks));
+                return Err(PeftError::config(
+                    "rank_pattern",
+                    format!("{key:?}: {r}"),
+                    ranks,
+                ));
             }
         }
         for (key, &alpha) in self.targets.alpha_pattern.iter() {
             if !alpha_is_valid(alpha) {
-                return Err(config_error(
+                return Err(PeftError::config(
                     "alpha_pattern",
                     format!("{key:?}: {alpha}"),
                     alphas,
@@ -406,7 +410,11 @@ impl AdapterConfig {
         ] {
             if count > MAX_NAMES {
                 let value = format!("{count} names");
-                return Err(config_error(key, value, &format!("at most {MAX_NAMES}")));
+                return Err(PeftError::config(
+                    key,
+                    value,
+                    &format!("at most {MAX_NAMES}"),
+                ));
             }
         }
         self.targets.compile(None)
@@ -423,7 +431,11 @@ impl AdapterConfig {
         if let Some(task) = &self.task_type
             && !TASK_TYPES.contains(&task.as_str())
         {
-            return Err(config_error("task_type", task, "one of PEFT's task types"));
+            return Err(PeftError::config(
+                "task_type",
+                task,
+                "one of PEFT's task types",
+            ));
         }
         fields::to_json(self)
     }
@@ -447,7 +459,7 @@ impl Fields<'_> {
         match self.get(key) {
             None => Ok(default),
             Some(value) => T::deserialize(value)
-                .map_err(|_| config_error(key, fields::shorten(value), expected)),
+                .map_err(|_| PeftError::config(key, fields::shorten(value), expected)),
         }
     }
 
@@ -455,7 +467,7 @@ impl Fields<'_> {
         match self.get("peft_type") {
             Some(Value::String(method)) if method == "LORA" => Ok(()),
             Some(other) => Err(unsupported("peft_type", other, "only \"LORA\" is read")),
-            None => Err(config_error("peft_type", "null", "\"LORA\"")),
+            None => Err(PeftError::config("peft_type", "null", "\"LORA\"")),
         }
     }
 }
@@ -468,10 +480,21 @@ fn unsupported(key: &str, value: &Value, reason: &str) -> PeftError {
     }
 }
 
-fn config_error(name: &str, value: impl ToString, expected: &str) -> PeftError {
-    PeftError::Config {
-        name: name.to_owned(),
-        value: value.to_string(),
-        expected: expected.to_owned(),
+#[cfg(all(test, not(feature = "faer")))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn parts_of_the_weight_are_refused_by_name_without_faer() {
+        for name in ["pissa", "olora", "OLoRA"] {
+            let text = format!(
+                r#"{{"peft_type": "LORA", "r": 2, "target_modules": ["q"], "init_lora_weights": "{name}"}}"#
+            );
+            let error = AdapterConfig::from_json(text.as_bytes(), &ReadOptions::default());
+            assert!(
+                matches!(&error, Err(PeftError::UnsupportedKey { key, .. }) if key == "init_lora_weights"),
+                "{error:?}"
+            );
+        }
     }
 }

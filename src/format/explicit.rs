@@ -36,11 +36,11 @@ pub(super) fn describe(
     if describes(&explicit, adapted, linear, rank, alpha)? {
         return Ok(explicit);
     }
-    Err(PeftError::Config {
-        name: "target_modules".into(),
-        value: "the paths of the adapted modules".into(),
-        expected: "no path that ends like another module's".into(),
-    })
+    Err(PeftError::config(
+        "target_modules",
+        "the paths of the adapted modules",
+        "no path that ends like another module's",
+    ))
 }
 
 /// Whether `targets` chooses exactly `adapted` among `linear`, with their ranks and alphas.

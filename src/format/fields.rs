@@ -306,11 +306,7 @@ fn number(name: &str, alpha: f64) -> Result<Number> {
     if alpha.fract() == 0.0 && alpha.abs() <= 9_007_199_254_740_992.0 {
         return Ok((alpha as i64).into());
     }
-    Number::from_f64(alpha).ok_or_else(|| PeftError::Config {
-        name: name.to_owned(),
-        value: alpha.to_string(),
-        expected: "a finite number".to_owned(),
-    })
+    Number::from_f64(alpha).ok_or_else(|| PeftError::config(name, alpha, "a finite number"))
 }
 
 #[cfg(test)]

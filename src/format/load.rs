@@ -179,11 +179,11 @@ fn leave_out<M: Module>(
             weight.dims() == lora.dims() && !matches!(weight.dtype(), DType::QFloat(_))
         });
         let Some(weight) = weight else {
-            return Err(PeftError::Config {
-                name: format!("init_lora_weights of `{}`", module(&path)),
-                value: format!("{init:?}"),
-                expected: "a dense weight; a quantised one is not the one it was taken of".into(),
-            });
+            return Err(PeftError::config(
+                format!("init_lora_weights of `{}`", module(&path)),
+                format!("{init:?}"),
+                "a dense weight; a quantised one is not the one it was taken of",
+            ));
         };
         Ok((path, lora.without_part(init, weight)?.into()))
     });

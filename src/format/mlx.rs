@@ -54,11 +54,11 @@ pub(super) fn parse(bytes: &[u8], paths: Vec<String>) -> Result<AdapterConfig> {
         .get("peft_type")
         .is_some_and(|method| !method.is_null())
     {
-        return Err(PeftError::Config {
-            name: "peft_type".into(),
-            value: fields::shorten(&object["peft_type"]),
-            expected: format!("none beside {MLX_WEIGHTS_FILE}, which is mlx-lm's"),
-        });
+        return Err(PeftError::config(
+            "peft_type",
+            fields::shorten(&object["peft_type"]),
+            format!("none beside {MLX_WEIGHTS_FILE}, which is mlx-lm's"),
+        ));
     }
     let MlxConfig {
         fine_tune_type,

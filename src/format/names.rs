@@ -156,11 +156,11 @@ fn replace_runs<'a>(path: Vec<&'a str>, from: &[String], to: &'a [String]) -> Ve
 
 fn check_round_trip(path: &str, mapped: &str, back: &str) -> Result<String> {
     if !is_path(mapped) || back != path {
-        return Err(PeftError::Config {
-            name: "name map".to_owned(),
-            value: format!("`{path}` becomes `{mapped}`, which becomes `{back}`"),
-            expected: "rules that lead back to the same path".to_owned(),
-        });
+        return Err(PeftError::config(
+            "name map",
+            format!("`{path}` becomes `{mapped}`, which becomes `{back}`"),
+            "rules that lead back to the same path",
+        ));
     }
     Ok(mapped.to_owned())
 }

@@ -134,11 +134,11 @@ impl AdapterFile {
             let mut adapted = adapted.iter();
             adapted.any(|adapted| adapted.path == **path)
         }) {
-            return Err(PeftError::Config {
-                name: "trainable_token_indices".into(),
-                value: format!("tokens of `{path}`, which has factors too"),
-                expected: "one of the two, as PEFT has them".into(),
-            });
+            return Err(PeftError::config(
+                "trainable_token_indices",
+                format!("tokens of `{path}`, which has factors too"),
+                "one of the two, as PEFT has them",
+            ));
         }
         // Modules that the map cannot name are not in the file's naming, so no pattern of the file can mean them.
         let target = parameters.iter().filter(|parameter| parameter.is_target());
@@ -196,11 +196,11 @@ impl AdapterFile {
             if matcher.rank_for(&path, rank)? != tensors.lora_rank
                 || matcher.alpha_for(&path, alpha)? != tensors.lora_alpha
             {
-                return Err(PeftError::Config {
-                    name: "rank_pattern, alpha_pattern".into(),
-                    value: format!("those of `{path}`"),
-                    expected: "no earlier key that matches it and says otherwise".into(),
-                });
+                return Err(PeftError::config(
+                    "rank_pattern, alpha_pattern",
+                    format!("those of `{path}`"),
+                    "no earlier key that matches it and says otherwise",
+                ));
             }
             file.config.target_parameters.push(path);
         }
@@ -236,14 +236,14 @@ fn check_like(path: &str, lora: &Lora, defaults: &LoraConfig) -> Result<()> {
     if config.rslora == defaults.rslora && config.dropout == defaults.dropout {
         return Ok(());
     }
-    Err(PeftError::Config {
-        name: format!("rslora, dropout of `{path}`"),
-        value: format!("{}, {}", config.rslora, config.dropout),
-        expected: format!(
+    Err(PeftError::config(
+        format!("rslora, dropout of `{path}`"),
+        format!("{}, {}", config.rslora, config.dropout),
+        format!(
             "the adapter's own: {}, {}",
             defaults.rslora, defaults.dropout
         ),
-    })
+    ))
 }
 
 impl Parameter {
@@ -313,11 +313,7 @@ impl SavedModules {
             .collect();
         for (module, found) in &saved {
             let error = |value: String, expected: &str| {
-                Err(PeftError::Config {
-                    name: "modules_to_save".into(),
-                    value,
-                    expected: expected.into(),
-                })
+                Err(PeftError::config("modules_to_save", value, expected))
             };
             let all = of_model.get(module).map_or(&[][..], Vec::as_slice);
             if all.len() != found.len() || module.is_empty() {

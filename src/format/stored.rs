@@ -93,13 +93,11 @@ fn of_kernel(lora: &Lora, path: String, parameter: &Parameter) -> Result<StoredL
         _ => parameter.groups,
     };
     if groups > 1 && lora.magnitude.is_some() {
-        return Err(PeftError::Config {
-            name: format!("dora of `{path}`"),
-            value: "true".into(),
-            expected:
-                "false on a convolution of several groups, whose norms PEFT takes of another weight"
-                    .into(),
-        });
+        return Err(PeftError::config(
+            format!("dora of `{path}`"),
+            "true",
+            "false on a convolution of several groups, whose norms PEFT takes of another weight",
+        ));
     }
     let lora = if mixes {
         lora.clone()

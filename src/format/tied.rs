@@ -56,13 +56,11 @@ impl AdapterFile {
         self.config.ensure_weight_tying = true;
         if let Some(embedding) = self.input_embedding() {
             if embedding.magnitude.is_some() {
-                return Err(PeftError::Config {
-                    name: "ensure_weight_tying".into(),
-                    value: "true".into(),
-                    expected:
-                        "false with DoRA, of which PEFT gives a tied head a magnitude of its own"
-                            .into(),
-                });
+                return Err(PeftError::config(
+                    "ensure_weight_tying",
+                    "true",
+                    "false with DoRA, of which PEFT gives a tied head a magnitude of its own",
+                ));
             }
             let [a, b] = [&embedding.b, &embedding.a].map(transposed);
             self.tensors.push(LoraTensors::new(head, a, b));

@@ -69,11 +69,11 @@ fn weights(adapter: &AdapterFile, digest: bool) -> Result<Vec<u8>> {
             ),
         ] {
             if found != expected {
-                return Err(PeftError::Config {
-                    name: key.into(),
-                    value: expected.to_string(),
-                    expected: format!("{found}, as its tensors say, for `{path}`"),
-                });
+                return Err(PeftError::config(
+                    key,
+                    expected,
+                    format!("{found}, as its tensors say, for `{path}`"),
+                ));
             }
         }
         let keys: Vec<_> = module
@@ -152,9 +152,5 @@ impl<'a> Tensors<'a> {
 }
 
 fn bad_path(path: &str, expected: &str) -> PeftError {
-    PeftError::Config {
-        name: "module path".to_owned(),
-        value: format!("`{path}`"),
-        expected: expected.to_owned(),
-    }
+    PeftError::config("module path", format!("`{path}`"), expected)
 }

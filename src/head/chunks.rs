@@ -30,11 +30,11 @@ impl HeadChunks {
     pub fn new(rows: usize, vocabulary: usize) -> Result<Self> {
         for (name, value) in [("rows", rows), ("vocabulary", vocabulary)] {
             if value == 0 || value > isize::MAX as usize {
-                return Err(PeftError::Config {
-                    name: format!("head chunk: {name}"),
-                    value: value.to_string(),
-                    expected: "1 or more, within the memory's size".into(),
-                });
+                return Err(PeftError::config(
+                    format!("head chunk: {name}"),
+                    value,
+                    "1 or more, within the memory's size",
+                ));
             }
         }
         Ok(Self {

@@ -74,11 +74,8 @@ impl QLoraLinear {
             report.errors.push(error);
             target = weight.clone() - change;
         }
-        let (weight, lora) = best.ok_or_else(|| PeftError::Config {
-            name: "iterations".into(),
-            value: iterations.to_string(),
-            expected: "at least 1".into(),
-        })?;
+        let (weight, lora) =
+            best.ok_or_else(|| PeftError::config("iterations", iterations, "at least 1"))?;
         let bias: Option<Param<_>> = linear.bias.map(|bias| bias.set_require_grad(false));
         let base = Nf4Linear { weight, bias };
         let delta = match config.dora {

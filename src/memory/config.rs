@@ -66,11 +66,11 @@ impl ModelShape {
             Some(head_dim) => head_dim,
             None if heads > 0 && hidden.is_multiple_of(heads) => hidden / heads,
             None => {
-                return Err(PeftError::Config {
-                    name: "hidden_size".to_owned(),
-                    value: hidden.to_string(),
-                    expected: format!("a multiple of num_attention_heads = {heads}, or a head_dim"),
-                });
+                return Err(PeftError::config(
+                    "hidden_size",
+                    hidden,
+                    format!("a multiple of num_attention_heads = {heads}, or a head_dim"),
+                ));
             }
         };
         let attention_bias = fields.flag("attention_bias")?;
@@ -103,11 +103,7 @@ impl Fields {
     }
 
     fn wrong(&self, name: &str, expected: &str) -> PeftError {
-        PeftError::Config {
-            name: name.to_owned(),
-            value: shown(self.0.get(name)),
-            expected: expected.to_owned(),
-        }
+        PeftError::config(name, shown(self.0.get(name)), expected)
     }
 
     fn optional_number(&self, name: &str) -> Result<Option<u64>> {

@@ -6,7 +6,7 @@
 //!
 //! A step is run without values, every tensor as its size ([`plan`]), for a decoder of the Llama family and full fine-tuning,
 //! LoRA or QLoRA. What the operations keep for backward is what this crate's and Burn's operations keep; nothing in it was
-//! fitted. `tests/memory_plan` compares it with what an allocator counted.
+//! fitted. `tests/alone/memory_plan` compares it with what an allocator counted.
 //!
 //! Sources: T. Dettmers et al., "QLoRA", <https://arxiv.org/abs/2305.14314>, section 3; V. Korthikanti et al., "Reducing activation
 //! recomputation in large transformer models", <https://arxiv.org/abs/2205.05198>, section 4.

@@ -312,11 +312,7 @@ impl Setup {
         in_range("batch", self.batch, MAX_DIMENSION)?;
         in_range("seq", self.seq, MAX_DIMENSION)?;
         let wrong = |name: &str, value: String, expected: &str| {
-            Err(PeftError::Config {
-                name: name.to_owned(),
-                value,
-                expected: expected.to_owned(),
-            })
+            Err(PeftError::config(name, value, expected))
         };
         if self.method != Method::Full {
             in_range("rank", self.rank, MAX_DIMENSION)?;

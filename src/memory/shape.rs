@@ -150,11 +150,7 @@ impl ModelShape {
             in_range(name, value, limit)?;
         }
         let wrong = |name: &str, value: u64, expected: String| {
-            Err(PeftError::Config {
-                name: name.to_owned(),
-                value: value.to_string(),
-                expected,
-            })
+            Err(PeftError::config(name, value, expected))
         };
         if !self.heads.is_multiple_of(self.kv_heads) {
             let expected = format!("a divisor of num_attention_heads = {}", self.heads);
@@ -224,11 +220,7 @@ pub(super) fn in_range(name: &str, value: u64, limit: u64) -> Result<()> {
     if (1..=limit).contains(&value) {
         return Ok(());
     }
-    Err(PeftError::Config {
-        name: name.to_owned(),
-        value: value.to_string(),
-        expected: format!("1 to {limit}"),
-    })
+    Err(PeftError::config(name, value, format!("1 to {limit}")))
 }
 
 #[cfg(test)]

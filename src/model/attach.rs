@@ -267,22 +267,22 @@ fn check_fit(name: &str, config: &PeftConfig, site: &Site, change: &Change) -> R
             if let Some(experts) = site.experts()
                 && (slices != Some(experts) || lora.magnitude.is_some() || lora.bias.is_some())
             {
-                return Err(PeftError::Config {
-                    name: format!("the change of `{}`", site.path),
-                    value: format!("{:?}", lora.config()),
-                    expected: format!("plain factors for each of {experts} experts: equal slices"),
-                });
+                return Err(PeftError::config(
+                    format!("the change of `{}`", site.path),
+                    format!("{:?}", lora.config()),
+                    format!("plain factors for each of {experts} experts: equal slices"),
+                ));
             }
             for (what, found, expected) in [
                 ("dora", lora.magnitude.is_some(), config.lora.dora),
                 ("bias of B", lora.bias.is_some(), config.lora.bias),
             ] {
                 if found != expected {
-                    return Err(PeftError::Config {
-                        name: format!("{what} of `{}`", site.module()),
-                        value: found.to_string(),
-                        expected: format!("the adapter's own: {expected}"),
-                    });
+                    return Err(PeftError::config(
+                        format!("{what} of `{}`", site.module()),
+                        found,
+                        format!("the adapter's own: {expected}"),
+                    ));
                 }
             }
             Ok(())

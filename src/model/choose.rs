@@ -32,11 +32,11 @@ impl<M: Module> PeftModel<M> {
         for (place, (name, weight)) in adapters.iter().enumerate() {
             self.config(name)?;
             if !weight.is_finite() {
-                return Err(PeftError::Config {
-                    name: format!("weight of adapter `{name}`"),
-                    value: weight.to_string(),
-                    expected: "a finite number".into(),
-                });
+                return Err(PeftError::config(
+                    format!("weight of adapter `{name}`"),
+                    weight,
+                    "a finite number",
+                ));
             }
             if adapters[..place].iter().any(|(other, _)| other == name) {
                 return Err(PeftError::AdapterName {
@@ -78,11 +78,11 @@ impl<M: Module> PeftModel<M> {
             let changes = self.changes(name)?;
             let whole = changes.iter().find(|(_, change)| change.lora().is_none());
             if let Some((path, _)) = whole {
-                return Err(PeftError::Config {
-                    name: format!("rows of adapter `{name}`"),
-                    value: format!("its own values of `{path}`"),
-                    expected: "low-rank changes only, of which every row can have its own".into(),
-                });
+                return Err(PeftError::config(
+                    format!("rows of adapter `{name}`"),
+                    format!("its own values of `{path}`"),
+                    "low-rank changes only, of which every row can have its own",
+                ));
             }
         }
         let rows = rows.iter().map(|row| row.map(str::to_owned));

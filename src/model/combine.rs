@@ -66,11 +66,11 @@ impl<M: Module> PeftModel<M> {
         for &(adapter, weight) in adapters {
             for (path, change) in self.changes(adapter)? {
                 if change.lora().is_none_or(|lora| lora.bias.is_some()) {
-                    return Err(PeftError::Config {
-                        name: format!("adapter `{adapter}`"),
-                        value: format!("its own values of, or a bias for, `{path}`"),
-                        expected: "low-rank changes only, as others cannot be combined".into(),
-                    });
+                    return Err(PeftError::config(
+                        format!("adapter `{adapter}`"),
+                        format!("its own values of, or a bias for, `{path}`"),
+                        "low-rank changes only, as others cannot be combined",
+                    ));
                 }
             }
             for (path, lora) in self.factors(adapter)? {

@@ -52,11 +52,11 @@ impl<M: Module> PeftModel<M> {
         let config = config.clone().with_init(LoraInit::Kaiming);
         config.validate()?;
         if !(rho.is_finite() && rho >= 1.0) {
-            return Err(PeftError::Config {
-                name: "rho".into(),
-                value: rho.to_string(),
-                expected: "a finite number of at least 1".into(),
-            });
+            return Err(PeftError::config(
+                "rho",
+                rho,
+                "a finite number of at least 1",
+            ));
         }
         let sites = self.linear_sites();
         for path in inputs.keys() {
@@ -132,11 +132,11 @@ fn directions(path: &str, inputs: &Tensor<2>, d_in: usize, rank: usize) -> Resul
         });
     }
     if rank > rows.min(width) {
-        return Err(PeftError::Config {
-            name: format!("rank of `{path}`"),
-            value: rank.to_string(),
-            expected: format!("at most that of the inputs [{rows}, {width}]"),
-        });
+        return Err(PeftError::config(
+            format!("rank of `{path}`"),
+            rank,
+            format!("at most that of the inputs [{rows}, {width}]"),
+        ));
     }
     Directions::new(&format!("inputs of `{path}`"), inputs)
 }

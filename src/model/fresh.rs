@@ -44,11 +44,11 @@ pub(super) fn fresh(
                 let config = config.clone().with_slices(each);
                 config.init(dims[0], dims[1], device)
             }
-            Some((name, _)) => Err(PeftError::Config {
-                name: format!("{name} of `{}`", site.path),
-                value: "set".into(),
-                expected: "plain LoRA, without dropout, on a tensor of experts".into(),
-            }),
+            Some((name, _)) => Err(PeftError::config(
+                format!("{name} of `{}`", site.path),
+                "set",
+                "plain LoRA, without dropout, on a tensor of experts",
+            )),
         };
     }
     match site.nf4() {

@@ -118,11 +118,11 @@ impl<M: Module> PeftModel<M> {
     fn refuse_rows(&self) -> Result<()> {
         match self.active() {
             Active::Sum(_) => Ok(()),
-            Active::Rows(rows) => Err(PeftError::Config {
-                name: "active adapters".into(),
-                value: format!("{} rows of a batch", rows.len()),
-                expected: "one choice for the whole batch".into(),
-            }),
+            Active::Rows(rows) => Err(PeftError::config(
+                "active adapters",
+                format!("{} rows of a batch", rows.len()),
+                "one choice for the whole batch",
+            )),
         }
     }
 
@@ -140,11 +140,11 @@ impl<M: Module> PeftModel<M> {
             };
             let bias = format!("{}.bias", site.module());
             if !sites.iter().any(|site| site.path == bias) {
-                return Err(PeftError::Config {
-                    name: format!("bias of B of `{}`", site.module()),
-                    value: "true".into(),
-                    expected: "a layer that has a bias, to merge it into".into(),
-                });
+                return Err(PeftError::config(
+                    format!("bias of B of `{}`", site.module()),
+                    "true",
+                    "a layer that has a bias, to merge it into",
+                ));
             }
             shifts.insert(bias, shift);
         }
@@ -167,11 +167,11 @@ fn refuse_mixing(site: &Site) -> Result<()> {
     let state = site.state.as_ref();
     match state.is_some_and(|state| state.mixes_groups(&site.shape)) {
         false => Ok(()),
-        true => Err(PeftError::Config {
-            name: format!("groups of `{}`", site.module()),
-            value: "a change that sees the channels of all".into(),
-            expected: "a change of the weight, which has the channels of one group".into(),
-        }),
+        true => Err(PeftError::config(
+            format!("groups of `{}`", site.module()),
+            "a change that sees the channels of all",
+            "a change of the weight, which has the channels of one group",
+        )),
     }
 }
 

@@ -150,12 +150,11 @@ fn input_embedding<'a>(embeddings: &[&'a Site]) -> Result<&'a Site> {
         (_, [only]) => Ok(only),
         _ => {
             let paths = embeddings.iter().map(|site| site.module());
-            Err(PeftError::Config {
-                name: "trainable_token_indices".into(),
-                value: format!("of one of {:?}", paths.collect::<Vec<_>>()),
-                expected: "the name of an embedding, as more than one, or none, may be the input's"
-                    .into(),
-            })
+            Err(PeftError::config(
+                "trainable_token_indices",
+                format!("of one of {:?}", paths.collect::<Vec<_>>()),
+                "the name of an embedding, as more than one, or none, may be the input's",
+            ))
         }
     }
 }

@@ -46,14 +46,14 @@ impl SftLoss {
     /// [`PeftError::Config`] when `total` is less than this batch's own count.
     pub fn over(&self, total: usize) -> Result<Tensor<1>> {
         if total < self.count {
-            return Err(PeftError::Config {
-                name: "total".into(),
-                value: total.to_string(),
-                expected: format!(
+            return Err(PeftError::config(
+                "total",
+                total,
+                format!(
                     "at least the {} supervised tokens of this batch",
                     self.count
                 ),
-            });
+            ));
         }
         Ok(self.sum.clone() / total as f64)
     }

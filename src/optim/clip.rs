@@ -45,11 +45,7 @@ pub fn clip_grad_norm<M: Module>(
     max_norm: f64,
 ) -> Result<f32> {
     if max_norm.is_nan() || max_norm <= 0.0 {
-        return Err(PeftError::Config {
-            name: "max_norm".into(),
-            value: max_norm.to_string(),
-            expected: "a positive number".into(),
-        });
+        return Err(PeftError::config("max_norm", max_norm, "a positive number"));
     }
     let mut squares = Squares {
         grads,

@@ -89,11 +89,11 @@ impl LoraFa {
             }
         }
         if projections.is_empty() {
-            return Err(PeftError::Config {
-                name: "freeze_a".into(),
-                value: "false".into(),
-                expected: "an adapter that keeps its `A`".into(),
-            });
+            return Err(PeftError::config(
+                "freeze_a",
+                "false",
+                "an adapter that keeps its `A`",
+            ));
         }
         Ok(Self { projections })
     }
@@ -122,11 +122,11 @@ impl LoraFa {
 fn of_lora(lora: &Lora) -> Result<Vec<Projection>> {
     let (scale, rank) = (lora.scale(), lora.rank());
     if scale == 0.0 {
-        return Err(PeftError::Config {
-            name: "alpha".into(),
-            value: "0".into(),
-            expected: "another number than 0: nothing learns".into(),
-        });
+        return Err(PeftError::config(
+            "alpha",
+            "0",
+            "another number than 0: nothing learns",
+        ));
     }
     let a = lora.a.val().without_autodiff();
     let widths = lora.slice_widths().into_iter().enumerate();

@@ -67,11 +67,7 @@ pub fn lora_plus<M: Module>(
 ) -> Result<ModuleLrScheduler> {
     for (name, value) in [("lr", lr), ("ratio", ratio)] {
         if !value.is_finite() || value <= 0.0 {
-            return Err(PeftError::Config {
-                name: name.into(),
-                value: value.to_string(),
-                expected: "a positive number".into(),
-            });
+            return Err(PeftError::config(name, value, "a positive number"));
         }
     }
     Ok(ModuleLrScheduler::new(lr).with_group(LoraPlusGroups::of(model).b, ratio * lr))

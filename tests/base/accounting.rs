@@ -9,8 +9,8 @@ use burn_peft::format::{
 use burn_peft::model::TargetConfig;
 use burn_peft::nf4::Nf4Config;
 
-use crate::files::{self, Dir};
-use crate::model::{Net, content, tensor, tensors};
+use crate::base::files::{self, Dir};
+use crate::base::model::{Net, content, tensor, tensors};
 
 fn load(tensors: &[files::Tensor], options: &BaseOptions) -> Result<(Net, BaseReport), PeftError> {
     let dir = Dir::new();
@@ -45,8 +45,8 @@ fn all_that_does_not_fit_is_in_one_error() {
     for tensor in &mut tensors {
         match tensor.name.as_str() {
             "row.weight" => tensor.shape = vec![70, 37],
-            "norm.bias" => *tensor = crate::files::tensor("norm.bias", Dtype::I64, &[9]),
-            "conv1.bias" => *tensor = crate::files::tensor("conv1.bias", Dtype::F64, &[7]),
+            "norm.bias" => *tensor = crate::base::files::tensor("norm.bias", Dtype::I64, &[9]),
+            "conv1.bias" => *tensor = crate::base::files::tensor("conv1.bias", Dtype::F64, &[7]),
             _ => {}
         }
     }

@@ -9,7 +9,7 @@ use burn_peft::format::{
 };
 use serde_json::{Value, json};
 
-use crate::files::{Dir, Tensor, content, tensor};
+use crate::base::files::{Dir, Tensor, content, tensor};
 
 const ONE: &str = "model-00001-of-00002.safetensors";
 const TWO: &str = "model-00002-of-00002.safetensors";

@@ -10,8 +10,8 @@ use burn_peft::adapter::LoraConfig;
 use burn_peft::format::{BASE_FILE, BaseCheckpoint, BaseOptions, Dtype, LoadProgress, NameMap};
 use burn_peft::model::{PeftConfig, PeftModel, TargetConfig};
 
-use crate::files::{self, Dir};
-use crate::model::{
+use crate::base::files::{self, Dir};
+use crate::base::model::{
     Net, content, dtype_of, initialized, names, plain, tensor, tensors, with_threads,
 };
 

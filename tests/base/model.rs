@@ -14,7 +14,7 @@ use half::{bf16, f16};
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 
-use crate::files;
+use crate::base::files;
 
 #[derive(Module, Debug)]
 pub struct Net {

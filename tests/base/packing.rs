@@ -8,8 +8,8 @@ use burn_peft::model::{PeftModel, TargetConfig};
 use burn_peft::nf4::{BLOCK_SIZES, BlockSize, Nf4Config, Nf4Data, Nf4Weight};
 use half::{bf16, f16};
 
-use crate::files::{self, Dir};
-use crate::model::{Net, content, initialized, tensor, tensors, with_threads};
+use crate::base::files::{self, Dir};
+use crate::base::model::{Net, content, initialized, tensor, tensors, with_threads};
 
 const FLOATS: [Dtype; 3] = [Dtype::F32, Dtype::BF16, Dtype::F16];
 

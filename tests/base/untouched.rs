@@ -9,8 +9,8 @@ use burn_peft::format::{BASE_FILE, BaseOptions, Dtype};
 use burn_peft::model::{PeftModel, TargetConfig};
 use burn_peft::nf4::Nf4Config;
 
-use crate::files::Dir;
-use crate::model::{Net, content, initialized, names, tensor_of, tensors};
+use crate::base::files::Dir;
+use crate::base::model::{Net, content, initialized, names, tensor_of, tensors};
 
 fn nf4() -> BaseOptions {
     BaseOptions::new().with_nf4(TargetConfig::all_linear(), Nf4Config::new())

@@ -14,7 +14,7 @@ use burn_peft::model::{PeftConfig, PeftModel, TargetConfig, TrainableTokens};
 use safetensors::{Dtype, SafeTensors};
 
 use super::kinds_model::Kinds;
-use super::llama::model::LlamaForCausalLm;
+use llama::model::LlamaForCausalLm;
 
 const DIR: &str = "tests/golden/kinds";
 
@@ -207,7 +207,7 @@ const LLAMAS: [(&str, bool); 8] = [
 fn embeddings_heads_and_tied_weights_of_a_llama_are_as_in_peft() {
     let device = Device::flex();
     for (case, tied) in LLAMAS {
-        let base = Path::new("tests/golden/llama").join(if tied { "tied" } else { "untied" });
+        let base = crate::golden("llama").join(if tied { "tied" } else { "untied" });
         let (_, base) = LlamaForCausalLm::from_pretrained(&base, &device).unwrap();
         let golden = Tensors::read(&dir(case).join("outputs.safetensors"));
         let tokens = Tensor::<2, Int>::from_data(golden.get("tokens").clone(), &device);

@@ -15,15 +15,15 @@ use burn_peft::format::{
 use burn_peft::model::{PeftConfig, PeftModel, TargetConfig, TargetModules};
 use safetensors::SafeTensors;
 
-use super::llama::model::LlamaForCausalLm;
 use super::{golden, inside, module, read};
+use llama::model::LlamaForCausalLm;
 
 fn device() -> Device {
     Device::default()
 }
 
 fn llama(name: &str) -> PeftModel<LlamaForCausalLm> {
-    let dir = Path::new("tests/golden/llama").join(name);
+    let dir = crate::golden("llama").join(name);
     PeftModel::new(LlamaForCausalLm::from_pretrained(dir, &device()).unwrap().1)
 }
 
@@ -426,7 +426,7 @@ fn factors_are_f32_unless_asked_otherwise() {
     let dtype = |dtype| {
         let device = device().autodiff();
         let (_, llama) =
-            LlamaForCausalLm::from_pretrained("tests/golden/llama/tied", &device).unwrap();
+            LlamaForCausalLm::from_pretrained(crate::golden("llama/tied"), &device).unwrap();
         let mut model = PeftModel::new(llama);
         let options = LoadOptions {
             dtype,

@@ -18,7 +18,7 @@ pub fn seeds() -> Vec<Vec<u8>> {
     let kinds = kinds.map(|name| format!("kinds/{name}"));
     let names = peft.into_iter().chain(kinds);
     let mut seeds: Vec<_> = names
-        .map(|name| std::fs::read(format!("tests/golden/{name}/adapter_config.json")).unwrap())
+        .map(|name| std::fs::read(crate::golden(&name).join("adapter_config.json")).unwrap())
         .collect();
     let targets = TargetConfig::list(["q", "v"])
         .with_rank_pattern("q", 2)

@@ -4,7 +4,6 @@ use std::collections::HashSet;
 use std::fs;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 /// What is to be tried.
@@ -55,7 +54,7 @@ const LONGEST: usize = 64 << 10;
 
 /// Checks what was found before and the seeds, then changed ones until the time is over.
 pub fn run(target: &Target) {
-    let found = PathBuf::from(env!("CARGO_MANIFEST_DIR"))
+    let found = crate::repository()
         .join("tests/fuzz/found")
         .join(target.name);
     let mut corpus = target.seeds.clone();

@@ -1,7 +1,7 @@
 //! PiSSA and OLoRA as PEFT trains them, not converted (`tests/golden/peft/generate.py`): it has taken `s·A₀·B₀` out of the base.
 
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use burn::tensor::{DType, Int, TensorData};
 use burn_peft::PeftError;
@@ -10,8 +10,8 @@ use burn_peft::model::{PeftModel, TargetConfig};
 use burn_peft::nf4::Nf4Config;
 use safetensors::SafeTensors;
 
-use super::llama::model::LlamaForCausalLm;
 use super::*;
+use llama::model::LlamaForCausalLm;
 
 /// The logits' own largest value is what an error is relative to. They are the end of chains of f32 sums in another order
 /// than PyTorch's, after a decomposition whose product is stable to rounding over the gap between the singular values
@@ -19,11 +19,11 @@ use super::*;
 const CLOSE: f32 = 2e-5;
 
 fn golden(name: &str) -> PathBuf {
-    Path::new("tests/golden/peft").join(name)
+    crate::golden("peft").join(name)
 }
 
 fn llama() -> PeftModel<LlamaForCausalLm> {
-    let dir = "tests/golden/llama/tied";
+    let dir = crate::golden("llama/tied");
     PeftModel::new(
         LlamaForCausalLm::from_pretrained(dir, &Device::default())
             .unwrap()

@@ -10,7 +10,7 @@ use burn_peft::layer::LoraLinear;
 use safetensors::SafeTensors;
 use serde::Deserialize;
 
-use crate::{device, grad, max_diff, scale, trainable};
+use crate::layers::{device, grad, max_diff, scale, trainable};
 
 #[derive(Deserialize)]
 struct Case {
@@ -36,7 +36,7 @@ impl File<'_> {
 
 #[test]
 fn values_and_gradients_are_those_of_peft() {
-    let bytes = std::fs::read("tests/golden/peft/lora_linear.safetensors").unwrap();
+    let bytes = std::fs::read(crate::golden("peft/lora_linear.safetensors")).unwrap();
     let (_, header) = SafeTensors::read_metadata(&bytes).unwrap();
     let cases = &header.metadata().as_ref().unwrap()["cases"];
     let cases: BTreeMap<String, Case> = serde_json::from_str(cases).unwrap();

@@ -7,7 +7,7 @@ use burn_peft::adapter::{Lora, LoraConfig};
 use burn_peft::layer::{Adapted, FrozenLinear, LoraLinear, Nf4Linear, QLoraLinear};
 use burn_peft::nf4::{BlockSize, Nf4Config};
 
-use crate::{device, grad, linear, lora, max_diff, random, scale, trainable, values};
+use crate::layers::{device, grad, linear, lora, max_diff, random, scale, trainable, values};
 
 const D_IN: usize = 24;
 const D_OUT: usize = 18;

@@ -6,7 +6,7 @@ use burn_peft::adapter::LoraConfig;
 use burn_peft::layer::{Adapted, FrozenLinear, Nf4Linear};
 use burn_peft::nf4::Nf4Config;
 
-use crate::{device, linear, lora, max_diff, random, scale, values};
+use crate::layers::{device, linear, lora, max_diff, random, scale, values};
 
 #[test]
 fn a_merged_packed_layer_is_dense_and_computes_the_same() {

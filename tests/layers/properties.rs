@@ -11,7 +11,7 @@ use burn_peft::layer::{
 use burn_peft::nf4::Nf4Config;
 use proptest::prelude::*;
 
-use crate::{device, linear, lora, max_diff, num_params, random, scale, values};
+use crate::layers::{device, linear, lora, max_diff, num_params, random, scale, values};
 
 /// How much DoRA's norms enlarge an error: `max_j (‖W_j‖ + s·‖A‖·‖B_j‖)² / ‖(W + ΔW)_j‖²`. In a weight of few rows the change may
 /// cancel a column.

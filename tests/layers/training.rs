@@ -8,7 +8,7 @@ use burn_peft::adapter::LoraConfig;
 use burn_peft::layer::{LoraLinear, QLoraLinear};
 use burn_peft::nf4::Nf4Config;
 
-use crate::{device, linear, random, values};
+use crate::layers::{device, linear, random, values};
 
 fn config() -> LoraConfig {
     LoraConfig::new(4).with_alpha(8.0)

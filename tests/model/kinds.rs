@@ -1,7 +1,5 @@
 //! Changes of layers and parameters of every kind, on a model: fresh, chosen, summed, by row, merged, recorded.
 
-use std::path::Path;
-
 use burn::module::{Module, Param};
 use burn::tensor::{Device, Distribution, Int, Tensor};
 use burn_peft::PeftError;
@@ -18,7 +16,7 @@ use super::{device, max_diff, params, values};
 const LAYERS: [&str; 6] = ["embed", "conv1", "grouped", "up", "conv2", "head"];
 
 fn kinds(device: &Device) -> PeftModel<Kinds> {
-    let model = Kinds::load(Path::new("tests/golden/kinds"), false, device).unwrap();
+    let model = Kinds::load(&crate::golden("kinds"), false, device).unwrap();
     PeftModel::new(model).with_expert_layout(ExpertLayout::OutIn)
 }
 

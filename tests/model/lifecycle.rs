@@ -9,7 +9,7 @@ use burn_peft::adapter::LoraConfig;
 use burn_peft::model::{ChangeKind, PeftConfig, PeftModel, TargetConfig};
 use burn_peft::nf4::Nf4Config;
 
-use crate::{Net, adapted, config, device, input, max_diff, params, values};
+use crate::model::{Net, adapted, config, device, input, max_diff, params, values};
 
 /// The whole life of a model with a packed base: a second adapter, the first one deleted, all unloaded.
 #[test]

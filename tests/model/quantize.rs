@@ -6,7 +6,7 @@ use burn_peft::PeftError;
 use burn_peft::model::{Base, PeftModel, TargetConfig};
 use burn_peft::nf4::{Nf4Config, Nf4Weight};
 
-use crate::{Net, WIDTH, adapted, device, input, max_diff, values};
+use crate::model::{Net, WIDTH, adapted, device, input, max_diff, values};
 
 #[test]
 fn packed_weights_are_those_of_the_weight_alone() {

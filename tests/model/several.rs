@@ -86,7 +86,7 @@ pub(super) fn tensor(matrix: &Matrix, device: &Device) -> Tensor<2> {
 }
 
 pub(super) fn golden(device: &Device) -> (Golden, PeftModel<Layer>) {
-    let text = std::fs::read("tests/golden/combine/combine.json").unwrap();
+    let text = std::fs::read(crate::golden("combine/combine.json")).unwrap();
     let golden: Golden = serde_json::from_slice(&text).unwrap();
     let linear = Linear {
         weight: Param::from_tensor(tensor(&golden.weight, device).transpose()),

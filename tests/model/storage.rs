@@ -8,7 +8,7 @@ use burn_peft::layer::Nf4Linear;
 use burn_peft::model::{PeftConfig, PeftModel, Storage, Stored, TargetConfig};
 use burn_peft::nf4::Nf4Config;
 
-use crate::{Net, WIDTH, device, input};
+use crate::model::{Net, WIDTH, device, input};
 
 struct Bf16;
 

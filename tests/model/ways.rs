@@ -8,7 +8,7 @@ use burn_peft::adapter::LoraConfig;
 use burn_peft::model::{PeftConfig, PeftModel, TargetConfig, Way};
 use burn_peft::nf4::Nf4Config;
 
-use crate::{Net, adapted_as, config, device, input, max_diff, values, with_random_b};
+use crate::model::{Net, adapted_as, config, device, input, max_diff, values, with_random_b};
 
 #[test]
 fn both_ways_give_the_same_outputs_and_gradients() {

@@ -3,7 +3,7 @@
 use burn_peft::nf4::double::{DYNAMIC_MAP, NESTED_BLOCK_SIZE};
 use burn_peft::nf4::{DoubleAbsmax, Nf4Config, Nf4Data, Nf4Scales};
 
-use crate::golden::{Case, Golden, bytes};
+use crate::nf4::golden::{Case, Golden, bytes};
 
 fn golden() -> Golden {
     Golden::read("double.safetensors")

@@ -1,7 +1,6 @@
 //! Reading the golden data.
 
 use std::collections::BTreeMap;
-use std::path::Path;
 
 use burn_peft::Result;
 use burn_peft::nf4::{BlockSize, Nf4Config, Nf4Data};
@@ -27,9 +26,7 @@ pub struct Golden(BTreeMap<String, Tensor>);
 
 impl Golden {
     pub fn read(file: &str) -> Self {
-        let path = Path::new(env!("CARGO_MANIFEST_DIR"))
-            .join("tests/golden/nf4")
-            .join(file);
+        let path = crate::golden("nf4").join(file);
         let bytes = std::fs::read(path).unwrap();
         let tensors = SafeTensors::deserialize(&bytes).unwrap();
         let tensor = |(name, view): (String, safetensors::tensor::TensorView)| {

@@ -2,7 +2,7 @@
 
 use burn_peft::nf4::{Nf4Config, Nf4Data, Nf4Scales};
 
-use crate::golden::{Golden, bytes};
+use crate::nf4::golden::{Golden, bytes};
 
 /// Quantises every matrix of a file, and restores every state of it; the numbers of states and of restored outputs.
 fn assert_equal(file: &str) -> (usize, usize) {

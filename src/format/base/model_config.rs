@@ -111,11 +111,11 @@ pub(super) fn check<'a>(
         return match stated {
             None => Ok(()),
             Some(()) => {
-                let error = PeftError::Config {
-                    name: "quantization_config.load_in_4bit".into(),
-                    value: "true".into(),
-                    expected: "none, as no tensor is packed".into(),
-                };
+                let error = PeftError::config(
+                    "quantization_config.load_in_4bit",
+                    "true",
+                    "none, as no tensor is packed",
+                );
                 Err(error.in_file(&path))
             }
         };
@@ -150,11 +150,11 @@ pub(super) fn check<'a>(
         let is_type = key == "bnb_4bit_quant_type";
         if value != Some(&expected) && !(is_type && mixed) {
             let value = value.map_or("nothing".to_owned(), Value::to_string);
-            let error = PeftError::Config {
-                name: format!("quantization_config.{key}"),
-                value: value.chars().take(80).collect(),
-                expected: format!("{expected}, as the tensors are"),
-            };
+            let error = PeftError::config(
+                format!("quantization_config.{key}"),
+                value.chars().take(80).collect::<String>(),
+                format!("{expected}, as the tensors are"),
+            );
             return Err(error.in_file(&path));
         }
     }

@@ -139,11 +139,11 @@ impl BaseOptions {
     pub(super) fn check(&self) -> Result<()> {
         match self.dtype {
             None | Some(FloatDType::F32 | FloatDType::BF16 | FloatDType::F16) => Ok(()),
-            Some(other) => Err(PeftError::Config {
-                name: "dtype".to_owned(),
-                value: format!("{:?}", DType::from(other)),
-                expected: "F32, BF16 or F16".to_owned(),
-            }),
+            Some(other) => Err(PeftError::config(
+                "dtype",
+                format!("{:?}", DType::from(other)),
+                "F32, BF16 or F16",
+            )),
         }
     }
 }

@@ -315,11 +315,11 @@ fn by_name(
         };
         let path = parameter.path.clone();
         if let Some(other) = named.insert(name.clone(), parameter) {
-            return Err(PeftError::Config {
-                name: "name map".to_owned(),
-                value: format!("`{}` and `{path}` become `{name}`", other.path),
-                expected: "a name for each parameter".to_owned(),
-            });
+            return Err(PeftError::config(
+                "name map",
+                format!("`{}` and `{path}` become `{name}`", other.path),
+                "a name for each parameter",
+            ));
         }
     }
     Ok(named)

@@ -163,11 +163,7 @@ impl Keys<'_> {
         const MOST: usize = 80;
         let mut value = value.to_string();
         value.truncate(value.floor_char_boundary(MOST));
-        PeftError::Config {
-            name: format!("`{key}` of `{}`", self.tensor),
-            value,
-            expected: expected.to_owned(),
-        }
+        PeftError::config(format!("`{key}` of `{}`", self.tensor), value, expected)
     }
 
     fn take(&mut self, key: &str) -> Result<Value> {

@@ -105,23 +105,23 @@ impl<M: Module> PeftModel<M> {
     pub fn save_base(&self, dir: &Path, options: &SaveBaseOptions) -> Result<SaveBaseReport> {
         let adapters: Vec<_> = self.adapters().collect();
         if !adapters.is_empty() && !options.ignore_adapters {
-            return Err(PeftError::Config {
-                name: "ignore_adapters".into(),
-                value: "false".into(),
-                expected: format!(
+            return Err(PeftError::config(
+                "ignore_adapters",
+                "false",
+                format!(
                     "true for a model with adapters ({adapters:?}), of which the base alone is saved"
                 ),
-            });
+            ));
         }
         if !matches!(
             options.compute_dtype,
             FloatDType::F32 | FloatDType::BF16 | FloatDType::F16
         ) {
-            return Err(PeftError::Config {
-                name: "compute_dtype".into(),
-                value: format!("{:?}", options.compute_dtype),
-                expected: "F32, BF16 or F16".into(),
-            });
+            return Err(PeftError::config(
+                "compute_dtype",
+                format!("{:?}", options.compute_dtype),
+                "F32, BF16 or F16",
+            ));
         }
         let old = match options.config {
             None if options.overwrite => old_config(dir)?,
@@ -285,11 +285,11 @@ impl Plan {
         };
         match self.tensors.insert(name.clone(), (entry, source)) {
             None => Ok(()),
-            Some(_) => Err(PeftError::Config {
-                name: "name map".into(),
-                value: format!("two parameters called `{name}`"),
-                expected: "every parameter once".into(),
-            }),
+            Some(_) => Err(PeftError::config(
+                "name map",
+                format!("two parameters called `{name}`"),
+                "every parameter once",
+            )),
         }
     }
 }

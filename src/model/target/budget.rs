@@ -20,12 +20,12 @@ impl Budget {
         if self.0 <= MAX_EXPRESSIONS {
             return Ok(pattern);
         }
-        Err(PeftError::Config {
-            name: "expressions in patterns".into(),
-            value: format!("more than {MAX_EXPRESSIONS}"),
-            expected: format!(
+        Err(PeftError::config(
+            "expressions in patterns",
+            format!("more than {MAX_EXPRESSIONS}"),
+            format!(
                 "at most {MAX_EXPRESSIONS}, where one with look-around counts as 16 and a plain name as none"
             ),
-        })
+        ))
     }
 }

@@ -61,13 +61,8 @@ impl LayerFilter {
 
 /// PEFT forbids what would be ignored.
 pub(super) fn check_layers(config: &TargetConfig) -> Result<()> {
-    let refuse = |name: &str, value: String, expected: &str| {
-        Err(PeftError::Config {
-            name: name.into(),
-            value,
-            expected: expected.into(),
-        })
-    };
+    let refuse =
+        |name: &str, value: String, expected: &str| Err(PeftError::config(name, value, expected));
     let is_list = matches!(config.target_modules, TargetModules::List(_));
     match (&config.layers_to_transform, &config.layers_pattern) {
         (Some(layers), _) if !is_list => refuse(

@@ -160,11 +160,11 @@ fn check_option(
     if holds {
         return Ok(());
     }
-    Err(PeftError::Config {
-        name: format!("{option}[`{key}`]"),
-        value: value.to_string(),
-        expected: expected.into(),
-    })
+    Err(PeftError::config(
+        format!("{option}[`{key}`]"),
+        value,
+        expected,
+    ))
 }
 
 fn compile_keys<V: Clone>(

@@ -14,12 +14,10 @@ use burn_peft::format::{
 };
 use burn_peft::model::{PeftModel, TargetConfig};
 use burn_peft::nf4::Nf4Config;
-use peak_alloc::PeakAlloc;
 use serde_json::{Map, json};
 use tempfile::TempDir;
 
-#[global_allocator]
-static ALLOCATOR: PeakAlloc = PeakAlloc;
+use crate::{ALLOCATOR, alone};
 
 const MIB: usize = 1 << 20;
 const VOCABULARY: usize = 44_000;
@@ -123,6 +121,9 @@ fn measure(dir: &Path, options: &BaseOptions) -> Measured {
 /// One test function: the allocator counts for the whole process.
 #[test]
 fn loading_holds_the_model_and_one_bounded_buffer() {
+    if !alone(loading_holds_the_model_and_one_bounded_buffer) {
+        return;
+    }
     let dir = TempDir::new().unwrap();
     let bytes = write(&dir.path().join(BASE_FILE));
     println!("{bytes} bytes of bf16");

@@ -6,8 +6,8 @@ use std::fs::File;
 use std::io::{Seek, SeekFrom, Write};
 use std::path::Path;
 use std::process::Command;
-use std::sync::{Mutex, MutexGuard, PoisonError};
 
+use crate::alone;
 use burn::module::{Module, Param, ParamGroup};
 use burn::nn::Linear;
 use burn::optim::{
@@ -41,11 +41,6 @@ const BATCH: usize = 3;
 const EXAMPLES: usize = 20;
 const MAX_NORM: f64 = 0.05;
 const CHECKPOINT: &str = "checkpoint.safetensors";
-
-fn alone() -> MutexGuard<'static, ()> {
-    static TURN: Mutex<()> = Mutex::new(());
-    TURN.lock().unwrap_or_else(PoisonError::into_inner)
-}
 
 #[derive(Module, Debug)]
 struct Net {
@@ -303,7 +298,6 @@ const ENV_DIR: &str = "BURN_PEFT_RESUME_DIR";
 #[test]
 #[ignore = "started by `a_new_process_goes_on_as_if_nothing_had_been`"]
 fn second_process() {
-    let _turn = alone();
     let kind = std::env::var(ENV_KIND).unwrap().parse::<usize>().unwrap();
     let dir = std::env::var_os(ENV_DIR).unwrap();
     let dir = Path::new(&dir);
@@ -315,12 +309,19 @@ fn second_process() {
 
 #[test]
 fn a_new_process_goes_on_as_if_nothing_had_been() {
-    let _turn = alone();
+    if !alone(a_new_process_goes_on_as_if_nothing_had_been) {
+        return;
+    }
     for (index, kind) in KINDS.into_iter().enumerate() {
         let dir = tempfile::tempdir().unwrap();
         let run = uninterrupted(kind, &dir.path().join(CHECKPOINT));
         let child = Command::new(std::env::current_exe().unwrap())
-            .args(["--exact", "second_process", "--ignored", "--nocapture"])
+            .args([
+                "--exact",
+                "resume::second_process",
+                "--ignored",
+                "--nocapture",
+            ])
             .env(ENV_KIND, index.to_string())
             .env(ENV_DIR, dir.path())
             .output()
@@ -339,7 +340,9 @@ type Spoil = fn(&mut Run);
 /// What the test above would miss if any of it were of no effect.
 #[test]
 fn everything_in_a_checkpoint_is_needed() {
-    let _turn = alone();
+    if !alone(everything_in_a_checkpoint_is_needed) {
+        return;
+    }
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join(CHECKPOINT);
     for kind in KINDS {
@@ -384,7 +387,9 @@ fn everything_in_a_checkpoint_is_needed() {
 /// Ids are keys of the optimiser's state, and every model has its own.
 #[test]
 fn states_find_their_parameters_by_path() {
-    let _turn = alone();
+    if !alone(states_find_their_parameters_by_path) {
+        return;
+    }
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join(CHECKPOINT);
     let saved = uninterrupted(Kind::Dense, &path);
@@ -417,7 +422,9 @@ struct Trainee {
 /// Paths in the optimiser begin with the field's name, and choose the optimisers of groups.
 #[test]
 fn a_model_inside_of_another_module_is_resumed_too() {
-    let _turn = alone();
+    if !alone(a_model_inside_of_another_module_is_resumed_too) {
+        return;
+    }
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join(CHECKPOINT);
     let fresh = |chance| {
@@ -467,7 +474,9 @@ fn a_model_inside_of_another_module_is_resumed_too() {
 
 #[test]
 fn a_checkpoint_of_another_run_is_refused_and_nothing_changes() {
-    let _turn = alone();
+    if !alone(a_checkpoint_of_another_run_is_refused_and_nothing_changes) {
+        return;
+    }
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join(CHECKPOINT);
     uninterrupted(Kind::Dense, &path);
@@ -551,7 +560,9 @@ fn a_checkpoint_of_another_run_is_refused_and_nothing_changes() {
 
 #[test]
 fn a_damaged_file_is_refused_and_nothing_changes() {
-    let _turn = alone();
+    if !alone(a_damaged_file_is_refused_and_nothing_changes) {
+        return;
+    }
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join(CHECKPOINT);
     uninterrupted(Kind::Dense, &path);
@@ -601,7 +612,9 @@ fn a_damaged_file_is_refused_and_nothing_changes() {
 
 #[test]
 fn saving_overwrites_only_when_asked_and_the_same_state_gives_the_same_bytes() {
-    let _turn = alone();
+    if !alone(saving_overwrites_only_when_asked_and_the_same_state_gives_the_same_bytes) {
+        return;
+    }
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("new/folder").join(CHECKPOINT);
     let mut run = Run::fresh(Kind::Dense, 1);
@@ -633,7 +646,9 @@ fn saving_overwrites_only_when_asked_and_the_same_state_gives_the_same_bytes() {
 
 #[test]
 fn what_a_checkpoint_would_lose_is_an_error() {
-    let _turn = alone();
+    if !alone(what_a_checkpoint_would_lose_is_an_error) {
+        return;
+    }
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join(CHECKPOINT);
     let mut run = Run::fresh(Kind::Dense, 1);
@@ -651,7 +666,9 @@ fn what_a_checkpoint_would_lose_is_an_error() {
 /// Burn would restore the moments in f32 and panic at the next step.
 #[test]
 fn a_state_that_burn_cannot_restore_is_an_error() {
-    let _turn = alone();
+    if !alone(a_state_that_burn_cannot_restore_is_an_error) {
+        return;
+    }
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join(CHECKPOINT);
     let mut run = Run::fresh(Kind::Half, 1);
@@ -671,7 +688,9 @@ fn a_state_that_burn_cannot_restore_is_an_error() {
 /// those with a residual.
 #[test]
 fn eight_bit_states_are_told_apart() {
-    let _turn = alone();
+    if !alone(eight_bit_states_are_told_apart) {
+        return;
+    }
     let dir = tempfile::tempdir().unwrap();
     for kind in [Kind::EightBit, Kind::HalfCompensated] {
         let path = dir.path().join(format!("{kind:?}.safetensors"));

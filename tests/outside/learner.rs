@@ -3,6 +3,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use super::{Batch, Net, Trainee, load_with_adapter, loader, samples};
 use burn::lr_scheduler::cosine::CosineAnnealingLrSchedulerConfig;
 use burn::module::Module;
 use burn::optim::AdamWConfig;
@@ -11,7 +12,6 @@ use burn::tensor::Device;
 use burn::train::metric::LossMetric;
 use burn::train::{Learner, SupervisedTraining};
 use burn_peft::model::PeftModel;
-use outside::{Batch, Net, Trainee, load_with_adapter, loader, samples};
 
 const TRAIN: usize = 512;
 const EPOCHS: usize = 6;
@@ -47,7 +47,7 @@ fn train(
     result.model.model.into_inner()
 }
 
-fn validation() -> Vec<outside::Sample> {
+fn validation() -> Vec<super::Sample> {
     samples(TRAIN..TRAIN + 128)
 }
 

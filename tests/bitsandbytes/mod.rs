@@ -11,9 +11,6 @@ use burn_peft::format::{BaseCheckpoint, BaseOptions, Dtype};
 use burn_peft::model::PeftModel;
 use sha2::{Digest, Sha256};
 
-#[path = "../../examples/llama/mod.rs"]
-mod llama;
-
 mod golden;
 mod hostile;
 mod linears;
@@ -24,8 +21,7 @@ use llama::model::LlamaForCausalLm;
 
 /// A file of the goldens.
 fn golden(path: &str) -> PathBuf {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-    root.join("tests/golden/bitsandbytes").join(path)
+    crate::golden("bitsandbytes").join(path)
 }
 
 /// A Llama of the golden `name` without values.

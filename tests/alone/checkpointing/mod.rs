@@ -1,13 +1,9 @@
 //! Checkpointing by blocks and by Burn's own strategy: the same loss and the same gradients as with everything kept.
 
-#[path = "../../examples/llama/mod.rs"]
-mod llama;
-
 mod layers;
 mod memory;
 
 use std::collections::BTreeMap;
-use std::sync::Mutex;
 
 use burn::module::{Module, ModuleMapper, ModuleVisitor, Param};
 use burn::nn::{Linear, LinearConfig};
@@ -19,14 +15,11 @@ use burn_peft::checkpointing::{Checkpointing, Keep};
 use burn_peft::model::{PeftConfig, PeftModel, TargetConfig};
 use burn_peft::nf4::Nf4Config;
 use burn_peft::objective::{HeadChunks, sft_loss};
-use peak_alloc::PeakAlloc;
 
+use crate::alone;
 use llama::attention::Layout;
 use llama::config::LlamaConfig;
 use llama::model::LlamaForCausalLm;
-
-#[global_allocator]
-static ALLOCATOR: PeakAlloc = PeakAlloc;
 
 const SEQ: usize = 12;
 const BATCH: usize = 2;
@@ -41,9 +34,6 @@ const LINEAR: [&str; 7] = [
     "up_proj",
     "down_proj",
 ];
-
-/// Flex has one generator for the process: whoever draws holds this.
-static GENERATOR: Mutex<()> = Mutex::new(());
 
 fn config(tied: bool) -> LlamaConfig {
     LlamaConfig {
@@ -172,7 +162,9 @@ fn all_linear(lora: LoraConfig) -> PeftConfig {
 /// Every kind of block gives the same to the bit: the operations are the same, on the same values, in the same order.
 #[test]
 fn gradients_are_those_of_one_graph() {
-    let _generator = GENERATOR.lock();
+    if !alone(gradients_are_those_of_one_graph) {
+        return;
+    }
     let device = Device::default().autodiff();
     let with_tokens =
         |targets: &[&str]| PeftConfig::new(lora(), TargetConfig::list(targets.iter().copied()));
@@ -252,7 +244,9 @@ fn gradients_are_those_of_one_graph() {
 
 #[test]
 fn dropout_repeats_by_its_seed() {
-    let _generator = GENERATOR.lock();
+    if !alone(dropout_repeats_by_its_seed) {
+        return;
+    }
     let device = Device::default().autodiff();
     let model = adapted(&device, false, true, &all_linear(lora().with_dropout(0.5)));
     let run = |seed| step(&model, &device, Keep::Segments(1), seed);
@@ -313,7 +307,9 @@ impl ModuleMapper for Move<'_> {
 /// Fused operations, packed products and the head's loss under Burn's strategy, alone and with blocks run again.
 #[test]
 fn a_whole_llama_under_both_strategies() {
-    let _generator = GENERATOR.lock();
+    if !alone(a_whole_llama_under_both_strategies) {
+        return;
+    }
     let plain = Device::default().autodiff();
     let run = |device: &Device, keep: Keep| {
         device.seed(11);
@@ -349,7 +345,9 @@ fn a_whole_llama_under_both_strategies() {
 
 #[test]
 fn errors_name_what_is_wrong() {
-    let _generator = GENERATOR.lock();
+    if !alone(errors_name_what_is_wrong) {
+        return;
+    }
     let device = Device::default().autodiff();
     let linear: Vec<Linear> = vec![LinearConfig::new(2, 2).init(&device)];
     let run = |keep, device: &Device| {
@@ -369,7 +367,9 @@ fn errors_name_what_is_wrong() {
 
 #[test]
 fn no_block_and_nothing_trained() {
-    let _generator = GENERATOR.lock();
+    if !alone(no_block_and_nothing_trained) {
+        return;
+    }
     let device = Device::default().autodiff();
     let x = Tensor::<2>::ones([1, 2], &device).require_grad();
     let run = Checkpointing::by_block(0);

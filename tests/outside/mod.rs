@@ -1,5 +1,8 @@
 //! A small model of stock Burn layers, its data, and how it takes adapters: what a user of `burn-peft` writes.
 
+mod learner;
+mod plain_loop;
+
 use std::path::Path;
 
 use burn::data::dataloader::batcher::Batcher;

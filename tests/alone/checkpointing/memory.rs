@@ -5,13 +5,16 @@ use burn_peft::checkpointing::{Checkpointing, Keep};
 use burn_peft::model::{PeftModel, TargetConfig};
 use burn_peft::nf4::Nf4Config;
 
-use crate::llama::attention::Layout;
-use crate::llama::config::LlamaConfig;
-use crate::{ALLOCATOR, BATCH, GENERATOR, VOCAB, all_linear, lora};
+use super::{BATCH, VOCAB, all_linear, lora};
+use crate::{ALLOCATOR, alone};
+use llama::attention::Layout;
+use llama::config::LlamaConfig;
 
 #[test]
 fn of_a_block_only_its_input_is_kept() {
-    let _generator = GENERATOR.lock();
+    if !alone(of_a_block_only_its_input_is_kept) {
+        return;
+    }
     const WIDE: usize = 256;
     const INPUT: usize = BATCH * 128 * WIDE * 4;
     let device = Device::default().autodiff();

@@ -1,8 +1,5 @@
 //! The Llama of the examples against transformers; the goldens are made by `tests/golden/llama/generate.py`.
 
-#[path = "../examples/llama/mod.rs"]
-mod llama;
-
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
@@ -32,9 +29,7 @@ const MODELS: [&str; 2] = ["untied", "tied"];
 const LOGITS: f32 = 2e-5;
 
 fn golden(path: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR"))
-        .join("tests/golden/llama")
-        .join(path)
+    crate::golden("llama").join(path)
 }
 
 /// The tensors of a file.

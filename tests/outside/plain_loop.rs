@@ -2,13 +2,13 @@
 
 use std::path::{Path, PathBuf};
 
+use super::{Batch, Net, load_quantized, load_with_adapter, samples};
 use burn::module::Module;
 use burn::optim::{AdamWConfig, GradientsParams, ModuleOptimizer};
 use burn::store::ModuleRecord;
 use burn::tensor::Device;
 use burn_peft::format::{LoadOptions, SaveOptions};
 use burn_peft::model::{AdaptersOnly, PeftModel};
-use outside::{Batch, Net, load_quantized, load_with_adapter, samples};
 
 /// Trains for `count` steps; gives the losses too.
 fn train(

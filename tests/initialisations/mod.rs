@@ -7,9 +7,6 @@ mod peft;
 mod slices;
 mod weight;
 
-#[path = "../../examples/llama/mod.rs"]
-mod llama;
-
 use burn::module::{Module, Param};
 use burn::nn::{Linear, LinearConfig, LinearLayout};
 use burn::tensor::{Device, Distribution, FloatDType, Tensor};

@@ -7,11 +7,7 @@ mod model;
 mod tensors;
 mod writers;
 
-#[path = "../../examples/llama/mod.rs"]
-mod llama;
-
-#[path = "../golden/kinds/model.rs"]
-mod kinds_model;
+use crate::kinds_model;
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -26,7 +22,7 @@ use serde_json::{Value, json};
 
 /// The directory of an adapter that PEFT wrote.
 fn golden(name: &str) -> PathBuf {
-    Path::new("tests/golden/peft").join(name)
+    crate::golden("peft").join(name)
 }
 
 fn read(dir: &Path) -> Result<AdapterFile> {

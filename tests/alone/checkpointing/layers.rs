@@ -9,7 +9,8 @@ use burn_peft::layer::{LoraLinear, QLoraLinear};
 use burn_peft::model::{PeftConfig, PeftForward, PeftModel, TargetConfig};
 use burn_peft::nf4::Nf4Config;
 
-use crate::{GENERATOR, Noise, lora, named};
+use super::{Noise, lora, named};
+use crate::alone;
 
 /// Blocks of every layer that an adapter can be on, and of this crate's own, in one sum.
 #[derive(Module, Debug)]
@@ -60,7 +61,9 @@ struct Stack {
 
 #[test]
 fn every_layer_of_the_crate_and_both_strategies_together() {
-    let _generator = GENERATOR.lock();
+    if !alone(every_layer_of_the_crate_and_both_strategies_together) {
+        return;
+    }
     // Everything on the device anew: Burn's operations take tensors of one strategy only, which `fork` does not change.
     let run = |device: &Device, keep: Keep| {
         device.seed(3);

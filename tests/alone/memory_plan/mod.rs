@@ -4,18 +4,13 @@
 //! Llama of six blocks. The loss is that of all logits. No constant of the plan was fitted, on any part of the grid. What threads keep
 //! as scratch from product to product is there before a model is built, and not counted.
 
-#[path = "../../examples/llama/mod.rs"]
-mod llama;
 mod step;
 
+use crate::alone;
 use burn_peft::memory::{
     Float, Head, Loss, Method, ModelShape, Optimizer, Plan, Recompute, Setup, Targets, plan,
 };
-use peak_alloc::PeakAlloc;
 use step::Measured;
-
-#[global_allocator]
-static ALLOCATOR: PeakAlloc = PeakAlloc;
 
 /// What a prediction may be off by.
 const OFF: f64 = 0.05;
@@ -37,6 +32,9 @@ const SMALL_CHUNKS: Loss = Loss::Chunked {
 /// One test function: the allocator counts for the whole process.
 #[test]
 fn predicted_peaks_are_those_of_the_allocator() {
+    if !alone(predicted_peaks_are_those_of_the_allocator) {
+        return;
+    }
     let scratch = step::warm_up(&shape(64));
     let threads = rayon::current_num_threads();
     println!("{scratch} bytes of scratch stay with {threads} threads and this one");

@@ -12,10 +12,10 @@ use burn_peft::model::{DEFAULT_ADAPTER, PeftConfig, PeftModel, TargetConfig};
 use burn_peft::objective::{HeadChunks, sft_head_loss, sft_loss};
 use burn_peft::optim::{AdamW8bitConfig, F32State};
 
-use super::ALLOCATOR;
-use super::llama::attention::Layout;
-use super::llama::config::LlamaConfig;
-use super::llama::model::LlamaForCausalLm;
+use crate::ALLOCATOR;
+use llama::attention::Layout;
+use llama::config::LlamaConfig;
+use llama::model::LlamaForCausalLm;
 
 /// Runs every method once on every thread of the pool and on this one, so that each has the scratch that it keeps from then
 /// on, and returns how many bytes stay.

@@ -6,12 +6,10 @@ mod quantize;
 mod several;
 mod slices;
 mod storage;
-#[cfg(feature = "faer")]
 mod svd;
 mod ways;
 
-#[path = "../golden/kinds/model.rs"]
-mod kinds_model;
+use crate::kinds_model;
 
 use burn::module::{Module, ModuleVisitor, Param, ParamId};
 use burn::nn::{Linear, LinearConfig, LinearLayout, Relu};
