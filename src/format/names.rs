@@ -1,5 +1,6 @@
 //! The rules that map the names of a file to a model's own.
 
+use std::cmp::Reverse;
 use std::fmt;
 
 use super::keys::is_path;
@@ -10,19 +11,22 @@ use crate::{PeftError, Result};
 /// The empty map, which is the default, leaves every path as it is: only PEFT's `base_model.model.` is stripped. Three
 /// kinds of rule can be added, all on whole dotted segments:
 ///
-/// * [`with_prefix`](Self::with_prefix) replaces the beginning of a module's path, for instance `model` by nothing; only the
-///   longest prefix that matches is replaced;
+/// * [`with_prefix`](Self::with_prefix) replaces the beginning of a module's path, for instance `model` by nothing. One prefix
+///   is replaced at most.
 /// * [`with_segments`](Self::with_segments) replaces a run of segments wherever it stands, for instance `self_attn` by
-///   `attention`; all of these rules are applied, in the order given, after the prefix;
-///   [`with_renames`](Self::with_renames) adds many of them;
+///   `attention`. These rules read the path that the prefix rule leaves, from left to right. No rule reads what another
+///   rule has put in. [`with_renames`](Self::with_renames) adds many of them.
 /// * [`with_parameter`](Self::with_parameter) replaces the end of a tensor's name, for instance `LayerNorm.gamma` by
-///   `LayerNorm.weight`; only the longest end that matches is replaced.
+///   `LayerNorm.weight`. One end is replaced at most.
+///
+/// Where several rules of a kind match at one place, the longest wins. If they are equally long, the one with fewer `*` wins,
+/// and then the one that was added first. So the order of the rules hardly ever matters.
 ///
 /// In a rule a segment `*` stands for any one segment, most often a number: it stands for the same on both sides, the first
 /// `*` for the first, and so on.
 ///
-/// Going from the model to the file applies the same rules backwards, last to first. A path that does not come back
-/// as it was, because two rules collide, is an error in either direction: such a map would name a module wrongly.
+/// From the model to the file, the same rules apply in the other direction. A path that does not come back as it was, because
+/// two rules collide, is an error in either direction: such a map would name a module wrongly.
 ///
 /// [`Family`](super::Family) has the maps of families of models. Printed, a map is the Rust code that makes it.
 ///
@@ -38,6 +42,16 @@ use crate::{PeftError, Result};
 /// assert_eq!(names.to_file("layers.0.attention.query")?, "model.layers.0.self_attn.q_proj");
 /// // Without its own rule this would be an error: the way back would give it the prefix `model`.
 /// assert_eq!(names.to_file("lm_head")?, "lm_head");
+///
+/// // The rules do not read each other's results: two names may be exchanged, and the longer rule wins in any order.
+/// let names = NameMap::new().with_renames([
+///     ("norm", "final_norm"),
+///     ("input_layernorm", "norm"),
+///     ("attention", "mix"),
+///     ("attention.output.dense", "mix.projection"),
+/// ]);
+/// assert_eq!(names.to_model("0.input_layernorm")?, "0.norm");
+/// assert_eq!(names.to_file("0.mix.projection")?, "0.attention.output.dense");
 ///
 /// // T5 calls two modules alike that differ by their numbers only.
 /// let names = NameMap::new().with_renames([
@@ -60,6 +74,9 @@ struct Rename {
     file: Vec<String>,
     model: Vec<String>,
 }
+
+/// What a rule replaces, and what it puts there.
+type Sides = for<'a> fn(&'a Rename) -> (&'a [String], &'a [String]);
 
 /// The segment of a rule that stands for any.
 const ANY: &str = "*";
@@ -91,7 +108,7 @@ impl NameMap {
         self
     }
 
-    /// Adds a rule of [`with_segments`](Self::with_segments) for each pair `(file, model)`, in this order.
+    /// Adds a rule of [`with_segments`](Self::with_segments) for each pair `(file, model)`.
     pub fn with_renames<F: AsRef<str>, N: AsRef<str>>(
         mut self,
         renames: impl IntoIterator<Item = (F, N)>,
@@ -165,8 +182,8 @@ impl NameMap {
         if self.parameters.is_empty() {
             return Ok(name);
         }
-        let file = self.rename_end(&name, |rule| (&rule.model, &rule.file));
-        let back = self.rename_end(&file, |rule| (&rule.file, &rule.model));
+        let file = self.rename_end(&name, Rename::backwards);
+        let back = self.rename_end(&file, Rename::forwards);
         check_round_trip(&name, &file, &back)
     }
 
@@ -177,36 +194,26 @@ impl NameMap {
 
     fn rename(&self, path: &str) -> String {
         let mut path: Vec<&str> = path.split('.').collect();
-        replace_prefix(&mut path, &self.prefixes, |rule| (&rule.file, &rule.model));
-        for rule in &self.segments {
-            path = replace_runs(path, &rule.file, &rule.model);
-        }
-        path.join(".")
+        replace_prefix(&mut path, &self.prefixes, Rename::forwards);
+        replace_runs(&path, &self.segments, Rename::forwards).join(".")
     }
 
     fn rename_back(&self, path: &str) -> String {
-        let mut path: Vec<&str> = path.split('.').collect();
-        for rule in self.segments.iter().rev() {
-            path = replace_runs(path, &rule.model, &rule.file);
-        }
-        replace_prefix(&mut path, &self.prefixes, |rule| (&rule.model, &rule.file));
+        let path: Vec<&str> = path.split('.').collect();
+        let mut path = replace_runs(&path, &self.segments, Rename::backwards);
+        replace_prefix(&mut path, &self.prefixes, Rename::backwards);
         path.join(".")
     }
 
-    /// Replaces the longest end of a name that a rule has.
-    fn rename_end<'a>(
-        &'a self,
-        name: &'a str,
-        sides: impl Fn(&'a Rename) -> (&'a Vec<String>, &'a Vec<String>),
-    ) -> String {
+    /// Replaces the end of a name that the winning rule has.
+    fn rename_end<'a>(&'a self, name: &'a str, sides: Sides) -> String {
         let mut name: Vec<&str> = name.split('.').collect();
         let rules = self.parameters.iter().map(sides).filter_map(|(from, to)| {
             let start = name.len().checked_sub(from.len())?;
-            Some((start, filled(&name[start..], from, to)?))
+            Some((from, filled(&name[start..], from, to)?))
         });
-        // The first of the longest.
-        if let Some((start, end)) = rules.min_by_key(|(start, _)| *start) {
-            name.splice(start.., end);
+        if let Some((from, end)) = winner(rules) {
+            name.splice(name.len() - from.len().., end);
         }
         name.join(".")
     }
@@ -241,6 +248,24 @@ impl Rename {
             model: segments(model),
         }
     }
+
+    /// From the file to the model.
+    fn forwards(&self) -> (&[String], &[String]) {
+        (&self.file, &self.model)
+    }
+
+    /// From the model to the file.
+    fn backwards(&self) -> (&[String], &[String]) {
+        (&self.model, &self.file)
+    }
+}
+
+/// The rule that is applied, of all that match at one place: the longest, then the one with fewer `*`, then the first.
+fn winner<'a, T>(matching: impl Iterator<Item = (&'a [String], T)>) -> Option<(&'a [String], T)> {
+    matching.min_by_key(|(from, _)| {
+        let any = from.iter().filter(|segment| *segment == ANY).count();
+        (Reverse(from.len()), any)
+    })
 }
 
 /// What stands in the place of the beginning of `path` that `from` matches: `to`, with what each `*` stands for.
@@ -261,31 +286,28 @@ fn filled<'a>(path: &[&'a str], from: &[String], to: &'a [String]) -> Option<Vec
     Some(to.iter().map(fill).collect())
 }
 
-/// Replaces the longest beginning of `path` that a rule has.
-fn replace_prefix<'a>(
-    path: &mut Vec<&'a str>,
-    rules: &'a [Rename],
-    sides: impl Fn(&'a Rename) -> (&'a Vec<String>, &'a Vec<String>),
-) {
+/// Replaces the beginning of `path` that the winning rule has.
+fn replace_prefix<'a>(path: &mut Vec<&'a str>, rules: &'a [Rename], sides: Sides) {
     let rules = rules.iter().map(sides).filter_map(|(from, to)| {
         let beginning = filled(path, from, to)?;
-        Some((from.len(), beginning))
+        Some((from, beginning))
     });
-    if let Some((length, beginning)) = rules.max_by_key(|(length, _)| *length) {
-        path.splice(..length, beginning);
+    if let Some((from, beginning)) = winner(rules) {
+        path.splice(..from.len(), beginning);
     }
 }
 
-/// Replaces each run `from` in `path`, left to right, without looking again at what it put in.
-fn replace_runs<'a>(path: Vec<&'a str>, from: &[String], to: &'a [String]) -> Vec<&'a str> {
-    if from.is_empty() {
-        return path;
-    }
+/// Replaces runs in `path`, left to right, without looking again at what it put in.
+fn replace_runs<'a>(path: &[&'a str], rules: &'a [Rename], sides: Sides) -> Vec<&'a str> {
     let mut out = Vec::with_capacity(path.len());
-    let mut rest = path.as_slice();
+    let mut rest = path;
     while let Some((first, tail)) = rest.split_first() {
-        match filled(rest, from, to) {
-            Some(run) => {
+        let rules = rules.iter().map(sides).filter_map(|(from, to)| {
+            let run = filled(rest, from, to)?;
+            (!from.is_empty()).then_some((from, run))
+        });
+        match winner(rules) {
+            Some((from, run)) => {
                 out.extend(run);
                 rest = &rest[from.len()..];
             }
@@ -349,6 +371,51 @@ mod tests {
         let (file, model) = ("layers.3.mlp.gate_proj", "blocks.3.gate");
         assert_eq!(names.to_model(file).unwrap(), model);
         assert_eq!(names.to_file(model).unwrap(), file);
+    }
+
+    #[test]
+    fn the_longest_rule_wins_whatever_the_order() {
+        let mut rules = vec![
+            ("attention", "attn"),
+            ("attention.self", "attn.inner"),
+            ("attention.output.dense", "attn.inner.proj"),
+            ("layer.*", "stage.*"),
+            ("layer.0", "stem.0"),
+            ("norm", "final_norm"),
+            ("input_norm", "norm"),
+            // Exchanged.
+            ("left", "right"),
+            ("right", "left"),
+        ];
+        for _ in 0..rules.len() {
+            rules.rotate_left(1);
+            for rules in [rules.clone(), rules.iter().rev().copied().collect()] {
+                let names = NameMap::new().with_renames(rules);
+                for (file, model) in [
+                    ("attention.output.dense", "attn.inner.proj"),
+                    ("attention.self.q", "attn.inner.q"),
+                    ("attention.k", "attn.k"),
+                    ("layer.0.norm", "stem.0.final_norm"),
+                    ("layer.1.input_norm", "stage.1.norm"),
+                    ("left.right", "right.left"),
+                ] {
+                    assert_eq!(names.to_model(file).unwrap(), model);
+                    assert_eq!(names.to_file(model).unwrap(), file);
+                }
+            }
+        }
+        // A prefix and an end likewise.
+        let names = NameMap::new()
+            .with_prefix("*", "other.*")
+            .with_prefix("model", "net")
+            .with_parameter("*.gamma", "*.scale")
+            .with_parameter("norm.gamma", "norm.weight");
+        assert_eq!(names.to_model("model.x").unwrap(), "net.x");
+        assert_eq!(names.to_model("head.x").unwrap(), "other.head.x");
+        assert_eq!(
+            names.tensor_of_file_module("norm", "weight").unwrap(),
+            "norm.gamma"
+        );
     }
 
     #[test]

@@ -13,5 +13,4 @@ mod model;
 mod packing;
 mod proposal;
 mod resize;
-mod scratch_cases;
 mod untouched;

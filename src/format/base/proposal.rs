@@ -471,7 +471,6 @@ fn rules(pairs: &[Pair]) -> Option<NameMap> {
             simple.push((file.clone(), model.clone()));
         }
     }
-    simple = in_order(simple);
     let after = |segment: &String| -> String {
         let rule = simple.iter().find(|(file, _)| file == segment);
         rule.map_or(segment, |(_, model)| model).clone()
@@ -500,16 +499,13 @@ fn rules(pairs: &[Pair]) -> Option<NameMap> {
             end -= 1;
         }
         let (from, to) = (
-            &renamed[start..renamed.len() - end],
+            &file[start..file.len() - end],
             &model[start..model.len() - end],
         );
         if !from.is_empty() && !to.is_empty() {
             runs.insert((joined(from), joined(to)));
         }
     }
-    // Longer ones first, so that they are not spoiled by shorter ones.
-    let mut runs: Vec<_> = runs.into_iter().collect();
-    runs.sort_by_key(|(file, _)| std::cmp::Reverse(file.matches('.').count()));
     names = names.with_renames(simple).with_renames(runs);
     let parameters: BTreeSet<(&String, &String)> = pairs
         .iter()
@@ -520,22 +516,6 @@ fn rules(pairs: &[Pair]) -> Option<NameMap> {
         names = names.with_parameter(file, model);
     }
     (!names.is_empty()).then_some(names)
-}
-
-/// Rules in an order in which none changes what an earlier one has made: `norm` becomes `final_norm` before `input_layernorm` becomes
-/// `norm`. Rules in a circle have no such order, and are left out.
-fn in_order(mut rules: Vec<(String, String)>) -> Vec<(String, String)> {
-    let mut ordered = Vec::with_capacity(rules.len());
-    while !rules.is_empty() {
-        let free = rules
-            .iter()
-            .position(|(_, model)| !rules.iter().any(|(file, _)| file == model));
-        match free {
-            Some(place) => ordered.push(rules.remove(place)),
-            None => break,
-        }
-    }
-    ordered
 }
 
 /// The prefix of the files' names, and that of the model's, without which the most names agree in the most segments.

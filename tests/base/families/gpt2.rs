@@ -103,7 +103,7 @@ const RENAMES: [(&str, &str); 11] = [
     ("ln_f", "norm"),
     ("attn", "attention"),
     ("c_attn", "qkv"),
-    ("attention.c_proj", "attention.output"),
+    ("attn.c_proj", "attention.output"),
     ("c_fc", "inner"),
     ("mlp.c_proj", "mlp.outer"),
 ];
