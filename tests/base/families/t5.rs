@@ -186,7 +186,7 @@ fn family() -> Family {
             "decoder.block.*.layer.2.layer_norm",
             "decoder.blocks.*.mlp_norm",
         ),
-        ("attention.relative_attention_bias", "attention.distances"),
+        ("relative_attention_bias", "distances"),
         ("q", "query"),
         ("k", "key"),
         ("v", "value"),
