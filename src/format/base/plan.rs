@@ -136,7 +136,8 @@ impl Plan {
             return Err(error);
         }
         let nothing = options.allow_nothing;
-        if !mismatch.is_none() && !(nothing && mismatch.lists_nothing()) {
+        let passed = mismatch.is_none() || (nothing && mismatch.lists_nothing());
+        if !passed {
             mismatch.proposal = proposal::of(checkpoint, &parameters, mismatch.fitting);
             let tensors = jobs.iter().map(|job| job.tensor.clone());
             mismatch.fitted = tensors.collect();

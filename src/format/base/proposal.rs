@@ -144,7 +144,7 @@ pub(super) fn of(
         let fits = tensor.and_then(|tensor| fits(shape, tensor.shape, kind.is_linear));
         proposed += fits.map_or(0, |_| kind.shapes.len());
     }
-    (proposed > fitting).then(|| Proposal {
+    (proposed > fitting).then_some(Proposal {
         names,
         conv1d,
         fitting: proposed,
