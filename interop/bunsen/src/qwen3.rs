@@ -16,16 +16,13 @@ pub fn model(device: &Device) -> Qwen3Model {
 pub fn names() -> NameMap {
     NameMap::new()
         .with_prefix("model", "")
-        .with_segments("input_layernorm", "attn_norm.Rms")
-        .with_segments("post_attention_layernorm", "mlp_norm.Rms")
-        .with_segments("mlp", "mlp.Gated")
+        .with_segments("input_layernorm", "attn_norm")
+        .with_segments("post_attention_layernorm", "mlp_norm")
         .with_segments("self_attn", "attn")
         .with_segments("q_proj", "c_q")
         .with_segments("k_proj", "c_k")
         .with_segments("v_proj", "c_v")
         .with_segments("o_proj", "c_proj")
-        .with_segments("q_norm", "q_norm.Rms")
-        .with_segments("k_norm", "k_norm.Rms")
 }
 
 pub fn options() -> BaseOptions {

@@ -18,18 +18,18 @@ pub fn model(device: &Device) -> ResNet {
 pub fn names() -> NameMap {
     NameMap::new()
         .with_prefix("conv1", "input_cb.conv")
-        .with_prefix("bn1", "input_cb.norm.Batch")
+        .with_prefix("bn1", "input_cb.norm")
         .with_prefix("layer1", "layers.0.blocks")
         .with_prefix("layer2", "layers.1.blocks")
         .with_prefix("layer3", "layers.2.blocks")
         .with_prefix("layer4", "layers.3.blocks")
         .with_prefix("fc", "output_fc")
-        .with_segments("conv1", "Basic.cb1.conv")
-        .with_segments("bn1", "Basic.cb1.norm.Batch")
-        .with_segments("conv2", "Basic.cb2.conv")
-        .with_segments("bn2", "Basic.cb2.norm.Batch")
-        .with_segments("downsample.0", "Basic.downsample.conv")
-        .with_segments("downsample.1", "Basic.downsample.norm.Batch")
+        .with_segments("conv1", "cb1.conv")
+        .with_segments("bn1", "cb1.norm")
+        .with_segments("conv2", "cb2.conv")
+        .with_segments("bn2", "cb2.norm")
+        .with_segments("downsample.0", "downsample.conv")
+        .with_segments("downsample.1", "downsample.norm")
 }
 
 pub fn options() -> BaseOptions {
