@@ -16,7 +16,6 @@ use safetensors::{Dtype, SafeTensors};
 use super::kinds_model::Kinds;
 use llama::model::LlamaForCausalLm;
 
-
 /// The cases on the small model, and whether their experts are `[E, in, out]`.
 const CASES: [(&str, bool); 20] = [
     ("embedding", false),
