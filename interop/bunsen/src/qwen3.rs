@@ -3,7 +3,7 @@
 use bunsen::burner::module::ModuleInit;
 use bunsen::kits::gpts::qwen3::{Qwen3Config, Qwen3Model};
 use burn::tensor::{Device, FloatDType};
-use burn_peft::format::{BaseOptions, NameMap};
+use burn_peft::format::{BaseOptions, Family, NameMap};
 
 /// The model that `models.py` makes.
 pub fn model(device: &Device) -> Qwen3Model {
@@ -13,21 +13,23 @@ pub fn model(device: &Device) -> Qwen3Model {
 }
 
 // What a user writes.
+pub fn family() -> Family {
+    Family::qwen3().with_renames([
+        ("input_layernorm", "attn_norm"),
+        ("post_attention_layernorm", "mlp_norm"),
+        ("self_attn", "attn"),
+        ("q_proj", "c_q"),
+        ("k_proj", "c_k"),
+        ("v_proj", "c_v"),
+        ("o_proj", "c_proj"),
+    ])
+}
+
 pub fn names() -> NameMap {
-    NameMap::new()
-        .with_prefix("model", "")
-        .with_segments("input_layernorm", "attn_norm")
-        .with_segments("post_attention_layernorm", "mlp_norm")
-        .with_segments("self_attn", "attn")
-        .with_segments("q_proj", "c_q")
-        .with_segments("k_proj", "c_k")
-        .with_segments("v_proj", "c_v")
-        .with_segments("o_proj", "c_proj")
+    family().names()
 }
 
 pub fn options() -> BaseOptions {
-    BaseOptions::new()
-        .with_names(names())
-        .with_dtype(FloatDType::F32)
+    family().load_options().with_dtype(FloatDType::F32)
 }
 // Until here.

@@ -24,17 +24,19 @@ pub fn names() -> NameMap {
         .with_prefix("layer3", "layers.2.blocks")
         .with_prefix("layer4", "layers.3.blocks")
         .with_prefix("fc", "output_fc")
-        .with_segments("conv1", "cb1.conv")
-        .with_segments("bn1", "cb1.norm")
-        .with_segments("conv2", "cb2.conv")
-        .with_segments("bn2", "cb2.norm")
-        .with_segments("downsample.0", "downsample.conv")
-        .with_segments("downsample.1", "downsample.norm")
+        .with_renames([
+            ("conv1", "cb1.conv"),
+            ("bn1", "cb1.norm"),
+            ("conv2", "cb2.conv"),
+            ("bn2", "cb2.norm"),
+            ("downsample.0", "downsample.conv"),
+            ("downsample.1", "downsample.norm"),
+        ])
 }
 
 pub fn options() -> BaseOptions {
     BaseOptions::new()
         .with_names(names())
-        .with_ignored(["num_batches_tracked"])
+        .with_ignored_buffers()
 }
 // Until here.

@@ -26,18 +26,20 @@ pub fn names() -> NameMap {
         .with_prefix("swinv2.embeddings.norm", "patch_embed.norm")
         .with_prefix("swinv2.embeddings.patch_embeddings", "patch_embed")
         .with_prefix("swinv2.encoder.layers", "grid_transformer_block_sequences")
-        .with_prefix("swinv2.encoder.layers.0.downsample", "grid_merge_layers.0")
-        .with_segments("layernorm_before", "norm1")
-        .with_segments("layernorm_after", "norm2")
-        .with_segments("intermediate.dense", "block_mlp.fc1")
-        .with_segments("attention.self", "win_attn")
-        .with_segments("attention.output.dense", "win_attn.proj")
-        .with_segments("output.dense", "block_mlp.fc2")
-        .with_segments("query", "q_linear")
-        .with_segments("key", "k_linear")
-        .with_segments("value", "v_linear")
-        .with_segments("continuous_position_bias_mlp.0", "rpb_module.cbp.l1")
-        .with_segments("continuous_position_bias_mlp.2", "rpb_module.cbp.l2")
+        .with_prefix("swinv2.encoder.layers.*.downsample", "grid_merge_layers.*")
+        .with_renames([
+            ("layernorm_before", "norm1"),
+            ("layernorm_after", "norm2"),
+            ("attention.self", "win_attn"),
+            ("attention.output.dense", "win_attn.proj"),
+            ("intermediate.dense", "block_mlp.fc1"),
+            ("output.dense", "block_mlp.fc2"),
+            ("query", "q_linear"),
+            ("key", "k_linear"),
+            ("value", "v_linear"),
+            ("continuous_position_bias_mlp.0", "rpb_module.cbp.l1"),
+            ("continuous_position_bias_mlp.2", "rpb_module.cbp.l2"),
+        ])
 }
 
 pub fn options() -> BaseOptions {
