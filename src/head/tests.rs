@@ -146,11 +146,8 @@ fn check(case: &Case, composed: bool) {
     };
     let held = match (&packed, case.kind) {
         (Some(packed), _) => {
-            let dtype = match case.x {
-                DType::BF16 if rounds_packed(case) => FloatDType::BF16,
-                _ => FloatDType::F32,
-            };
-            packed.dequantize(dtype)
+            // As a product of bf16 takes it.
+            packed.dequantize(FloatDType::from(case.x))
         }
         (None, Kind::Rows) => random([features, vocabulary], 0.2, case.weight),
         (None, _) => random([vocabulary, features], 0.2, case.weight),
@@ -262,18 +259,6 @@ fn check(case: &Case, composed: bool) {
         let (found, expected) = (bias.grad(&found).unwrap(), wide.grad(&expected).unwrap());
         assert_near("dbias", found, expected, many * eps);
     }
-}
-
-/// Whether a packed weight is rounded to bf16, as a product of bf16 takes it.
-#[cfg(feature = "flex")]
-fn rounds_packed(case: &Case) -> bool {
-    let dims = [case.features, case.vocabulary];
-    crate::cpu::simd::Isa::best().has_pairs() && dims.iter().all(|dim| dim.is_multiple_of(2))
-}
-
-#[cfg(not(feature = "flex"))]
-fn rounds_packed(_case: &Case) -> bool {
-    false
 }
 
 proptest! {

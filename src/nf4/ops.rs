@@ -25,6 +25,7 @@ use super::cpu::flex;
 use super::portable;
 #[cfg(feature = "flex")]
 use crate::cpu::flex as low_rank;
+use crate::tensor::matmul as multiply;
 
 /// The tensors of one packed weight on a backend; see [`Nf4Weight`](super::Nf4Weight) for what they hold.
 #[derive(Clone, Debug, ExtensionType)]
@@ -79,7 +80,7 @@ pub trait Nf4Ops: Backend {
         #[extension_type] weight: Nf4Tensors<Self>,
     ) -> FloatTensor<Self> {
         let weight = Self::nf4_dequantize(weight, portable::float_dtype::<Self>(&x));
-        Self::float_matmul(x, Self::float_transpose(weight))
+        portable::matmul::<Self>(x, Self::float_transpose(weight))
     }
 
     /// `y · W`: `[rows, d_out] -> [rows, d_in]`, in the dtype of `y`.
@@ -88,7 +89,7 @@ pub trait Nf4Ops: Backend {
         #[extension_type] weight: Nf4Tensors<Self>,
     ) -> FloatTensor<Self> {
         let weight = Self::nf4_dequantize(weight, portable::float_dtype::<Self>(&y));
-        Self::float_matmul(y, weight)
+        portable::matmul::<Self>(y, weight)
     }
 
     /// `x · Wᵀ + u · v`, in the dtype of `x`: `u [rows, r]`, `v [r, d_out]`, both of one dtype.
@@ -99,7 +100,7 @@ pub trait Nf4Ops: Backend {
         v: FloatTensor<Self>,
     ) -> FloatTensor<Self> {
         let y = Self::nf4_matmul(x, weight);
-        let term = Self::float_matmul(u, v);
+        let term = portable::matmul::<Self>(u, v);
         let term = portable::cast::<Self>(term, portable::float_dtype::<Self>(&y));
         Self::float_add(y, term)
     }
@@ -112,7 +113,7 @@ pub trait Nf4Ops: Backend {
         v: FloatTensor<Self>,
     ) -> FloatTensor<Self> {
         let x = Self::nf4_matmul_transposed(y, weight);
-        let term = Self::float_matmul(u, v);
+        let term = portable::matmul::<Self>(u, v);
         let term = portable::cast::<Self>(term, portable::float_dtype::<Self>(&x));
         Self::float_add(x, term)
     }
@@ -265,7 +266,7 @@ pub(super) fn matmul(
         Tensor::from_dispatch(<Dispatch as Nf4Ops>::nf4_matmul(x.into_dispatch(), weight))
     } else {
         let dtype = FloatDType::from(x.dtype());
-        x.matmul(dequantize(routing, weight, dtype).transpose())
+        multiply(x, dequantize(routing, weight, dtype).transpose())
     }
 }
 
@@ -281,7 +282,7 @@ pub(super) fn matmul_transposed(
         ))
     } else {
         let dtype = FloatDType::from(y.dtype());
-        y.matmul(dequantize(routing, weight, dtype))
+        multiply(y, dequantize(routing, weight, dtype))
     }
 }
 
@@ -302,7 +303,7 @@ pub(super) fn matmul_low_rank(
         ))
     } else {
         let dtype = FloatDType::from(x.dtype());
-        let u = x.clone().cast(a.dtype()).matmul(a).mul_scalar(scale);
-        matmul(routing, x, weight) + u.matmul(b).cast(dtype)
+        let u = multiply(x.clone().cast(a.dtype()), a).mul_scalar(scale);
+        matmul(routing, x, weight) + multiply(u, b).cast(dtype)
     }
 }

@@ -110,6 +110,15 @@ pub(super) fn cast<B: Backend>(x: FloatTensor<B>, dtype: FloatDType) -> FloatTen
     }
 }
 
+/// `a · b`, of which any side may be zero. Burn's CPU backend crashes on some of these: docs/upstream/flex-empty-matmul.md.
+pub(super) fn matmul<B: Backend>(a: FloatTensor<B>, b: FloatTensor<B>) -> FloatTensor<B> {
+    let ([m, k], [_, n]): ([usize; 2], [usize; 2]) = (a.shape().dims(), b.shape().dims());
+    match [m, k, n].contains(&0) {
+        true => B::float_zeros([m, n].into(), &a.device(), float_dtype::<B>(&a)),
+        false => B::float_matmul(a, b),
+    }
+}
+
 /// `‖W_o‖²` of the rows of the weight, in f32: `[d_out]`.
 pub(super) fn row_norms_squared<B: Backend>(weight: Nf4Tensors<B>) -> FloatTensor<B> {
     let rows = weight.shape[0];
@@ -125,19 +134,19 @@ pub(super) fn scaled_matmul<B: Backend>(
     scale: f64,
 ) -> FloatTensor<B> {
     let x = cast::<B>(x, float_dtype::<B>(&a));
-    B::float_mul_scalar(B::float_matmul(x, a), scale.into())
+    B::float_mul_scalar(matmul::<B>(x, a), scale.into())
 }
 
 /// `xᵀ · v`, in the dtype of `v`.
 pub(super) fn gradient_a<B: Backend>(x: FloatTensor<B>, v: FloatTensor<B>) -> FloatTensor<B> {
     let x = cast::<B>(x, float_dtype::<B>(&v));
-    B::float_matmul(B::float_transpose(x), v)
+    matmul::<B>(B::float_transpose(x), v)
 }
 
 /// `uᵀ · dy`, in the dtype of `u`.
 pub(super) fn gradient_b<B: Backend>(u: FloatTensor<B>, dy: FloatTensor<B>) -> FloatTensor<B> {
     let dy = cast::<B>(dy, float_dtype::<B>(&u));
-    B::float_matmul(B::float_transpose(u), dy)
+    matmul::<B>(B::float_transpose(u), dy)
 }
 
 #[cfg(test)]

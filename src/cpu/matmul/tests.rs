@@ -7,8 +7,9 @@ use proptest::prelude::*;
 
 use super::dense::{Dense, Widened};
 use super::element::{Element, F32, Pairs};
+use super::factor::Factor;
 use super::low_rank::LowRank;
-use super::skinny::{self, Factor};
+use super::skinny;
 use super::target::Target;
 use super::window::Window;
 use super::{Source, many_rows, transposed};
@@ -177,19 +178,67 @@ fn check_window<E: Element, V: Value, W: Source<E>>(
     }
 }
 
-fn check_skinny<V: Value>(isa: Isa, [rows, d, rank]: [usize; 3], turned: bool, seed: u64) {
-    let x = noise::<V>(rows * d, seed);
-    let a = noise::<f32>(d * rank, seed + 1);
-    let u = noise::<f32>(rows * rank, seed + 2);
-    let [xs, us, factor] = [wide(&x), wide(&u), wide(&a)];
+/// How a factor `[d, rank]` lies in memory: its strides, and how much is before it.
+fn layouts() -> impl Strategy<Value = Layout> {
+    prop_oneof![
+        (any::<bool>(), 0_usize..9, 0_usize..40).prop_map(|(turned, beside, offset)| Layout {
+            turned,
+            beside,
+            step: 1,
+            offset
+        }),
+        (any::<bool>(), 0_usize..3, 0_usize..5).prop_map(|(turned, step, offset)| Layout {
+            turned,
+            beside: 0,
+            step,
+            offset
+        }),
+        // A part of a wider factor, whose rows are as far apart as those of one that is filled up would be.
+        (0_usize..17).prop_map(|offset| Layout {
+            turned: false,
+            beside: usize::MAX,
+            step: 1,
+            offset
+        }),
+    ]
+}
 
-    let strides = if turned { [1, d] } else { [rank, 1] };
-    let at = |i: usize, j: usize| factor[i * strides[0] + j * strides[1]];
-    let a_factor = Factor {
-        values: &a,
-        shape: [d, rank],
-        strides,
-    };
+#[derive(Clone, Copy, Debug)]
+struct Layout {
+    turned: bool,
+    /// Values beside each line, or what fills it up to a multiple of sixteen.
+    beside: usize,
+    /// Between the values of a line; 0: one value is all of them, and all lines are one.
+    step: usize,
+    offset: usize,
+}
+
+impl Layout {
+    fn strides(&self, [d, rank]: [usize; 2]) -> [usize; 2] {
+        let line = if self.turned { d } else { rank };
+        let between = match self.beside {
+            usize::MAX => line.next_multiple_of(16),
+            beside => self.step * line + beside,
+        };
+        match self.turned {
+            false => [between, self.step],
+            true => [self.step, between],
+        }
+    }
+}
+
+fn check_skinny<V: Value>(isa: Isa, [rows, d, rank]: [usize; 3], layout: Layout, seed: u64) {
+    let turned = layout.turned;
+    let x = noise::<V>(rows * d, seed);
+    let strides @ [by_row, by_column] = layout.strides([d, rank]);
+    let last = (d - 1) * by_row + (rank - 1) * by_column;
+    // Nothing behind the last value.
+    let parent = noise::<f32>(layout.offset + last + 1, seed + 1);
+    let u = noise::<f32>(rows * rank, seed + 2);
+    let [xs, us] = [wide(&x), wide(&u)];
+
+    let a_factor = Factor::new(&parent[layout.offset..], [d, rank], strides);
+    let at = |i: usize, j: usize| f64::from(parent[layout.offset + i * by_row + j * by_column]);
     let found = over_nan(rows * rank, |out| {
         skinny::to_rank(isa, &x, a_factor, 0.5, out)
     });
@@ -213,6 +262,8 @@ fn check_skinny<V: Value>(isa: Isa, [rows, d, rank]: [usize; 3], turned: bool, s
     };
     check("over rows", isa, &found, &expected, rows);
 
+    let a = noise::<f32>(rank * d, seed + 3);
+    let factor = wide(&a);
     let mut found = x.clone();
     skinny::add(isa, &u, &a, rank, &mut found);
     let product = reference(
@@ -237,9 +288,7 @@ proptest! {
     ) {
         for isa in Isa::available() {
             check_dense::<F32>(isa, [rows, d_out, d_in, rank], seed.into());
-            if isa.has_pairs() {
-                check_dense::<Pairs>(isa, [rows, 2 * d_out, 2 * d_in, rank], seed.into());
-            }
+            check_dense::<Pairs>(isa, [rows, 2 * d_out, 2 * d_in, rank], seed.into());
         }
     }
 
@@ -258,9 +307,7 @@ proptest! {
             check_window::<F32, f32, _>(isa, sizes, Dense::new, add, seed.into());
             let widened = |w, shape| Widened(Dense::new(w, shape));
             check_window::<F32, bf16, _>(isa, sizes, widened, add, seed.into());
-            if isa.has_pairs() {
-                check_window::<Pairs, bf16, _>(isa, even, Dense::new, add, seed.into());
-            }
+            check_window::<Pairs, bf16, _>(isa, even, Dense::new, add, seed.into());
         }
     }
 
@@ -269,14 +316,14 @@ proptest! {
         rows in 1_usize..300,
         d in 1_usize..1200,
         rank in 1_usize..70,
-        turned in any::<bool>(),
+        layout in layouts(),
         seed in any::<u32>(),
     ) {
         // The reference takes as many steps.
         let d = d.min(1 << 20 >> rows.ilog2() >> rank.ilog2()).max(1);
         for isa in Isa::available() {
-            check_skinny::<f32>(isa, [rows, d, rank], turned, seed.into());
-            check_skinny::<bf16>(isa, [rows, d, rank], turned, seed.into());
+            check_skinny::<f32>(isa, [rows, d, rank], layout, seed.into());
+            check_skinny::<bf16>(isa, [rows, d, rank], layout, seed.into());
         }
     }
 }
