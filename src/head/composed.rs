@@ -142,8 +142,11 @@ impl Constants<'_> {
                 };
                 let label = label.mask_where(elsewhere, label_before);
                 let largest = largest.max_pair(before.clone());
-                let sum = (z - largest.clone()).exp().sum_dim(1);
-                let sum = sum + sum_before * (before - largest.clone()).exp();
+                // While no token has had any probability, nothing has been summed, and the difference of infinities is no number.
+                let nothing = largest.clone().equal_elem(f64::NEG_INFINITY);
+                let from = largest.clone().mask_fill(nothing, 0.0);
+                let sum = (z - from.clone()).exp().sum_dim(1);
+                let sum = sum + sum_before * (before - from).exp();
                 seen = Some([largest, sum, label]);
             }
             let [largest, sum, label] = seen.expect("a vocabulary");
@@ -252,9 +255,12 @@ impl Tracked {
     }
 }
 
-/// Zero, with a gradient of the tensor that is `gradient` times that of the zero, in a product of this dtype.
+/// Zero, with a gradient of the tensor that is `gradient` times that of the zero, in a product of this dtype. Of an infinite value, such as
+/// a bias that rules a token out, the gradient is zero.
 fn attach(tensor: Tensor<2>, gradient: Tensor<2>, dtype: FloatDType) -> Tensor<1> {
-    // The tensor less itself is zero, whatever its values are, and the product with it too.
+    // A finite number less itself is zero, and the product with it too.
+    let infinite = constant(tensor.clone()).is_finite().bool_not();
+    let tensor = tensor.mask_fill(infinite, 0.0);
     let zero = tensor.clone() - constant(tensor);
     (cast(zero, dtype) * cast(gradient, dtype)).sum()
 }

@@ -53,7 +53,8 @@ pub enum Nf4ScaleTensors<B: Backend> {
 
 /// Operations on packed NF4 weights, for every backend this crate was built with.
 ///
-/// The default bodies are composed of the backend's own tensor operations and hold one dense weight while they run.
+/// The default bodies are composed of the backend's own tensor operations. While they run they hold one dense weight, and without
+/// fusion of operations up to 12 bytes per value of it.
 #[backend_extension(
     Flex: cfg(feature = "flex"),
     NdArray: cfg(feature = "ndarray"),

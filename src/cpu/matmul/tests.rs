@@ -14,6 +14,7 @@ use super::target::Target;
 use super::window::Window;
 use super::{Source, many_rows, transposed};
 use crate::cpu::output::over;
+use crate::cpu::parallel::assert_same_in_pools;
 use crate::cpu::simd::Isa;
 use crate::cpu::value::Value;
 
@@ -36,13 +37,40 @@ fn wide<V: Value>(values: &[V]) -> Vec<f64> {
         .collect()
 }
 
+/// A sum, and the sum of the magnitudes of its terms.
+#[derive(Clone, Copy, Debug)]
+struct Sum {
+    value: f64,
+    size: f64,
+}
+
+impl Sum {
+    fn of(terms: impl Iterator<Item = f64>) -> Self {
+        let nothing = Self {
+            value: 0.0,
+            size: 0.0,
+        };
+        terms.fold(nothing, |sum, term| Self {
+            value: sum.value + term,
+            size: sum.size + term.abs(),
+        })
+    }
+
+    fn plus(self, term: f64) -> Self {
+        Self {
+            value: self.value + term,
+            size: self.size + term.abs(),
+        }
+    }
+}
+
 /// `a [m, k] · b [k, n]`, given as functions of their indices.
 fn reference(
     [m, k, n]: [usize; 3],
     a: impl Fn(usize, usize) -> f64,
     b: impl Fn(usize, usize) -> f64,
-) -> Vec<f64> {
-    let at = |i: usize| (0..k).map(|p| a(i / n, p) * b(p, i % n)).sum();
+) -> Vec<Sum> {
+    let at = |i: usize| Sum::of((0..k).map(|p| a(i / n, p) * b(p, i % n)));
     (0..m * n).map(at).collect()
 }
 
@@ -51,19 +79,21 @@ fn over_nan<V: Value>(len: usize, write: impl FnOnce(&mut [MaybeUninit<V>])) -> 
     over(V::round(f32::NAN), len, write)
 }
 
-/// Values below 1 in sums of `terms`: f32 rounds each, and the result is rounded to the dtype.
-fn check<V: Value>(name: &str, isa: Isa, found: &[V], expected: &[f64], terms: usize) {
-    let rounding = if size_of::<V>() == 2 {
-        2f64.powi(-8)
-    } else {
-        0.0
+/// `|y - exact| ≤ γ·Σ|terms| + ε·|y|`, `γ = (terms + 4)·2^-24`: what any order of summing in f32 keeps (Higham, "Accuracy and
+/// Stability of Numerical Algorithms", section 4.2); then the result is rounded to its dtype, by `ε` of it.
+fn check<V: Value>(name: &str, isa: Isa, found: &[V], expected: &[Sum], terms: usize) {
+    let epsilon = match size_of::<V>() {
+        2 => 2f64.powi(-8),
+        _ => 0.0,
     };
+    let gamma = (terms + 4) as f64 * f64::from(f32::EPSILON) / 2.0;
     assert_eq!(found.len(), expected.len());
     for (i, (found, expected)) in wide(found).into_iter().zip(expected).enumerate() {
-        let bound = (terms + 4) as f64 * terms as f64 * f64::from(f32::EPSILON) / 2.0;
+        let Sum { value, size } = *expected;
+        let sum = gamma * size;
         assert!(
-            (found - expected).abs() <= bound + rounding * expected.abs(),
-            "{name} on {isa:?}: element {i} is {found}, not {expected}"
+            (found - value).abs() <= sum + epsilon * (value.abs() + sum),
+            "{name} on {isa}: element {i} is {found}, not {value}"
         );
     }
 }
@@ -79,15 +109,22 @@ where
     let [v_out, v_in] = [d_out, d_in].map(|columns| noise::<f32>(rank * columns, seed + 4));
     let dense = Dense::new(&w, [d_out, d_in]);
     let [w, xs, dys, us] = [wide(&w), wide(&x), wide(&dy), wide(&u)];
-    let term = |v: &[f32], columns: usize| {
-        let v = wide(v);
-        reference(
-            [rows, rank, columns],
-            |i, p| us[i * rank + p],
-            |p, j| v[p * columns + j],
-        )
-    };
-    let sum = |a: Vec<f64>, b: Vec<f64>| a.iter().zip(b).map(|(a, b)| a + b).collect::<Vec<_>>();
+    // The inner dimension goes on with the rank.
+    let product =
+        |[from, to]: [usize; 2], x: &[f64], v: &[f32], at: &dyn Fn(usize, usize) -> f64| {
+            let v = wide(v);
+            reference(
+                [rows, from + rank, to],
+                |i, p| match p.checked_sub(from) {
+                    None => x[i * from + p],
+                    Some(p) => us[i * rank + p],
+                },
+                |p, j| match p.checked_sub(from) {
+                    None => at(p, j),
+                    Some(p) => v[p * to + j],
+                },
+            )
+        };
 
     let low = LowRank {
         rank,
@@ -97,18 +134,8 @@ where
     let y = over_nan(rows * d_out, |y| {
         many_rows::product::<E, _>(isa, dense, &x, low, y)
     });
-    let product = reference(
-        [rows, d_in, d_out],
-        |i, p| xs[i * d_in + p],
-        |p, j| w[j * d_in + p],
-    );
-    check(
-        "many rows",
-        isa,
-        &y,
-        &sum(product, term(&v_out, d_out)),
-        d_in + rank,
-    );
+    let expected = product([d_in, d_out], &xs, &v_out, &|p, j| w[j * d_in + p]);
+    check("many rows", isa, &y, &expected, d_in + rank);
 
     let low = LowRank {
         rank,
@@ -118,18 +145,8 @@ where
     let dx = over_nan(rows * d_in, |dx| {
         transposed::product::<E, _>(isa, dense, &dy, low, dx)
     });
-    let product = reference(
-        [rows, d_out, d_in],
-        |i, p| dys[i * d_out + p],
-        |p, j| w[p * d_in + j],
-    );
-    check(
-        "transposed",
-        isa,
-        &dx,
-        &sum(product, term(&v_in, d_in)),
-        d_out + rank,
-    );
+    let expected = product([d_out, d_in], &dys, &v_in, &|p, j| w[p * d_in + j]);
+    check("transposed", isa, &dx, &expected, d_out + rank);
 }
 
 /// Products with a window of a weight of values `V`, to some columns of rows that hold something already.
@@ -164,13 +181,14 @@ fn check_window<E: Element, V: Value, W: Source<E>>(
         }
         let weight = |p: usize, j: usize| if turned { at(p, j) } else { at(j, p) };
         let product = reference([rows, from, to], |i, p| xs[i * from + p], weight);
-        let expected: Vec<f64> = (0..rows * stride)
+        let expected: Vec<_> = (0..rows * stride)
             .map(|i| {
                 let (row, column) = (i / stride, i % stride);
                 let old = f64::from(old[i]);
                 match column.checked_sub(margin) {
-                    None => old,
-                    Some(j) => product[row * to + j] + if add { old } else { 0.0 },
+                    None => Sum::of([old].into_iter()),
+                    Some(j) if add => product[row * to + j].plus(old),
+                    Some(j) => product[row * to + j],
                 }
             })
             .collect();
@@ -271,8 +289,56 @@ fn check_skinny<V: Value>(isa: Isa, [rows, d, rank]: [usize; 3], layout: Layout,
         |i, p| us[i * rank + p],
         |p, j| factor[p * d + j],
     );
-    let expected: Vec<_> = product.iter().zip(&xs).map(|(a, b)| a + b).collect();
+    let expected: Vec<_> = product
+        .iter()
+        .zip(&xs)
+        .map(|(sum, x)| sum.plus(*x))
+        .collect();
     check("add", isa, &found, &expected, rank + 1);
+}
+
+/// Large enough for the pool.
+#[test]
+fn the_number_of_threads_changes_no_bit() {
+    fn check<E: Element>()
+    where
+        for<'a> Dense<'a, E::Value>: Source<E>,
+    {
+        let [rows, d_out, d_in, rank] = [130, 202, 154, 17];
+        let isa = Isa::best();
+        let [w, x, dy] = [d_out * d_in, rows * d_in, rows * d_out].map(|n| noise::<E::Value>(n, 5));
+        let [u, v_out, v_in] = [rows * rank, rank * d_out, rank * d_in].map(|n| noise::<f32>(n, 6));
+        let low = |v| LowRank { rank, u: &u, v };
+        let dense = Dense::new(&w, [d_out, d_in]);
+        assert_same_in_pools("many rows", || {
+            wide(&over_nan(rows * d_out, |y| {
+                many_rows::product::<E, _>(isa, dense, &x, low(&v_out), y)
+            }))
+        });
+        assert_same_in_pools("transposed", || {
+            wide(&over_nan(rows * d_in, |dx| {
+                transposed::product::<E, _>(isa, dense, &dy, low(&v_in), dx)
+            }))
+        });
+        let factor = Factor::row_major(&v_in, [rank, d_in]).transposed();
+        assert_same_in_pools("to rank", || {
+            over_nan(rows * rank, |out| {
+                skinny::to_rank(isa, &x, factor, 0.5, out)
+            })
+        });
+        assert_same_in_pools("over rows", || {
+            over_nan(rank * d_in, |out| {
+                skinny::over_rows(isa, &u, &x, rank, false, out)
+            })
+        });
+        assert_same_in_pools("add", || {
+            let mut y = x.clone();
+            skinny::add(isa, &u, &v_in, rank, &mut y);
+            wide(&y)
+        });
+    }
+    check::<F32>();
+    check::<Pairs>();
 }
 
 proptest! {

@@ -8,7 +8,7 @@ use burn::backend::{
 };
 use burn::tensor::{Shape, TensorData};
 
-use super::attention::Attention;
+use super::attention::{Attention, PACKED};
 use super::cross_entropy::{self, Labels, Partition};
 use super::heads::Heads;
 use super::rms_norm::Rows;
@@ -141,8 +141,9 @@ pub(super) fn rms_norm_backward(x: &Float, gamma: &Float, epsilon: f64, dy: &Flo
 pub(super) fn rms_norm_backward_gamma(x: &Float, gamma: &Float, epsilon: f64, dy: &Float) -> Float {
     fn of<V: Value>(x: &Float, gamma: &Float, epsilon: f64, dy: &Float) -> Float {
         let dy = contiguous(dy);
-        let gradient =
-            with_rows::<V, _>(x, gamma, epsilon, |_, rows| rows.backward_gamma(slice(&dy)));
+        let gradient = with_rows::<V, _>(x, gamma, epsilon, |_, rows| {
+            rows.backward_gamma(Isa::best(), slice(&dy))
+        });
         let n = gradient.len();
         Float::from_data(TensorData::new(gradient, [n]))
     }
@@ -202,6 +203,7 @@ fn operands<'a, V: Value>(
         v: heads(v),
         visible,
         scale: scale as f32,
+        packed: PACKED,
     }
 }
 

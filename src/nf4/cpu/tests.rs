@@ -11,6 +11,7 @@ use crate::cpu::matmul::element::{F32, Pairs};
 use crate::cpu::matmul::low_rank::LowRank;
 use crate::cpu::matmul::{many_rows, transposed};
 use crate::cpu::output::over;
+use crate::cpu::parallel::assert_same_in_pools;
 use crate::cpu::simd::Isa;
 use crate::nf4::blocks::{BLOCK_SIZES, BlockSize};
 use crate::nf4::{Nf4Config, Nf4Data, Nf4Scales};
@@ -222,6 +223,48 @@ fn every_count_of_rows_up_to_beyond_a_tile() {
 #[test]
 fn more_rows_than_are_taken_at_a_time() {
     check_all([30, 70], 64, false, 1100, 1);
+}
+
+/// Large enough for the pool.
+#[test]
+fn the_number_of_threads_changes_no_bit() {
+    fn check<E: Codes + FewRows>(w: &Packed) {
+        let [d_out, d_in] = w.shape;
+        let isa = Isa::best();
+        for rows in [1, 8, 40] {
+            let operand = |n| noise(n, 3).into_iter().map(E::round).collect::<Vec<_>>();
+            let (x, dy) = (operand(rows * d_in), operand(rows * d_out));
+            let wide = |values: Vec<E::Value>| values.into_iter().map(|v| v.into()).collect();
+            let nan = E::round(f32::NAN);
+            assert_same_in_pools("many rows", || -> Vec<f32> {
+                wide(over(nan, rows * d_out, |y| {
+                    many_rows::product::<E, _>(isa, w, &x, LowRank::NONE, y)
+                }))
+            });
+            if rows <= few_rows::MOST {
+                assert_same_in_pools("few rows", || -> Vec<f32> {
+                    wide(over(nan, rows * d_out, |y| {
+                        E::product(isa, w, &x, LowRank::NONE, y)
+                    }))
+                });
+            }
+            assert_same_in_pools("transposed", || -> Vec<f32> {
+                wide(over(nan, rows * d_in, |dx| {
+                    transposed::product::<E, _>(isa, w, &dy, LowRank::NONE, dx)
+                }))
+            });
+        }
+    }
+    let data = weight([402, 576], 64, true, 4);
+    let w = packed(&data);
+    check::<F32>(&w);
+    check::<F32>(&w.rounded_to(Precision::F16));
+    check::<Pairs>(&w.rounded_to(Precision::Bf16));
+    assert_same_in_pools("row norms", || {
+        let mut norms = vec![f32::NAN; 402];
+        row_norms::squared(Isa::best(), &w, &mut norms);
+        norms
+    });
 }
 
 /// Large enough for the pool.
