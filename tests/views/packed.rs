@@ -130,3 +130,41 @@ fn a_factor_that_is_a_column_slice() {
         super::near("y", &values(found), &values(expected), 1e-5);
     }
 }
+
+/// Sampling takes a row at a time, a loss many: both multiply the same weight, that of bitsandbytes, rounded to the dtype of `x`.
+///
+/// `|y - exact| ≤ γ·Σ|terms| + ε·|y|`: `γ` for sums in f32 in any order, `ε` for the result's own rounding. A weight that is rounded
+/// elsewhere, or not at all, is beyond that.
+#[test]
+fn a_row_alone_and_among_many_meet_one_weight() {
+    let (d_out, d_in) = (48, 512);
+    for (dtype, epsilon) in [
+        (DType::F32, 0.0),
+        (DType::BF16, 2f64.powi(-8)),
+        (DType::F16, 2f64.powi(-11)),
+    ] {
+        for double in [false, true] {
+            let (packed, dense) = weight([d_out, d_in], &config(double, 64), dtype);
+            let weight = values(dense);
+            let x: Operand<2> = super::View::plain(2).operand([40, d_in], DType::BF16, 9);
+            let x = x.view.cast(dtype);
+            let rows = values(x.clone());
+            for count in [1, 2, 8, 9, 40] {
+                let y = values(packed.matmul(x.clone().narrow(0, 40 - count, count)));
+                for (i, found) in y.into_iter().enumerate() {
+                    let (row, o) = (40 - count + i / d_out, i % d_out);
+                    let terms = (0..d_in).map(|k| rows[row * d_in + k] * weight[o * d_in + k]);
+                    let (sum, size) = terms.fold((0.0, 0.0), |(sum, size), term| {
+                        (sum + term, size + f64::abs(term))
+                    });
+                    let of_sums = (d_in + 4) as f64 * 2f64.powi(-24) * size;
+                    let bound = of_sums + epsilon * (f64::abs(sum) + of_sums);
+                    assert!(
+                        (found - sum).abs() <= bound,
+                        "{dtype:?}, {count} rows: {found}, not {sum}"
+                    );
+                }
+            }
+        }
+    }
+}

@@ -16,19 +16,7 @@ use super::{Source, many_rows, transposed};
 use crate::cpu::output::over;
 use crate::cpu::parallel::assert_same_in_pools;
 use crate::cpu::simd::Isa;
-use crate::cpu::value::Value;
-
-/// Values of no structure in `[-1, 1)`, rounded to the dtype.
-fn noise<V: Value>(n: usize, seed: u64) -> Vec<V> {
-    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
-    let values = std::iter::repeat_with(|| {
-        state ^= state << 13;
-        state ^= state >> 7;
-        state ^= state << 17;
-        V::round((state >> 40) as f32 / (1 << 23) as f32 - 1.0)
-    });
-    values.take(n).collect()
-}
+use crate::cpu::value::{Value, noise};
 
 fn wide<V: Value>(values: &[V]) -> Vec<f64> {
     values
