@@ -25,6 +25,7 @@ mod optim;
 mod outside;
 mod sft;
 mod targets;
+mod views;
 
 use std::path::{Path, PathBuf};
 

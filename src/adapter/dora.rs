@@ -18,6 +18,7 @@
 use burn::tensor::{FloatDType, Tensor};
 
 use super::cast;
+use crate::tensor::{matmul, reshape};
 
 /// Rows of a dense weight that are squared at a time.
 const RUN: usize = 64;
@@ -30,7 +31,7 @@ pub(crate) fn column_norms_squared(weight: &Tensor<2>) -> Tensor<1> {
         let run = weight.clone().narrow(0, first, RUN.min(d_in - first));
         norms + cast(run, FloatDType::F32).square().sum_dim(0)
     });
-    norms.reshape([d_out])
+    reshape(norms, [d_out])
 }
 
 /// `n²` from `‖W_j‖² [d_out]`, `Aᵀ·W [r, d_out]`, `A [d_in, r]` and `B [r, d_out]`, in f32: `[d_out]`.
@@ -45,9 +46,9 @@ pub(crate) fn changed_norms_squared(
 ) -> Tensor<1> {
     let [a_w, a, b] = [a_w, a, b].map(|factor| cast(factor, FloatDType::F32));
     let d_out = b.dims()[1];
-    let gram = a.clone().transpose().matmul(a);
-    let change = a_w.mul_scalar(2.0 * scale) + gram.matmul(b.clone()).mul_scalar(scale * scale);
-    let change = (change * b).sum_dim(0).reshape([d_out]);
+    let gram = matmul(a.clone().transpose(), a);
+    let change = a_w.mul_scalar(2.0 * scale) + matmul(gram, b.clone()).mul_scalar(scale * scale);
+    let change = reshape((change * b).sum_dim(0), [d_out]);
     (norms + change).clamp_min(f32::MIN_POSITIVE)
 }
 

@@ -13,7 +13,7 @@ use burn::tensor::{FloatDType, Tensor};
 use super::folded::InitialFactors;
 use super::frozen_layer::gain;
 use super::{Delta, FrozenMap, LoraConfig, Slices, dora, low_rank};
-use crate::tensor::cast;
+use crate::tensor::{cast, matmul};
 use crate::{PeftError, Result};
 
 /// The trainable factors of a low-rank change `Δ(x) = s·((drop(x)·A)·B)`, with `s = α/r`, or `α/√r` for rsLoRA.
@@ -163,7 +163,7 @@ impl Lora {
         }
         let (a, b) = self.factors();
         let [a, b] = [a, b].map(|factor| cast(factor, FloatDType::F32));
-        a.matmul(b).mul_scalar(self.scale())
+        matmul(a, b).mul_scalar(self.scale())
     }
 }
 

@@ -48,7 +48,9 @@ pub use trained_copy::TrainedCopy;
 pub use trained_rows::TrainedRows;
 
 use burn::module::Module;
-use burn::tensor::{Tensor, module::linear};
+use burn::tensor::Tensor;
+
+use crate::tensor::linear;
 
 /// The frozen map that a delta changes: `x -> x·W + b`, over the last axis of an input of any rank.
 pub trait FrozenMap {

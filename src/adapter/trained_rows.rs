@@ -7,9 +7,10 @@
 use std::collections::HashSet;
 
 use burn::module::{Module, Param};
-use burn::tensor::{FloatDType, IndexingUpdateOp, Int, Tensor, module::embedding, module::linear};
+use burn::tensor::{FloatDType, IndexingUpdateOp, Int, Tensor, module::embedding};
 
 use super::cast;
+use crate::tensor::{linear, reshape_int};
 use crate::{PeftError, Result};
 
 /// An adapter's own rows of a matrix `[vocabulary, d]`.
@@ -125,8 +126,8 @@ impl TrainedRows {
             IndexingUpdateOp::Add,
         );
         let [batch, length] = tokens.dims();
-        let slot = slot.select(0, tokens.reshape([batch * length]));
-        embedding(change, slot.reshape([batch, length]))
+        let slot = slot.select(0, reshape_int(tokens, [batch * length]));
+        embedding(change, reshape_int(slot, [batch, length]))
     }
 }
 

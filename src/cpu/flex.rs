@@ -1,11 +1,24 @@
 //! Burn's tensors in and out of kernels, f32 or bf16, and the products with low-rank factors on them.
+//!
+//! A tensor of Burn is a view of memory: offset, narrowed, transposed, expanded (strides of zero) or flipped (negative ones). Every
+//! kernel takes its operands by one of these, which read a view where it lies if the kernel can, and copy it otherwise:
+//!
+//! | as | read where it lies | for |
+//! |---|---|---|
+//! | [`contiguous`] | row-major without gaps, from any offset | activations and their gradients |
+//! | [`with_whole_lines`], [`lines`] | row-major or column-major without gaps | weights |
+//! | [`with_whole_rows`], [`heads`](crate::fused::cpu) | the last dimension contiguous, any other strides that are not negative | queries, keys, values |
+//! | [`with_forward_strides`], [`factor`] | any strides that are not negative | factors of a low rank |
+//!
+//! Operands may have a side of zero: a sum of no products is zero.
 
 use std::mem::MaybeUninit;
 
 use burn::backend::{Flex, tensor::FloatTensor};
-use burn::tensor::{DType, TensorData};
+use burn::tensor::{DType, Shape, TensorData};
 
-use super::matmul::skinny::{self, Factor};
+use super::matmul::factor::Factor;
+use super::matmul::skinny;
 use super::output::written;
 use super::simd::Isa;
 use super::value::Value;
@@ -33,6 +46,35 @@ pub(crate) fn last(tensor: &Float) -> usize {
     shape[shape.num_dims() - 1]
 }
 
+/// The number of rows, each as long as the last dimension.
+pub(crate) fn rows(tensor: &Float) -> usize {
+    let shape = tensor.layout().shape();
+    shape[..shape.num_dims() - 1].iter().product()
+}
+
+pub(crate) fn is_empty(tensor: &Float) -> bool {
+    tensor.layout().num_elements() == 0
+}
+
+/// Zeros of the dtype of `like`.
+pub(crate) fn zeros(shape: impl Into<Shape>, like: &Float) -> Float {
+    Float::zeros(shape.into(), like.dtype())
+}
+
+/// Row-major without gaps: itself, or a copy.
+pub(crate) fn contiguous(tensor: &Float) -> Float {
+    into_contiguous(tensor.clone())
+}
+
+/// [`contiguous`] of a tensor that is not needed any more.
+pub(crate) fn into_contiguous(tensor: Float) -> Float {
+    match tensor.is_contiguous() {
+        true => tensor,
+        false => tensor.to_contiguous(),
+    }
+}
+
+/// The values of a contiguous tensor.
 pub(crate) fn slice<V: Value>(contiguous: &Float) -> &[V] {
     let values = contiguous.as_slice();
     values.expect("contiguous, and of this dtype")
@@ -52,6 +94,38 @@ pub(crate) fn with_whole_lines(matrix: &Float) -> Float {
 pub(crate) fn lines<V: Value>(matrix: &Float) -> &[V] {
     let layout = matrix.layout();
     &matrix.storage()[layout.start_offset()..][..layout.num_elements()]
+}
+
+/// A tensor `[batch, heads, seq, d]` whose rows are contiguous and whose strides are not negative: itself, or a copy.
+pub(crate) fn with_whole_rows(tensor: Float) -> Float {
+    match tensor.layout().strides()[3] == 1 && is_forward(&tensor) {
+        true => tensor,
+        false => tensor.to_contiguous(),
+    }
+}
+
+/// A tensor without negative strides: itself, or a copy.
+pub(crate) fn with_forward_strides(tensor: &Float) -> Float {
+    match is_forward(tensor) {
+        true => tensor.clone(),
+        false => tensor.to_contiguous(),
+    }
+}
+
+fn is_forward(tensor: &Float) -> bool {
+    tensor.layout().strides().iter().all(|&stride| stride >= 0)
+}
+
+/// A matrix of f32 without negative strides, where it lies.
+pub(crate) fn factor(matrix: &Float) -> Factor<'_> {
+    let layout = matrix.layout();
+    let strides = [0, 1].map(|axis| layout.strides()[axis]);
+    let strides = strides.map(|stride| usize::try_from(stride).expect("no negative stride"));
+    let values = match is_empty(matrix) {
+        true => &[],
+        false => &matrix.storage()[layout.start_offset()..],
+    };
+    Factor::new(values, shape(matrix), strides)
 }
 
 /// Tensors of the shapes of `like`, their values written by `f`.
@@ -76,46 +150,43 @@ pub(crate) unsafe fn filled<V: Value, const N: usize>(
 
 /// Whether the products below are for these activations and this factor.
 pub(crate) fn serves(x: &Float, factor: &Float) -> bool {
-    matches!(x.dtype(), DType::F32 | DType::BF16)
-        && factor.dtype() == DType::F32
-        && factor.layout().strides().iter().all(|&stride| stride >= 0)
-        && x.layout().num_elements() > 0
-        && factor.layout().num_elements() > 0
+    matches!(x.dtype(), DType::F32 | DType::BF16) && factor.dtype() == DType::F32
 }
 
 /// `scale · x · a`: `[…, d] · [d, r] -> [rows, r]`.
 pub(crate) fn to_rank(x: &Float, a: &Float, scale: f64) -> Float {
-    fn of<V: Value>(x: &Float, a: Factor, scale: f32) -> Float {
-        let [d, rank] = a.shape;
-        let x = slice::<V>(x);
-        let rows = x.len() / d;
-        let write = |[out]: [&mut [_]; 1]| skinny::to_rank(Isa::best(), x, a, scale, out);
+    fn of<V: Value>(x: &Float, a: Factor, [rows, rank]: [usize; 2], scale: f32) -> Float {
+        let write = |[out]: [&mut [_]; 1]| {
+            skinny::to_rank(Isa::best(), slice::<V>(x), a, scale, out);
+        };
         // SAFETY: all is written.
         let [u] = unsafe { written([rows * rank], write) };
         Float::from_data(TensorData::new(u, [rows, rank]))
     }
-    let strides = a.layout().strides();
-    let factor = Factor {
-        values: &a.storage()[a.layout().start_offset()..],
-        shape: shape(a),
-        strides: [0, 1].map(|axis| strides[axis] as usize),
-    };
-    let x = x.to_contiguous();
-    of_dtype!(x, of(&x, factor, scale as f32))
+    let dims @ [_, rank] = [rows(x), last(a)];
+    if is_empty(x) || rank == 0 {
+        return zeros(dims, a);
+    }
+    let (x, a) = (contiguous(x), with_forward_strides(a));
+    of_dtype!(x, of(&x, factor(&a), dims, scale as f32))
 }
 
 /// `uᵀ · y`: `u [rows, r]`, `y […, d]`, the result `[r, d]`, or `[d, r]` if `turned`.
 pub(crate) fn over_rows(u: &Float, y: &Float, turned: bool) -> Float {
-    fn of<V: Value>(u: &Float, y: &Float, turned: bool) -> Float {
-        let (rank, d) = (last(u), last(y));
+    fn of<V: Value>(u: &Float, y: &Float, turned: bool, shape: [usize; 2]) -> Float {
+        let rank = last(u);
         let write = |[out]: [&mut [_]; 1]| {
             skinny::over_rows(Isa::best(), slice(u), slice::<V>(y), rank, turned, out);
         };
         // SAFETY: all is written.
-        let [gradient] = unsafe { written([rank * d], write) };
-        let shape = if turned { [d, rank] } else { [rank, d] };
+        let [gradient] = unsafe { written([shape[0] * shape[1]], write) };
         Float::from_data(TensorData::new(gradient, shape))
     }
-    let (u, y) = (u.to_contiguous(), y.to_contiguous());
-    of_dtype!(y, of(&u, &y, turned))
+    let (rank, d) = (last(u), last(y));
+    let shape = if turned { [d, rank] } else { [rank, d] };
+    if is_empty(u) || is_empty(y) {
+        return zeros(shape, u);
+    }
+    let (u, y) = (contiguous(u), contiguous(y));
+    of_dtype!(y, of(&u, &y, turned, shape))
 }

@@ -99,6 +99,17 @@ impl Strips {
     }
 }
 
+/// Asserts that `f` gives the same whatever the number of threads is.
+#[cfg(test)]
+pub(crate) fn assert_same_in_pools<T: PartialEq + Send>(name: &str, f: impl Fn() -> T + Sync) {
+    let [one, three, eight] = [1, 3, 8].map(|threads| {
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads);
+        pool.build().expect("a pool").install(&f)
+    });
+    assert!(one == three, "{name}: one thread and three");
+    assert!(one == eight, "{name}: one thread and eight");
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

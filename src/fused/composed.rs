@@ -4,6 +4,7 @@ use burn::tensor::activation::{log_softmax, silu, softmax};
 use burn::tensor::{DType, Int, Tensor, TensorData};
 
 use super::Visible;
+use crate::tensor::{matmul, reshape};
 
 pub(super) fn swiglu<const D: usize>(gate: Tensor<D>, up: Tensor<D>) -> Tensor<D> {
     silu(gate) * up
@@ -39,20 +40,18 @@ pub(super) fn attention(
     let hidden = visible.hidden(&q.device());
     // The query heads of a group stand below each other, so that keys and values are not repeated. Scaling the queries
     // scales the scores, which are many more.
-    let q = q.reshape([batch, kv_heads, group * queries, d]) * scale;
-    let scores = widened(q.matmul(k.swap_dims(2, 3)));
-    let scores = scores.reshape([batch, heads, queries, keys]);
+    let q = reshape(q, [batch, kv_heads, group * queries, d]) * scale;
+    let scores = widened(matmul(q, k.swap_dims(2, 3)));
+    let scores = reshape(scores, [batch, heads, queries, keys]);
     // Finite, so that a query that sees nothing does not give NaN.
     let lowest = scores
         .dtype()
         .finfo()
         .map_or(f64::from(f32::MIN), |info| info.min);
     let weights = softmax(scores.mask_fill(hidden.clone(), lowest), 3).mask_fill(hidden, 0.0);
-    weights
-        .reshape([batch, kv_heads, group * queries, keys])
-        .cast(dtype)
-        .matmul(v)
-        .reshape([batch, heads, queries, d])
+    let weights = reshape(weights, [batch, kv_heads, group * queries, keys]);
+    let y = matmul(weights.cast(dtype), v);
+    reshape(y, [batch, heads, queries, d])
 }
 
 pub(super) fn cross_entropy(logits: Tensor<2>, labels: &[(usize, usize)]) -> Tensor<1> {
@@ -68,7 +67,7 @@ pub(super) fn cross_entropy(logits: Tensor<2>, labels: &[(usize, usize)]) -> Ten
 }
 
 /// In f32, where narrower.
-fn widened<const D: usize>(x: Tensor<D>) -> Tensor<D> {
+pub(super) fn widened<const D: usize>(x: Tensor<D>) -> Tensor<D> {
     match x.dtype() {
         DType::F64 => x,
         _ => x.cast(DType::F32),

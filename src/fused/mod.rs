@@ -24,9 +24,10 @@ mod tests;
 mod visible;
 
 use burn::tensor::Tensor;
-use burn::tensor::module::linear;
 
 pub use visible::Visible;
+
+use crate::tensor::{cleared, constant, is_empty, linear};
 
 /// The product with a frozen dense weight, `y = x·W`, in the dtype of both: a head, say, that is not adapted.
 ///
@@ -145,7 +146,7 @@ pub fn rotate(x: Tensor<4>, cos: Tensor<4>, sin: Tensor<4>) -> Tensor<4> {
     );
     assert_eq!(cos.dims(), [rows, 1, seq, width / 2], "shape of cos");
     assert_eq!(cos.dims(), sin.dims(), "shapes of cos and sin");
-    let (cos, sin) = (cos.detach(), sin.detach());
+    let [cos, sin] = [cos, sin].map(constant);
     #[cfg(feature = "flex")]
     if cpu::serves(&x)
         && [&cos, &sin]
@@ -199,6 +200,9 @@ pub fn attention(
         "`visible` of {} rows, batch of {batch}",
         visible.rows()
     );
+    if is_empty(&q) || is_empty(&k) {
+        return of_nothing(q, [k, v]);
+    }
     #[cfg(feature = "flex")]
     if [&q, &k, &v]
         .iter()
@@ -209,9 +213,21 @@ pub fn attention(
     composed::attention(q, k, v, visible, scale)
 }
 
+/// Attention without a query, a key or a feature: zeros, if there is room for any, and gradients that are zero.
+fn of_nothing(q: Tensor<4>, keys_and_values: [Tensor<4>; 2]) -> Tensor<4> {
+    let sums = keys_and_values
+        .into_iter()
+        .filter(Tensor::is_tracked)
+        .map(|tensor| tensor.sum_dim(2).sum_dim(1));
+    sums.fold(cleared(q), |y, sum| y + sum)
+}
+
 /// The sum of `−log softmax(logits[row])[label]` over `labels`, which are `(row, label)` in ascending order of rows:
 /// `[rows, vocab] -> [1]`, in f32 (f64 for f64 logits).
 pub(crate) fn cross_entropy(logits: Tensor<2>, labels: Vec<(usize, usize)>) -> Tensor<1> {
+    if labels.is_empty() {
+        return cleared(composed::widened(logits)).sum();
+    }
     #[cfg(feature = "flex")]
     if cpu::serves(&logits) {
         return cpu::cross_entropy(logits, labels);

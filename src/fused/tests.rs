@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use burn::tensor::{DType, Device, Distribution, Tensor};
+use burn::tensor::{DType, Device, Distribution, Tensor, TensorData};
 use proptest::prelude::*;
 
 use super::*;
@@ -15,11 +15,6 @@ fn pair<const D: usize>(shape: [usize; D], dtype: DType) -> (Tensor<D>, Tensor<D
         x.clone().cast(DType::F64).detach().require_grad(),
         x.detach().require_grad(),
     )
-}
-
-/// Burn's `detach` leaves a leaf what it is.
-fn constant<const D: usize>(tensor: Tensor<D>) -> Tensor<D> {
-    tensor.detach().set_require_grad(false)
 }
 
 /// Tokens before heads in memory, as a linear layer leaves them.
@@ -102,10 +97,14 @@ fn dtypes() -> impl Strategy<Value = DType> {
     prop_oneof![Just(DType::F32), Just(DType::BF16)]
 }
 
-/// A range of keys for each query: causal, anything, or nothing.
-fn ranges(queries: usize, keys: usize) -> impl Strategy<Value = Range<usize>> {
-    let _ = queries;
-    (0..=keys, 0..=keys).prop_map(|(a, b)| a.min(b)..a.max(b))
+/// A range of keys for each query: causal, or anything, nothing too.
+fn ranges(queries: usize, keys: usize) -> impl Strategy<Value = Vec<Range<usize>>> {
+    let any = (0..=keys, 0..=keys).prop_map(|(a, b)| a.min(b)..a.max(b));
+    let causal = (0..queries).map(|query| 0..(query + 1 + keys.saturating_sub(queries)).min(keys));
+    prop_oneof![
+        Just(causal.collect::<Vec<_>>()),
+        prop::collection::vec(any, queries),
+    ]
 }
 
 proptest! {
@@ -223,7 +222,7 @@ proptest! {
     fn attentions(
         (batch, kv_heads, group) in (1_usize..3, 1_usize..3, 1_usize..3),
         (queries, ranges) in (1_usize..110, 1_usize..130).prop_flat_map(|(queries, keys)| {
-            (Just(queries), prop::collection::vec(ranges(queries, keys), queries))
+            (Just(queries), ranges(queries, keys))
         }),
         d in 1_usize..70,
         dtype in dtypes(),
@@ -268,6 +267,62 @@ proptest! {
     }
 }
 
+/// A result and gradients, as bits, of an operation large enough for the pool.
+fn bits<const D: usize, const N: usize>(y: Tensor<D>, operands: [&Tensor<D>; N]) -> Vec<u64> {
+    let gradients = y.clone().sin().sum().backward();
+    let of = |tensor: &Tensor<D>| values(tensor.grad(&gradients).unwrap());
+    let all = operands.into_iter().flat_map(of);
+    values(y).into_iter().chain(all).map(f64::to_bits).collect()
+}
+
+#[test]
+#[cfg(feature = "flex")]
+fn the_number_of_threads_changes_no_bit() {
+    use crate::cpu::parallel::assert_same_in_pools;
+    for dtype in [DType::F32, DType::BF16] {
+        let [(_, q), (_, k), (_, v)] = [4, 2, 2].map(|heads| by_token([2, heads, 130, 16], dtype));
+        let visible = Visible::causal(130, 0);
+        assert_same_in_pools("attention", || {
+            let [q, k, v] = [&q, &k, &v].map(|t| t.clone().swap_dims(1, 2));
+            let [q, k, v] = [q, k, v].map(|t| t.detach().require_grad());
+            let y = attention(q.clone(), k.clone(), v.clone(), &visible, 0.3);
+            bits(y, [&q, &k, &v])
+        });
+        let [(_, x), (_, up), (_, weight)] =
+            [[300, 400], [300, 400], [400, 302]].map(|shape| pair(shape, dtype));
+        let (_, gamma) = pair([400], dtype);
+        assert_same_in_pools("swiglu", || bits(swiglu(x.clone(), up.clone()), [&x, &up]));
+        assert_same_in_pools("rms_norm", || {
+            let norm = || rms_norm(x.clone(), gamma.clone(), 1e-5);
+            let gradients = norm().sin().sum().backward();
+            let of_gamma = values(gamma.grad(&gradients).unwrap());
+            let of_gamma = of_gamma.into_iter().map(f64::to_bits);
+            let all = bits(norm(), [&x]).into_iter().chain(of_gamma);
+            all.collect::<Vec<_>>()
+        });
+        assert_same_in_pools("frozen_linear", || {
+            bits(frozen_linear(x.clone(), constant(weight.clone())), [&x])
+        });
+        assert_same_in_pools("cross_entropy", || {
+            let labels = (0..300).map(|row| (row, row)).collect();
+            let loss = cross_entropy(x.clone(), labels);
+            let gradient = values(x.grad(&loss.clone().backward()).unwrap());
+            let all = values(loss).into_iter().chain(gradient);
+            all.map(f64::to_bits).collect::<Vec<_>>()
+        });
+        let (_, heads) = by_token([2, 8, 130, 64], dtype);
+        let (_, angles) = pair([1, 1, 130, 32], DType::F32);
+        let angles = constant(angles);
+        assert_same_in_pools("rotate", || {
+            let x = heads.clone().swap_dims(1, 2).detach().require_grad();
+            bits(
+                rotate(x.clone(), angles.clone().cos(), angles.clone().sin()),
+                [&x],
+            )
+        });
+    }
+}
+
 #[test]
 fn what_is_visible() {
     let visible = Visible::left_padded(&[0, 2], 2, 1);
@@ -286,4 +341,129 @@ fn other_dtypes_are_composed() {
     let (_, gamma) = pair([8], DType::F16);
     assert_eq!(rms_norm(x.clone(), gamma, 1e-5).dtype(), DType::F16);
     assert_eq!(swiglu(x.clone(), x).dtype(), DType::F16);
+}
+
+/// What is no finite number goes where Burn's operations take it, and nowhere else.
+#[cfg(feature = "flex")]
+mod not_finite {
+    use super::*;
+
+    const BAD: [f32; 3] = [f32::NAN, f32::INFINITY, f32::NEG_INFINITY];
+
+    /// Random, with values that are no finite numbers at these places.
+    fn with<const D: usize>(shape: [usize; D], bad: &[(usize, f32)]) -> Tensor<D> {
+        let values = pair(shape, DType::F32).1.into_data();
+        let mut values: Vec<f32> = values.try_into_vec().unwrap();
+        for &(at, value) in bad {
+            values[at] = value;
+        }
+        let data = TensorData::new(values, shape);
+        Tensor::<D>::from_data(data, &Device::default().autodiff()).require_grad()
+    }
+
+    /// Both NaN, or the same infinity, or near each other.
+    fn assert_alike<const D: usize>(name: &str, found: Tensor<D>, expected: Tensor<D>) {
+        for (i, (found, expected)) in values(found).into_iter().zip(values(expected)).enumerate() {
+            let alike = match (found.is_finite(), expected.is_finite()) {
+                (true, true) => (found - expected).abs() <= 1e-4 * expected.abs().max(1.0),
+                (false, false) => found.is_nan() == expected.is_nan() && !(found == -expected),
+                _ => false,
+            };
+            assert!(alike, "{name}[{i}]: {found}, not {expected}");
+        }
+    }
+
+    #[test]
+    fn gates() {
+        for dtype in [DType::F32, DType::BF16] {
+            for bad in BAD.into_iter().chain([1e38, -1e38]) {
+                for of_gate in [true, false] {
+                    let places = [(2, bad), (50, bad)];
+                    let [gate, up] = [of_gate, !of_gate]
+                        .map(|here| if here { places.as_slice() } else { &[] })
+                        .map(|bad| with([3, 40], bad).cast(dtype));
+                    let found = swiglu(gate.clone(), up.clone());
+                    let expected = composed::swiglu(gate.cast(DType::F32), up.cast(DType::F32));
+                    let expected = expected.cast(dtype);
+                    let bound = if dtype == DType::BF16 { 0.02 } else { 1e-5 };
+                    let pairs = values(found).into_iter().zip(values(expected));
+                    for (i, (found, expected)) in pairs.enumerate() {
+                        let same = found.is_nan() && expected.is_nan() || found == expected;
+                        let near = (found - expected).abs() <= bound * expected.abs().max(1.0);
+                        assert!(
+                            same || near,
+                            "{bad} of gate {of_gate}: [{i}] {found}, not {expected}"
+                        );
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn norms() {
+        for bad in BAD {
+            let x = with([4, 37], &[(37 + 5, bad)]);
+            let gamma = with([37], &[(3, bad)]);
+            for gamma in [gamma, with([37], &[])] {
+                let found = rms_norm(x.clone(), gamma.clone(), 1e-5);
+                let expected = composed::rms_norm(x.clone(), gamma.clone(), 1e-5);
+                assert_alike("result", found.clone(), expected.clone());
+                let (found, expected) = (found.sum().backward(), expected.sum().backward());
+                let [found, expected] =
+                    [found, expected].map(|gradients| x.grad(&gradients).unwrap());
+                // Rows do not know of each other.
+                for row in [0, 2, 3] {
+                    let [found, expected] =
+                        [&found, &expected].map(|t| t.clone().narrow(0, row, 1));
+                    assert_alike("gradient", found, expected);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn attentions() {
+        let shape = [1, 2, 60, 8];
+        let visible = Visible::causal(60, 0);
+        // Of head 1, token 20.
+        let at = 8 * (60 + 20) + 3;
+        for bad in BAD {
+            for operand in 0..3 {
+                let bad_in = |i| {
+                    if i == operand {
+                        vec![(at, bad)]
+                    } else {
+                        vec![]
+                    }
+                };
+                let [q, k, v] = [0, 1, 2].map(|i| with(shape, &bad_in(i)));
+                let found = attention(q.clone(), k.clone(), v.clone(), &visible, 0.4);
+                let expected = composed::attention(q, k, v, &visible, 0.4);
+                let head = |t: &Tensor<4>, head, first, tokens| {
+                    t.clone().narrow(1, head, 1).narrow(2, first, tokens)
+                };
+                assert_alike(
+                    "other head",
+                    head(&found, 0, 0, 60),
+                    head(&expected, 0, 0, 60),
+                );
+                // A hidden value counts nothing, but zero times infinity is no number, here as there.
+                let first = if operand == 2 { 20 } else { 0 };
+                let name = format!("{bad} in operand {operand}");
+                assert_alike(
+                    &name,
+                    head(&found, 1, first, 60 - first),
+                    head(&expected, 1, first, 60 - first),
+                );
+                if operand < 2 {
+                    assert!(
+                        values(head(&found, 1, 0, 20))
+                            .iter()
+                            .all(|value| value.is_finite())
+                    );
+                }
+            }
+        }
+    }
 }

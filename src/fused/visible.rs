@@ -13,6 +13,7 @@ use burn::tensor::{Bool, Device, Int, Tensor, TensorData};
 pub struct Visible {
     /// `[batch or 1, queries]`.
     ranges: Arc<[Range<usize>]>,
+    rows: usize,
     queries: usize,
     keys: usize,
 }
@@ -27,17 +28,25 @@ impl Visible {
     pub fn left_padded(padding: &[usize], queries: usize, past: usize) -> Self {
         let row = |&pad: &usize| (past..past + queries).map(move |query| pad..query + 1);
         let ranges: Vec<_> = padding.iter().flat_map(row).collect();
-        Self::from_ranges(&ranges, queries, past + queries)
+        Self::of_rows(padding.len(), &ranges, queries, past + queries)
     }
 
-    /// Any ranges of `keys` keys, `[batch or 1, queries]`, row-major. A range may be empty.
+    /// Any ranges of `keys` keys, `[batch or 1, queries]`, row-major. A range may be empty; of no queries there is one row.
     ///
     /// # Panics
     ///
     /// If there is not a range for each query of each row, or one goes beyond the keys.
     pub fn from_ranges(ranges: &[Range<usize>], queries: usize, keys: usize) -> Self {
+        let rows = match queries {
+            0 => 1,
+            queries => (ranges.len() / queries).max(1),
+        };
+        Self::of_rows(rows, ranges, queries, keys)
+    }
+
+    fn of_rows(rows: usize, ranges: &[Range<usize>], queries: usize, keys: usize) -> Self {
         assert!(
-            queries > 0 && !ranges.is_empty() && ranges.len().is_multiple_of(queries),
+            ranges.len() == rows * queries,
             "{} ranges for rows of {queries} queries",
             ranges.len()
         );
@@ -54,6 +63,7 @@ impl Visible {
         });
         Self {
             ranges: ranges.collect(),
+            rows,
             queries,
             keys,
         }
@@ -61,7 +71,7 @@ impl Visible {
 
     /// Rows of the batch with ranges of their own; one if all have the same.
     pub fn rows(&self) -> usize {
-        self.ranges.len() / self.queries
+        self.rows
     }
 
     /// Number of queries.

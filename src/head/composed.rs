@@ -9,7 +9,7 @@ use std::ops::Range;
 use burn::tensor::{FloatDType, Int, Tensor, TensorData};
 
 use super::{Head, HeadChunks, HeadWeight, wide};
-use crate::tensor::{cast, constant};
+use crate::tensor::{cast, constant, matmul};
 
 pub(super) fn cross_entropy(
     x: Tensor<2>,
@@ -94,9 +94,9 @@ impl Constants<'_> {
     /// The logits of a chunk, `[rows, width]`.
     fn logits(&self, rows: &Range<usize>, tokens: &Range<usize>) -> Tensor<2> {
         let weight = self.weight(tokens);
-        let mut z = cast(self.x(rows, &weight).matmul(weight), self.dtype);
+        let mut z = cast(matmul(self.x(rows, &weight), weight), self.dtype);
         if let Some([u, b]) = &self.head.low_rank {
-            z = z + narrow(u, 0, rows).matmul(narrow(b, 1, tokens));
+            z = z + matmul(narrow(u, 0, rows), narrow(b, 1, tokens));
         }
         match &self.head.bias {
             Some(bias) => {
@@ -142,8 +142,11 @@ impl Constants<'_> {
                 };
                 let label = label.mask_where(elsewhere, label_before);
                 let largest = largest.max_pair(before.clone());
-                let sum = (z - largest.clone()).exp().sum_dim(1);
-                let sum = sum + sum_before * (before - largest.clone()).exp();
+                // While no token has had any probability, nothing has been summed, and the difference of infinities is no number.
+                let nothing = largest.clone().equal_elem(f64::NEG_INFINITY);
+                let from = largest.clone().mask_fill(nothing, 0.0);
+                let sum = (z - from.clone()).exp().sum_dim(1);
+                let sum = sum + sum_before * (before - from).exp();
                 seen = Some([largest, sum, label]);
             }
             let [largest, sum, label] = seen.expect("a vocabulary");
@@ -208,18 +211,19 @@ impl Tracked {
                 let rounded = cast(dz.clone(), weight.dtype().into());
                 if let Some(dw) = &mut dw {
                     let x = constants.x(&rows, &weight);
-                    let part = x.transpose().matmul(rounded.clone());
+                    let part = matmul(x.transpose(), rounded.clone());
                     add_columns(dw, &tokens, part);
                 }
                 if self.x.is_tracked() {
-                    let part = cast(rounded.matmul(weight.transpose()), constants.dtype);
+                    let part = matmul(rounded, weight.transpose());
+                    let part = cast(part, constants.dtype);
                     dx_rows = plus(dx_rows, part);
                 }
                 if let (Some(u), Some(b)) = (u, b) {
                     let b = narrow(b, 1, &tokens);
-                    du_rows = plus(du_rows, dz.clone().matmul(b.transpose()));
+                    du_rows = plus(du_rows, matmul(dz.clone(), b.transpose()));
                     if let Some(db) = &mut db {
-                        let part = narrow(u, 0, &rows).transpose().matmul(dz.clone());
+                        let part = matmul(narrow(u, 0, &rows).transpose(), dz.clone());
                         add_columns(db, &tokens, part);
                     }
                 }
@@ -251,9 +255,12 @@ impl Tracked {
     }
 }
 
-/// Zero, with a gradient of the tensor that is `gradient` times that of the zero, in a product of this dtype.
+/// Zero, with a gradient of the tensor that is `gradient` times that of the zero, in a product of this dtype. Of an infinite value, such as
+/// a bias that rules a token out, the gradient is zero.
 fn attach(tensor: Tensor<2>, gradient: Tensor<2>, dtype: FloatDType) -> Tensor<1> {
-    // The tensor less itself is zero, whatever its values are, and the product with it too.
+    // A finite number less itself is zero, and the product with it too.
+    let infinite = constant(tensor.clone()).is_finite().bool_not();
+    let tensor = tensor.mask_fill(infinite, 0.0);
     let zero = tensor.clone() - constant(tensor);
     (cast(zero, dtype) * cast(gradient, dtype)).sum()
 }

@@ -1,25 +1,28 @@
 //! Burn's tensors in and out of the kernels of [`fused::cpu::head`](crate::fused::cpu::head), in the arithmetic of their dtypes.
 //!
-//! bf16 rows and a bf16 or packed weight are multiplied as bf16 where the processor does so and features and vocabulary are even.
-//! Everything else is multiplied in f32: what is narrower is widened, rows a chunk and the weight a strip at a time.
+//! bf16 rows and a bf16 or packed weight are multiplied as pairs of bf16 if features and vocabulary are even. Everything else is
+//! multiplied in f32: what is narrower is widened, rows a chunk and the weight a strip at a time. A packed weight is rounded to the
+//! dtype of the rows either way.
 
 use burn::backend::{Flex, ops::FloatTensorOps};
 use burn::tensor::{DType, TensorData};
 use half::bf16;
 
 use super::HeadChunks;
-use crate::cpu::flex::{Float, lines, shape, slice, with_whole_lines};
+use crate::cpu::flex::{
+    Float, contiguous, factor, lines, shape, slice, with_forward_strides, with_whole_lines,
+};
 use crate::cpu::matmul::Source;
 use crate::cpu::matmul::dense::{Dense, Widened};
 use crate::cpu::matmul::element::{Element, F32, Pairs};
-use crate::cpu::matmul::skinny::Factor;
+use crate::cpu::matmul::factor::Factor;
 use crate::cpu::simd::Isa;
 use crate::cpu::value::Value;
 use crate::fused::cpu::cross_entropy::Running;
 use crate::fused::cpu::head::{Gradients, Head, Inputs};
 use crate::nf4::Nf4Tensors;
-use crate::nf4::cpu::Packed;
 use crate::nf4::cpu::flex::with_packed;
+use crate::nf4::cpu::{Packed, Precision};
 
 /// The weight, dense `[features, vocabulary]` or packed.
 #[derive(Clone, Debug)]
@@ -58,7 +61,7 @@ impl Operands {
         dy: &Float,
         wanted: Wanted,
     ) -> [Option<Float>; 5] {
-        let dy = slice::<f32>(&dy.to_contiguous())[0];
+        let dy = slice::<f32>(&contiguous(dy))[0];
         self.pass(Backward {
             running,
             dy,
@@ -68,7 +71,7 @@ impl Operands {
 
     /// Runs a pass with the operands as the kernels take them.
     fn pass<P: Pass>(&self, pass: P) -> P::Output {
-        let x = self.x.to_contiguous();
+        let x = contiguous(&self.x);
         match x.dtype() {
             DType::BF16 => self.of_rows(slice::<bf16>(&x), pass),
             _ => self.of_rows(slice::<f32>(&x), pass),
@@ -76,9 +79,13 @@ impl Operands {
     }
 
     fn of_rows<V: Value, P: Pass>(&self, x: &[V], pass: P) -> P::Output {
-        let narrow = size_of::<V>() == size_of::<bf16>() && Isa::best().has_pairs();
+        let narrow = size_of::<V>() == size_of::<bf16>();
         match &self.weight {
             Weight::Nf4(weight) => with_packed(weight, |w: &Packed| {
+                let w = &match narrow {
+                    true => w.rounded_to(Precision::Bf16),
+                    false => *w,
+                };
                 let [vocabulary, features] = w.shape;
                 let dims = [features, vocabulary];
                 match narrow && even(dims) {
@@ -130,22 +137,12 @@ impl Operands {
     where
         for<'b> Dense<'b, E::Value>: Source<E>,
     {
-        let u = self.low_rank.as_ref().map(|[u, _]| u.to_contiguous());
-        let bias = self.bias.as_ref().map(Float::to_contiguous);
-        let b = match &self.low_rank {
-            None => Factor {
-                values: &[],
-                shape: [0, vocabulary],
-                strides: [0, 0],
-            },
-            Some([_, b]) => {
-                let strides = b.layout().strides();
-                Factor {
-                    values: &b.storage()[b.layout().start_offset()..],
-                    shape: shape(b),
-                    strides: [0, 1].map(|axis| strides[axis] as usize),
-                }
-            }
+        let u = self.low_rank.as_ref().map(|[u, _]| contiguous(u));
+        let bias = self.bias.as_ref().map(contiguous);
+        let b = self.low_rank.as_ref().map(|[_, b]| with_forward_strides(b));
+        let b = match &b {
+            None => Factor::without_rows(vocabulary),
+            Some(b) => factor(b),
         };
         let head = Head {
             isa: Isa::best(),
@@ -217,7 +214,7 @@ impl Pass for Backward<'_> {
     where
         for<'b> Dense<'b, E::Value>: Source<E>,
     {
-        let (rows, rank) = (inputs.labels.len(), head.b.shape[0]);
+        let (rows, [rank, _]) = (inputs.labels.len(), head.b.shape());
         let shapes = [
             [rows, head.features],
             match head.by_token {

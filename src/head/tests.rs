@@ -4,7 +4,7 @@
 //! and what `e^z` and its sum over the vocabulary add: `ε = 2δz + 3·(v + rows + 16)·2⁻²⁴` in all, for sums over a row's
 //! probabilities, which are 1. Where `dz`, and results, are rounded to bf16, that adds `2⁻⁸` for each time.
 
-use burn::tensor::{DType, Device, Distribution, FloatDType, Tensor};
+use burn::tensor::{DType, Device, Distribution, FloatDType, Int, Tensor};
 use proptest::prelude::*;
 
 use super::*;
@@ -146,11 +146,8 @@ fn check(case: &Case, composed: bool) {
     };
     let held = match (&packed, case.kind) {
         (Some(packed), _) => {
-            let dtype = match case.x {
-                DType::BF16 if rounds_packed(case) => FloatDType::BF16,
-                _ => FloatDType::F32,
-            };
-            packed.dequantize(dtype)
+            // As a product of bf16 takes it.
+            packed.dequantize(FloatDType::from(case.x))
         }
         (None, Kind::Rows) => random([features, vocabulary], 0.2, case.weight),
         (None, _) => random([vocabulary, features], 0.2, case.weight),
@@ -264,18 +261,6 @@ fn check(case: &Case, composed: bool) {
     }
 }
 
-/// Whether a packed weight is rounded to bf16, as a product of bf16 takes it.
-#[cfg(feature = "flex")]
-fn rounds_packed(case: &Case) -> bool {
-    let dims = [case.features, case.vocabulary];
-    crate::cpu::simd::Isa::best().has_pairs() && dims.iter().all(|dim| dim.is_multiple_of(2))
-}
-
-#[cfg(not(feature = "flex"))]
-fn rounds_packed(_case: &Case) -> bool {
-    false
-}
-
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(64))]
 
@@ -290,6 +275,32 @@ proptest! {
         // Burn's products round logits to bf16.
         let case = Case { x: DType::F32, weight: DType::F32, ..case };
         check(&case, true);
+    }
+}
+
+#[test]
+#[cfg(feature = "flex")]
+fn the_number_of_threads_changes_no_bit() {
+    for dtype in [DType::F32, DType::BF16] {
+        let x = random([80, 64], 1.0, dtype);
+        let weight = random([500, 64], 0.3, dtype);
+        let [u, b] = [[80, 5], [5, 500]].map(|shape| random(shape, 0.3, DType::F32));
+        let labels: Vec<usize> = (0..80).map(|row| row * 6).collect();
+        let chunks = HeadChunks::new(50, 200).unwrap();
+        crate::cpu::parallel::assert_same_in_pools("head", || {
+            let operands = [leaf(&x), leaf(&weight), leaf(&u), leaf(&b)];
+            let [x, weight, u, b] = operands.clone();
+            let head = Head {
+                weight: HeadWeight::Dense(weight.transpose()),
+                low_rank: Some([u, b]),
+                bias: None,
+            };
+            let loss = cross_entropy(x, head, labels.clone(), &chunks);
+            let gradients = loss.clone().backward();
+            let of = |tensor: &Tensor<2>| values(tensor.grad(&gradients).unwrap());
+            let all: Vec<f64> = operands.iter().flat_map(of).chain(values(loss)).collect();
+            all.into_iter().map(f64::to_bits).collect::<Vec<_>>()
+        });
     }
 }
 
@@ -329,28 +340,96 @@ fn extreme_logits_stay_finite() {
     let weight =
         Tensor::<2>::from_data([[1e19_f32, -1e19, -1e19, 9e18, f32::NEG_INFINITY]], &device);
     for composed in [false, true] {
-        // What is composed takes finite logits.
-        let weight = match composed {
-            true => weight.clone().narrow(1, 0, 4),
-            false => weight.clone(),
-        };
-        let head = Head {
-            weight: HeadWeight::Dense(weight),
-            low_rank: None,
-            bias: None,
-        };
-        let chunks = HeadChunks::new(1, 2).unwrap();
-        let loss = match composed {
-            true => composed::cross_entropy(x.clone(), head, &[1, 0], &chunks),
-            false => cross_entropy(x.clone(), head, vec![1, 0], &chunks),
-        };
-        // The wrong token costs the whole distance, the right one nothing.
-        assert_eq!(values(loss.clone()), [f64::from(2e38_f32)]);
-        let dx = values(x.grad(&loss.backward()).unwrap());
-        if composed {
-            // Of the first row: what its token should have and has not.
-            assert_eq!(dx, [f64::from(2e19_f32), 0.0]);
+        for tokens in [4, 5] {
+            // The last token has no finite gradient, and what is composed has gradients in its loss.
+            let x = match composed && tokens == 5 {
+                true => crate::tensor::constant(x.clone()),
+                false => x.clone(),
+            };
+            let loss = loss(
+                composed,
+                &x,
+                &weight.clone().narrow(1, 0, tokens),
+                None,
+                &[1, 0],
+                2,
+            );
+            // The wrong token costs the whole distance, the right one nothing.
+            assert_eq!(values(loss.clone()), [f64::from(2e38_f32)]);
+            if x.is_tracked() {
+                let dx = values(x.grad(&loss.backward()).unwrap());
+                if tokens == 4 {
+                    // Of the first row: what its token should have and has not.
+                    assert_eq!(dx, [f64::from(2e19_f32), 0.0]);
+                }
+            }
         }
+    }
+}
+
+/// Tokens that a bias of -∞ rules out, whole chunks of them at the beginning, in the middle and at the end.
+#[test]
+fn tokens_that_are_ruled_out_count_for_nothing() {
+    let device = Device::default().autodiff();
+    let (features, vocabulary) = (6, 16);
+    let allowed = [4, 5, 6, 10, 11];
+    let bias: Vec<f32> = (0..vocabulary)
+        .map(|token| match allowed.contains(&token) {
+            true => token as f32 / 10.0,
+            false => f32::NEG_INFINITY,
+        })
+        .collect();
+    let bias = Tensor::<1>::from_floats(bias.as_slice(), &device);
+    let x = random([3, features], 1.0, DType::F32);
+    let weight = random([features, vocabulary], 1.0, DType::F32);
+    let places = Tensor::<1, Int>::from_data([4_i64, 5, 6, 10, 11], &device);
+    let [x_wide, weight_wide] = [wide(&x), wide(&weight)];
+    let bias_wide = wide(&bias);
+    let expected = plain(
+        &x_wide,
+        &weight_wide.clone().select(1, places.clone()),
+        None,
+        Some(&bias_wide.clone().select(0, places)),
+        &[0, 3, 4],
+    );
+    let gradients = expected.backward();
+    let [dx, dw] = [&x_wide, &weight_wide].map(|t| t.grad(&gradients).unwrap());
+    let d_bias = bias_wide.grad(&gradients).unwrap();
+    for composed in [false, true] {
+        let (x, weight, bias) = (leaf(&x), leaf(&weight), leaf(&bias));
+        let loss = loss(composed, &x, &weight, Some(&bias), &[4, 10, 11], 2);
+        // A handful of roundings of a sum of three losses of a few nats each.
+        assert_near("loss", loss.clone(), expected.clone(), 1e-5);
+        let gradients = loss.backward();
+        assert_near("dx", x.grad(&gradients).unwrap(), dx.clone(), 1e-5);
+        assert_near("dW", weight.grad(&gradients).unwrap(), dw.clone(), 1e-5);
+        assert_near(
+            "dbias",
+            bias.grad(&gradients).unwrap(),
+            d_bias.clone(),
+            1e-5,
+        );
+    }
+}
+
+/// The loss of a dense head in chunks of one row by so many tokens.
+fn loss(
+    composed: bool,
+    x: &Tensor<2>,
+    weight: &Tensor<2>,
+    bias: Option<&Tensor<1>>,
+    labels: &[usize],
+    tokens: usize,
+) -> Tensor<1> {
+    let head = Head {
+        weight: HeadWeight::Dense(weight.clone()),
+        low_rank: None,
+        bias: bias.cloned(),
+    };
+    let chunks = HeadChunks::new(1, tokens).unwrap();
+    match composed {
+        true => composed::cross_entropy(x.clone(), head, labels, &chunks),
+        false => cross_entropy(x.clone(), head, labels.to_vec(), &chunks),
     }
 }
 

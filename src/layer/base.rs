@@ -2,11 +2,12 @@
 
 use burn::module::{Module, Param};
 use burn::nn::Linear;
-use burn::tensor::{DType, FloatDType, Tensor, module::linear};
+use burn::tensor::{DType, FloatDType, Tensor};
 
 use crate::adapter::{FrozenMap, by_parts, cast, dora};
 use crate::fused::lora_linear;
 use crate::nf4::Nf4Weight;
+use crate::tensor::{linear, reshape};
 
 /// A linear layer that can be the frozen base of an adapted one.
 pub trait FrozenLinear: Module {
@@ -154,7 +155,7 @@ impl Nf4Map<'_> {
         let mut dims = x.dims();
         let rows = dims[..D - 1].iter().product();
         dims[D - 1] = d_out;
-        let y = product(x.reshape([rows, d_in]));
+        let y = product(reshape(x, [rows, d_in]));
         let y = match &self.bias {
             Some(bias) => {
                 let dtype = y.dtype().into();
@@ -162,7 +163,7 @@ impl Nf4Map<'_> {
             }
             None => y,
         };
-        y.reshape(dims)
+        reshape(y, dims)
     }
 }
 

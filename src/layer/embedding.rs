@@ -1,9 +1,10 @@
 //! An embedding as a frozen layer: `f(t; E) = E[t]`, `E [tokens, features]`.
 
-use burn::tensor::{Int, Tensor, module::embedding, module::linear};
+use burn::tensor::{Int, Tensor, module::embedding};
 
 use super::base::DenseMap;
 use crate::adapter::{FrozenLayer, FrozenMap, Lora, cast};
+use crate::tensor::linear;
 
 /// The rows of a dense `E` that tokens name.
 pub(crate) struct EmbeddingLayer {

@@ -171,7 +171,8 @@ pub enum Products {
     Cpu,
     /// Nothing.
     Direct,
-    /// As on a backend without kernels for packed weights: one is dequantised whole, to the dtype of activations.
+    /// As on a backend that has no kernels for packed weights and fuses operations: one weight is dequantised whole, to the dtype of
+    /// activations. Without fusion the operations hold up to 12 bytes per value of that weight, which the plan does not count.
     Dequantized,
 }
 

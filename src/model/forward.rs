@@ -2,13 +2,14 @@
 
 use burn::nn::conv::{Conv1d, Conv2d};
 use burn::nn::{Embedding, Linear};
-use burn::tensor::{Int, Tensor, assert_shape, module::linear};
+use burn::tensor::{Int, Tensor, assert_shape};
 
 use super::active::Active;
 use super::weight::PeftWeight;
 use crate::adapter::{Change, FrozenLayer, FrozenMap, cast, layer_rows, layer_sum};
 use crate::fused::frozen_linear;
 use crate::layer::{Conv, ConvLayer, DenseMap, EmbeddingLayer, attend_low_rank, weight_dims};
+use crate::tensor::{is_empty, linear};
 
 /// A forward pass that runs what is attached to a layer's weight factored and packed.
 ///
@@ -67,6 +68,10 @@ impl<const D: usize> PeftForward<Tensor<D>> for Linear {
                 bias: bias(),
             };
             return map.apply_low_rank(x, lora.a.val(), lora.b.val(), lora.scale);
+        }
+        // Burn's own product with nothing crashes.
+        if is_empty(&x) {
+            return linear(x, self.weight.val(), bias());
         }
         self.forward(x)
     }

@@ -10,6 +10,7 @@ use crate::adapter::{Change, Lora, cast};
 use crate::fused::cross_entropy as of_logits;
 use crate::head::{Head, HeadChunks, HeadWeight, cross_entropy};
 use crate::layer::weight_dims;
+use crate::tensor::{matmul, reshape};
 
 /// The output layer of a language model, whose cross entropy is computed a chunk of tokens by a chunk of the vocabulary at a time.
 ///
@@ -215,7 +216,7 @@ impl Way {
 /// The loss of all logits.
 fn whole(logits: Tensor<3>, labels: Vec<(usize, usize)>) -> Tensor<1> {
     let [batch, seq, vocabulary] = logits.dims();
-    of_logits(logits.reshape([batch * seq, vocabulary]), labels)
+    of_logits(reshape(logits, [batch * seq, vocabulary]), labels)
 }
 
 fn dense(weight: Tensor<2>) -> HeadWeight<'static> {
@@ -246,7 +247,7 @@ struct Rows {
 impl Rows {
     fn new(hidden: Tensor<3>, labels: Vec<(usize, usize)>) -> Self {
         let [batch, seq, features] = hidden.dims();
-        let x = hidden.reshape([batch * seq, features]);
+        let x = reshape(hidden, [batch * seq, features]);
         let (positions, labels): (Vec<i64>, Vec<usize>) = labels
             .into_iter()
             .map(|(position, label)| (position as i64, label))
@@ -297,7 +298,7 @@ impl Terms {
     /// Adds `scale·(x·a)·b`, the first product in the dtype of `a`.
     fn add(&mut self, x: &Tensor<2>, a: Tensor<2>, b: Tensor<2>, scale: f64) {
         let x = cast(x.clone(), a.dtype().into());
-        self.0.push([x.matmul(a).mul_scalar(scale), b]);
+        self.0.push([matmul(x, a).mul_scalar(scale), b]);
     }
 
     fn side_by_side(mut self) -> Option<[Tensor<2>; 2]> {

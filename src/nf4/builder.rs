@@ -39,8 +39,13 @@ pub(crate) struct Nf4Piece<'a> {
 
 impl Nf4Builder {
     /// For a weight `[d_out, d_in]`.
+    ///
+    /// # Panics
+    ///
+    /// If the number of values is too large for an address. That of a tensor, or of a file, is not.
     pub(crate) fn new(shape: [usize; 2], config: &Nf4Config) -> Self {
-        let n = shape[0] * shape[1];
+        let n = shape[0].checked_mul(shape[1]);
+        let n = n.expect("values of a packed weight that can be counted");
         Self {
             shape,
             config: *config,

@@ -25,6 +25,7 @@ use super::cpu::flex;
 use super::portable;
 #[cfg(feature = "flex")]
 use crate::cpu::flex as low_rank;
+use crate::tensor::matmul as multiply;
 
 /// The tensors of one packed weight on a backend; see [`Nf4Weight`](super::Nf4Weight) for what they hold.
 #[derive(Clone, Debug, ExtensionType)]
@@ -52,7 +53,8 @@ pub enum Nf4ScaleTensors<B: Backend> {
 
 /// Operations on packed NF4 weights, for every backend this crate was built with.
 ///
-/// The default bodies are composed of the backend's own tensor operations and hold one dense weight while they run.
+/// The default bodies are composed of the backend's own tensor operations. While they run they hold one dense weight, and without
+/// fusion of operations up to 12 bytes per value of it.
 #[backend_extension(
     Flex: cfg(feature = "flex"),
     NdArray: cfg(feature = "ndarray"),
@@ -79,7 +81,7 @@ pub trait Nf4Ops: Backend {
         #[extension_type] weight: Nf4Tensors<Self>,
     ) -> FloatTensor<Self> {
         let weight = Self::nf4_dequantize(weight, portable::float_dtype::<Self>(&x));
-        Self::float_matmul(x, Self::float_transpose(weight))
+        portable::matmul::<Self>(x, Self::float_transpose(weight))
     }
 
     /// `y · W`: `[rows, d_out] -> [rows, d_in]`, in the dtype of `y`.
@@ -88,7 +90,7 @@ pub trait Nf4Ops: Backend {
         #[extension_type] weight: Nf4Tensors<Self>,
     ) -> FloatTensor<Self> {
         let weight = Self::nf4_dequantize(weight, portable::float_dtype::<Self>(&y));
-        Self::float_matmul(y, weight)
+        portable::matmul::<Self>(y, weight)
     }
 
     /// `x · Wᵀ + u · v`, in the dtype of `x`: `u [rows, r]`, `v [r, d_out]`, both of one dtype.
@@ -99,7 +101,7 @@ pub trait Nf4Ops: Backend {
         v: FloatTensor<Self>,
     ) -> FloatTensor<Self> {
         let y = Self::nf4_matmul(x, weight);
-        let term = Self::float_matmul(u, v);
+        let term = portable::matmul::<Self>(u, v);
         let term = portable::cast::<Self>(term, portable::float_dtype::<Self>(&y));
         Self::float_add(y, term)
     }
@@ -112,7 +114,7 @@ pub trait Nf4Ops: Backend {
         v: FloatTensor<Self>,
     ) -> FloatTensor<Self> {
         let x = Self::nf4_matmul_transposed(y, weight);
-        let term = Self::float_matmul(u, v);
+        let term = portable::matmul::<Self>(u, v);
         let term = portable::cast::<Self>(term, portable::float_dtype::<Self>(&x));
         Self::float_add(x, term)
     }
@@ -265,7 +267,7 @@ pub(super) fn matmul(
         Tensor::from_dispatch(<Dispatch as Nf4Ops>::nf4_matmul(x.into_dispatch(), weight))
     } else {
         let dtype = FloatDType::from(x.dtype());
-        x.matmul(dequantize(routing, weight, dtype).transpose())
+        multiply(x, dequantize(routing, weight, dtype).transpose())
     }
 }
 
@@ -281,7 +283,7 @@ pub(super) fn matmul_transposed(
         ))
     } else {
         let dtype = FloatDType::from(y.dtype());
-        y.matmul(dequantize(routing, weight, dtype))
+        multiply(y, dequantize(routing, weight, dtype))
     }
 }
 
@@ -302,7 +304,7 @@ pub(super) fn matmul_low_rank(
         ))
     } else {
         let dtype = FloatDType::from(x.dtype());
-        let u = x.clone().cast(a.dtype()).matmul(a).mul_scalar(scale);
-        matmul(routing, x, weight) + u.matmul(b).cast(dtype)
+        let u = multiply(x.clone().cast(a.dtype()), a).mul_scalar(scale);
+        matmul(routing, x, weight) + multiply(u, b).cast(dtype)
     }
 }

@@ -2,8 +2,15 @@
 //!
 //! `W[i] = codebook[code[i]] · scale[i / block_size]`, with codes and scales unpacked from 32-bit words by shifts and
 //! masks. No operation of Burn reinterprets an integer's bits as a float, so a scale is rebuilt from its fields:
-//! `(mantissa + hidden bit) · 2^-23 · 2^(exponent - 127)`, every step exact (a subnormal scale may be flushed to zero
+//! `±(mantissa + hidden bit) · 2^-23 · 2^(exponent - 127)`, every step exact (a subnormal scale may be flushed to zero
 //! by a GPU).
+//!
+//! # Memory
+//!
+//! A backend that fuses operations may make the weight in one pass. Without fusion each operation has its result in memory. For a
+//! weight of `n` values that is at one moment `n` integers of single codes and their concatenation, and at another `n` values, `n`
+//! repeated scales and their product: 12 bytes per value at the most, where the dense weight takes 4 in f32 and 2 in bf16. (Where
+//! integers have 64 bits, 16.)
 
 use burn::backend::{
     Backend, TensorMetadata,
@@ -83,8 +90,15 @@ fn repeat_each<B: Backend>(values: FloatTensor<B>, times: usize, n: usize) -> Fl
     B::float_slice(flat, &[Slice::from(0..n)])
 }
 
-/// The f32 whose bits each word holds; scales are finite and not negative, so there is no sign to restore.
+/// The f32 whose bits each word holds, which is finite.
+///
+/// A scale that quantising gives is not negative, but double quantisation may restore one a little below zero, and a file may
+/// hold any.
 fn float_from_bits<B: Backend>(bits: IntTensor<B>) -> FloatTensor<B> {
+    let sign = B::bitwise_and_scalar(
+        B::bitwise_right_shift_scalar(bits.clone(), 31.into()),
+        1.into(),
+    );
     let exponent = B::bitwise_and_scalar(
         B::bitwise_right_shift_scalar(bits.clone(), 23.into()),
         255.into(),
@@ -99,7 +113,8 @@ fn float_from_bits<B: Backend>(bits: IntTensor<B>) -> FloatTensor<B> {
         .collect();
     let significand = B::float_add(mantissa, lookup::<B>(&hidden, exponent.clone()));
     let significand = B::float_mul_scalar(significand, (1.0f32 / 8_388_608.0).into());
-    B::float_mul(significand, lookup::<B>(&power, exponent))
+    let magnitude = B::float_mul(significand, lookup::<B>(&power, exponent));
+    B::float_mul(magnitude, lookup::<B>(&[1.0, -1.0], sign))
 }
 
 /// A cast, where there is anything to cast.
@@ -107,6 +122,15 @@ pub(super) fn cast<B: Backend>(x: FloatTensor<B>, dtype: FloatDType) -> FloatTen
     match float_dtype::<B>(&x) == dtype {
         true => x,
         false => B::float_cast(x, dtype),
+    }
+}
+
+/// `a · b`, of which any side may be zero. Burn's CPU backend crashes on some of these: docs/upstream/flex-empty-matmul.md.
+pub(super) fn matmul<B: Backend>(a: FloatTensor<B>, b: FloatTensor<B>) -> FloatTensor<B> {
+    let ([m, k], [_, n]): ([usize; 2], [usize; 2]) = (a.shape().dims(), b.shape().dims());
+    match [m, k, n].contains(&0) {
+        true => B::float_zeros([m, n].into(), &a.device(), float_dtype::<B>(&a)),
+        false => B::float_matmul(a, b),
     }
 }
 
@@ -125,19 +149,19 @@ pub(super) fn scaled_matmul<B: Backend>(
     scale: f64,
 ) -> FloatTensor<B> {
     let x = cast::<B>(x, float_dtype::<B>(&a));
-    B::float_mul_scalar(B::float_matmul(x, a), scale.into())
+    B::float_mul_scalar(matmul::<B>(x, a), scale.into())
 }
 
 /// `xᵀ · v`, in the dtype of `v`.
 pub(super) fn gradient_a<B: Backend>(x: FloatTensor<B>, v: FloatTensor<B>) -> FloatTensor<B> {
     let x = cast::<B>(x, float_dtype::<B>(&v));
-    B::float_matmul(B::float_transpose(x), v)
+    matmul::<B>(B::float_transpose(x), v)
 }
 
 /// `uᵀ · dy`, in the dtype of `u`.
 pub(super) fn gradient_b<B: Backend>(u: FloatTensor<B>, dy: FloatTensor<B>) -> FloatTensor<B> {
     let dy = cast::<B>(dy, float_dtype::<B>(&u));
-    B::float_matmul(B::float_transpose(u), dy)
+    matmul::<B>(B::float_transpose(u), dy)
 }
 
 #[cfg(test)]
@@ -147,7 +171,37 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::nf4::{BLOCK_SIZES, BlockSize, Nf4Config, Nf4Weight};
+    use crate::nf4::{
+        BLOCK_SIZES, BlockSize, DoubleAbsmax, Nf4Config, Nf4Data, Nf4Scales, Nf4Weight,
+    };
+
+    /// Scales and offsets of any sign, as a file may hold them.
+    #[test]
+    fn a_scale_keeps_its_sign() {
+        let device = Device::default();
+        let codes = || (0..32).map(|i| (i * 37) as u8).collect::<Vec<_>>();
+        let double = |absmax, offset| {
+            DoubleAbsmax::from_parts("w", vec![0, 255], vec![absmax], offset).unwrap()
+        };
+        for scales in [
+            Nf4Scales::Plain(vec![-0.75, 3.0]),
+            Nf4Scales::Plain(vec![-0.0, -1e-39]),
+            Nf4Scales::Double(double(2.0, 0.5)),
+            Nf4Scales::Double(double(-2.0, -0.5)),
+            Nf4Scales::Double(double(1.0, -3.0)),
+        ] {
+            let block = BlockSize::new(32).unwrap();
+            let data = Nf4Data::from_parts("w", [2, 32], block, codes(), scales).unwrap();
+            let weight = Nf4Weight::from_data(&data, &device);
+            let portable = dequantize::<Dispatch>(weight.tensors(), FloatDType::F32);
+            let portable = Tensor::<2>::from_dispatch(portable).into_data();
+            let bits = |values: Vec<f32>| values.into_iter().map(f32::to_bits).collect::<Vec<_>>();
+            let expected = bits(data.dequantize());
+            assert_eq!(bits(portable.try_into_vec().unwrap()), expected);
+            let kernel = weight.dequantize(FloatDType::F32).into_data();
+            assert_eq!(bits(kernel.try_into_vec().unwrap()), expected);
+        }
+    }
 
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(32))]

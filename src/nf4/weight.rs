@@ -58,8 +58,13 @@ impl Nf4Weight {
     }
 
     /// A weight of all zero codes, to be overwritten by a record of one with the same shape and configuration.
+    ///
+    /// # Panics
+    ///
+    /// If the number of values is too large for an address.
     pub fn empty(shape: [usize; 2], config: &Nf4Config, device: &Device) -> Self {
-        let n = shape[0] * shape[1];
+        let n = shape[0].checked_mul(shape[1]);
+        let n = n.expect("values of a packed weight that can be counted");
         let blocks = config.block_size.blocks(n);
         let zeros = |bytes: usize| words(vec![0; bytes.div_ceil(4)], device);
         let groups = blocks.div_ceil(NESTED_BLOCK_SIZE);

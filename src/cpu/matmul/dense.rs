@@ -21,8 +21,8 @@ impl<'a, T> Dense<'a, T> {
     /// If the values are not of the shape.
     pub(crate) fn new(values: &'a [T], shape: [usize; 2]) -> Self {
         assert_eq!(
-            values.len(),
-            shape[0] * shape[1],
+            Some(values.len()),
+            shape[0].checked_mul(shape[1]),
             "values of a dense weight"
         );
         Self { values, shape }

@@ -4,11 +4,12 @@
 //!   time, to a scratch that stays in cache; with a [`low_rank`] term to end with;
 //! * [`target`]: where their results go; [`window`]: a part of a weight;
 //! * [`element`]: what they compute in, f32 or pairs of bf16;
-//! * [`skinny`]: products with the factors of a low-rank change;
+//! * [`skinny`]: products with the factors of a low-rank change, a [`factor`] in any order of memory;
 //! * [`small`]: products of matrices in a scratch.
 
 pub(crate) mod dense;
 pub(crate) mod element;
+pub(crate) mod factor;
 pub(crate) mod low_rank;
 pub(crate) mod many_rows;
 pub(crate) mod skinny;

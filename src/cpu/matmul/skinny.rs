@@ -4,6 +4,7 @@
 
 use std::mem::MaybeUninit;
 
+use super::factor::Factor;
 use super::small::{Matrix, product};
 use crate::cpu::parallel::{Shared, Strips, for_each, for_each_chunk};
 use crate::cpu::scratch::{with_operand, with_scratch};
@@ -23,14 +24,6 @@ const PANEL: usize = 128;
 /// Values between the ends of rows in a scratch, so that their distance is no power of two, which caches dislike.
 const PAD: usize = 16;
 
-/// A factor: element `[i, j]` is `values[i · strides[0] + j · strides[1]]`.
-#[derive(Clone, Copy)]
-pub(crate) struct Factor<'a> {
-    pub(crate) values: &'a [f32],
-    pub(crate) shape: [usize; 2],
-    pub(crate) strides: [usize; 2],
-}
-
 /// `scale · x · a`: `x [rows, d]`, `a [d, r]`, the result `[rows, r]`, all of it written.
 pub(crate) fn to_rank<V: Value>(
     isa: Isa,
@@ -39,20 +32,22 @@ pub(crate) fn to_rank<V: Value>(
     scale: f32,
     out: &mut [MaybeUninit<f32>],
 ) {
-    let [d, rank] = a.shape;
+    let [d, rank] = a.shape();
+    assert!(d > 0 && rank > 0, "a factor with values");
     let rows = out.len() / rank;
     assert_eq!((x.len(), out.len()), (rows * d, rows * rank));
     let width = rank.next_multiple_of(VECTORS);
     let out = Shared(out.as_mut_ptr().cast::<f32>());
-    let whole = a.strides == [width, 1];
-    with_operand(if whole { 0 } else { d * width }, |packed| {
+    // Nothing has to be filled up.
+    let as_it_lies = a.as_rows().filter(|_| width == rank);
+    with_operand(if as_it_lies.is_some() { 0 } else { d * width }, |packed| {
         for (i, packed) in packed.chunks_exact_mut(width).enumerate() {
             for (j, packed) in packed[..rank].iter_mut().enumerate() {
-                *packed = a.values[i * a.strides[0] + j * a.strides[1]];
+                *packed = a.at(i, j);
             }
             packed[rank..].fill(0.0);
         }
-        let packed = if whole { a.values } else { &*packed };
+        let packed = as_it_lies.unwrap_or(packed);
         for_each(rows.div_ceil(ROWS), rows * d * rank, |index| {
             let first = index * ROWS;
             let last = (first + ROWS).min(rows);
@@ -139,6 +134,7 @@ pub(crate) fn over_rows<V: Value>(
     turned: bool,
     out: &mut [MaybeUninit<f32>],
 ) {
+    assert!(rank > 0 && !u.is_empty() && !out.is_empty(), "values");
     let (rows, d) = (u.len() / rank, out.len() / rank);
     assert_eq!(
         (u.len(), y.len(), out.len()),
@@ -239,6 +235,7 @@ impl<V: Value> Kernel for OverRows<'_, V> {
 
 /// `y += u · v`: `u [rows, r]`, `v [r, d]`, `y [rows, d]`, rounded once.
 pub(crate) fn add<V: Value>(isa: Isa, u: &[f32], v: &[f32], rank: usize, y: &mut [V]) {
+    assert!(rank > 0 && !v.is_empty(), "a term with values");
     let d = v.len() / rank;
     assert_eq!((v.len(), y.len()), (rank * d, u.len() / rank * d));
     let width = d.next_multiple_of(VECTORS);

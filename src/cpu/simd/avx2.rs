@@ -2,20 +2,11 @@
 
 use std::arch::x86_64::*;
 
-use super::{Kernel, Simd, Tile, tile_of};
+use super::{Simd, Tile, tile_of, tile_of_halves};
 use crate::nf4::codebook::THRESHOLDS;
 
 #[derive(Clone, Copy)]
 pub(super) struct Avx2;
-
-/// # Safety
-///
-/// The processor has AVX2 and FMA.
-#[target_feature(enable = "avx2,fma")]
-pub(super) unsafe fn enter<K: Kernel>(kernel: K) -> K::Output {
-    // SAFETY: as above.
-    unsafe { kernel.run::<Avx2>() }
-}
 
 impl Simd for Avx2 {
     const LANES: usize = 8;
@@ -23,7 +14,7 @@ impl Simd for Avx2 {
     type F32 = __m256;
     type Words = __m256i;
     type Table = [__m256; 2];
-    type Table16 = ();
+    type Tables = Self::Table;
 
     #[inline(always)]
     unsafe fn splat(value: f32) -> Self::F32 {
@@ -108,6 +99,16 @@ impl Simd for Avx2 {
     }
 
     #[inline(always)]
+    unsafe fn tables([values, _]: [&[f32; 16]; 2]) -> Self::Tables {
+        unsafe { Self::table(values.as_ptr()) }
+    }
+
+    #[inline(always)]
+    unsafe fn lookup_by_eight(tables: Self::Tables, words: Self::Words) -> Self::F32 {
+        unsafe { Self::lookup(tables, words) }
+    }
+
+    #[inline(always)]
     unsafe fn spread(values: *const f32, index: Self::Words) -> Self::F32 {
         unsafe { _mm256_permutevar8x32_ps(_mm256_castps128_ps256(_mm_loadu_ps(values)), index) }
     }
@@ -149,6 +150,28 @@ impl Simd for Avx2 {
             match t.vectors {
                 2 => tile_of::<Self, false, 2, 6>(t),
                 _ => tile_of::<Self, false, 1, 12>(t),
+            }
+        }
+    }
+
+    // Words of two bf16.
+
+    #[inline(always)]
+    unsafe fn halves(words: Self::F32) -> [Self::F32; 2] {
+        unsafe {
+            let bits = _mm256_castps_si256(words);
+            let high = _mm256_and_si256(bits, _mm256_set1_epi32(-1 << 16));
+            let low = _mm256_slli_epi32::<16>(bits);
+            [_mm256_castsi256_ps(low), _mm256_castsi256_ps(high)]
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn tile_of_pairs(t: Tile) {
+        unsafe {
+            match t.vectors {
+                2 => tile_of_halves::<Self, 2, 6>(t),
+                _ => tile_of_halves::<Self, 1, 12>(t),
             }
         }
     }

@@ -1,38 +1,33 @@
-//! AVX-512: sixteen f32 in a vector, so that the whole codebook is one.
+//! AVX-512: sixteen f32 in a vector, so that the whole codebook is one; with products of bf16, or without.
 
-use std::arch::x86_64::*;
+// The tests compile this file a second time, over `arch` in plain code.
+use super::arch::*;
+use crate::cpu::simd::{Simd, SimdOfPairs, Tile, cells, tile_of, tile_of_halves, transpose};
 
-use super::cells;
-use super::{Kernel, Simd, Tile, tile_of};
-
+/// `BF16`: the processor has products of bf16.
 #[derive(Clone, Copy)]
-pub(super) struct Avx512;
+pub(in crate::cpu::simd) struct Avx512<const BF16: bool>;
 
+/// `words & mask`, and in the second half of the lanes `bit` besides.
+///
 /// # Safety
 ///
-/// The processor has AVX-512 F, BW and VL, AVX2 and FMA.
-#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx2,fma")]
-pub(super) unsafe fn enter<K: Kernel>(kernel: K) -> K::Output {
-    // SAFETY: as above.
-    unsafe { kernel.run::<Avx512>() }
+/// The processor has AVX-512 F.
+#[inline(always)]
+unsafe fn by_half(words: __m512i, mask: __m512i, bit: __m512i) -> __m512i {
+    unsafe {
+        let words = _mm512_and_si512(words, mask);
+        _mm512_mask_or_epi32(words, 0xff00, words, bit)
+    }
 }
 
-/// # Safety
-///
-/// As [`enter`], and the processor has AVX-512 BF16.
-#[target_feature(enable = "avx512bf16,avx512f,avx512bw,avx512vl,avx2,fma")]
-pub(super) unsafe fn enter_with_bf16<K: Kernel>(kernel: K) -> K::Output {
-    // SAFETY: as above.
-    unsafe { kernel.run::<Avx512>() }
-}
-
-impl Simd for Avx512 {
+impl<const BF16: bool> Simd for Avx512<BF16> {
     const LANES: usize = 16;
     const TILE_VECTORS: usize = 4;
     type F32 = __m512;
     type Words = __m512i;
     type Table = __m512;
-    type Table16 = __m512i;
+    type Tables = [__m512; 2];
 
     #[inline(always)]
     unsafe fn splat(value: f32) -> Self::F32 {
@@ -95,6 +90,20 @@ impl Simd for Avx512 {
     }
 
     #[inline(always)]
+    unsafe fn tables([first, second]: [&[f32; 16]; 2]) -> Self::Tables {
+        unsafe { [Self::table(first.as_ptr()), Self::table(second.as_ptr())] }
+    }
+
+    #[inline(always)]
+    unsafe fn lookup_by_eight(tables: Self::Tables, words: Self::Words) -> Self::F32 {
+        unsafe {
+            // The fifth bit of an index chooses the table.
+            let index = by_half(words, _mm512_set1_epi32(15), _mm512_set1_epi32(16));
+            _mm512_permutex2var_ps(tables[0], index, tables[1])
+        }
+    }
+
+    #[inline(always)]
     unsafe fn spread(values: *const f32, index: Self::Words) -> Self::F32 {
         unsafe { _mm512_permutexvar_ps(index, _mm512_castps128_ps512(_mm_loadu_ps(values))) }
     }
@@ -135,14 +144,30 @@ impl Simd for Avx512 {
         }
     }
 
+    // Words of two bf16.
+
+    #[inline(always)]
+    unsafe fn halves(words: Self::F32) -> [Self::F32; 2] {
+        unsafe {
+            let bits = _mm512_castps_si512(words);
+            let low = _mm512_slli_epi32::<16>(bits);
+            let high = _mm512_and_si512(bits, _mm512_set1_epi32(-1 << 16));
+            [_mm512_castsi512_ps(low), _mm512_castsi512_ps(high)]
+        }
+    }
+
     #[inline(always)]
     unsafe fn tile_of_pairs(t: Tile) {
         unsafe {
-            match t.vectors {
-                4 => tile_of::<Self, true, 4, 6>(t),
-                3 => tile_of::<Self, true, 3, 8>(t),
-                2 => tile_of::<Self, true, 2, 12>(t),
-                _ => tile_of::<Self, true, 1, 24>(t),
+            match (BF16, t.vectors) {
+                (true, 4) => tile_of::<Self, true, 4, 6>(t),
+                (true, 3) => tile_of::<Self, true, 3, 8>(t),
+                (true, 2) => tile_of::<Self, true, 2, 12>(t),
+                (true, _) => tile_of::<Self, true, 1, 24>(t),
+                (false, 4) => tile_of_halves::<Self, 4, 6>(t),
+                (false, 3) => tile_of_halves::<Self, 3, 8>(t),
+                (false, 2) => tile_of_halves::<Self, 2, 12>(t),
+                (false, _) => tile_of_halves::<Self, 1, 24>(t),
             }
         }
     }
@@ -150,46 +175,13 @@ impl Simd for Avx512 {
     #[inline(always)]
     unsafe fn mul_add_pairs(a: Self::F32, b: Self::F32, c: Self::F32) -> Self::F32 {
         unsafe {
-            let a = std::mem::transmute::<__m512, __m512bh>(a);
-            let b = std::mem::transmute::<__m512, __m512bh>(b);
-            _mm512_dpbf16_ps(c, a, b)
-        }
-    }
-
-    #[inline(always)]
-    unsafe fn table16(table: Self::Table) -> Self::Table16 {
-        unsafe {
-            // By integers, since the instruction for it would flush subnormals: add half of what is cut off, less one
-            // where the last bit that stays is even.
-            let bits = _mm512_castps_si512(table);
-            let odd = _mm512_and_si512(_mm512_srli_epi32::<16>(bits), _mm512_set1_epi32(1));
-            let bits = _mm512_add_epi32(_mm512_add_epi32(bits, odd), _mm512_set1_epi32(0x7fff));
-            _mm512_broadcast_i64x4(_mm512_cvtepi32_epi16(_mm512_srli_epi32::<16>(bits)))
-        }
-    }
-
-    #[inline(always)]
-    unsafe fn lookup_pairs<const BITS: u32>(table: Self::Table16, words: Self::Words) -> Self::F32 {
-        unsafe {
-            let index = _mm512_srli_epi16::<BITS>(words);
-            _mm512_castsi512_ps(_mm512_permutexvar_epi16(index, table))
-        }
-    }
-
-    #[inline(always)]
-    unsafe fn decode_bf16(table: Self::Table16, codes: *const u8, n: usize, out: *mut u16) {
-        for i in 0..n {
-            unsafe {
-                let pairs = _mm256_cvtepu8_epi16(_mm_loadu_si128(codes.add(16 * i).cast()));
-                // The first code of a byte into the low half of a word, the second into the high half.
-                let pairs = _mm512_cvtepu16_epi32(pairs);
-                let index = _mm512_or_si512(
-                    _mm512_srli_epi32::<4>(pairs),
-                    _mm512_slli_epi32::<16>(pairs),
-                );
-                let values = _mm512_permutexvar_epi16(index, table);
-                _mm512_storeu_si512(out.add(32 * i).cast(), values);
+            if BF16 {
+                let a = std::mem::transmute::<__m512, __m512bh>(a);
+                let b = std::mem::transmute::<__m512, __m512bh>(b);
+                return _mm512_dpbf16_ps(c, a, b);
             }
+            let ([a0, a1], [b0, b1]) = (Self::halves(a), Self::halves(b));
+            Self::mul_add(a1, b1, Self::mul_add(a0, b0, c))
         }
     }
 
@@ -204,14 +196,16 @@ impl Simd for Avx512 {
                 _mm512_storeu_si512(out.add(i).cast(), pairs);
             }
             for i in whole..n {
-                *out.add(i) = u32::from(*a.add(i)) | u32::from(*b.add(i)) << 16;
+                let (a, b) = (a.add(i).read_unaligned(), b.add(i).read_unaligned());
+                out.add(i)
+                    .write_unaligned(u32::from(a) | u32::from(b) << 16);
             }
         }
     }
 
     #[inline(always)]
     unsafe fn transpose(from: *const f32, from_stride: usize, to: *mut f32, to_stride: usize) {
-        unsafe { super::transpose::eight(from, from_stride, to, to_stride) }
+        unsafe { transpose::eight(from, from_stride, to, to_stride) }
     }
 
     #[inline(always)]
@@ -306,7 +300,42 @@ impl Simd for Avx512 {
         unsafe {
             // Twice, since five bits of an index are read.
             let table = _mm512_broadcast_i64x4(_mm256_loadu_si256(table.cast()));
-            Self::decode_bf16(table, codes, n, out);
+            for i in 0..n {
+                let pairs = _mm256_cvtepu8_epi16(_mm_loadu_si128(codes.add(16 * i).cast()));
+                // The first code of a byte into the low half of a word, the second into the high half.
+                let pairs = _mm512_cvtepu16_epi32(pairs);
+                let index = _mm512_or_si512(
+                    _mm512_srli_epi32::<4>(pairs),
+                    _mm512_slli_epi32::<16>(pairs),
+                );
+                let values = _mm512_permutexvar_epi16(index, table);
+                _mm512_storeu_si512(out.add(32 * i).cast(), values);
+            }
+        }
+    }
+}
+
+impl SimdOfPairs for Avx512<true> {
+    type Tables16 = __m512i;
+
+    #[inline(always)]
+    unsafe fn tables16([first, second]: [&[u16; 16]; 2]) -> Self::Tables16 {
+        unsafe {
+            let first = _mm512_castsi256_si512(_mm256_loadu_si256(first.as_ptr().cast()));
+            _mm512_inserti64x4::<1>(first, _mm256_loadu_si256(second.as_ptr().cast()))
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn lookup_pairs<const BITS: u32>(
+        tables: Self::Tables16,
+        words: Self::Words,
+    ) -> Self::F32 {
+        unsafe {
+            // The fifth bit of an index chooses the table; those above are not read.
+            let index = _mm512_srli_epi16::<BITS>(words);
+            let index = by_half(index, _mm512_set1_epi16(15), _mm512_set1_epi16(16));
+            _mm512_castsi512_ps(_mm512_permutexvar_epi16(index, tables))
         }
     }
 }

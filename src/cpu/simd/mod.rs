@@ -8,102 +8,17 @@ mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
 pub(crate) mod cells;
+#[cfg(all(test, feature = "emulated-avx512", target_arch = "x86_64"))]
+mod emulated;
+mod isa;
 mod portable;
 #[cfg(target_arch = "x86_64")]
 mod transpose;
 
-use std::sync::OnceLock;
+#[cfg(target_arch = "x86_64")]
+use std::arch::x86_64 as arch;
 
-/// The environment variable that forces an instruction set: `avx512-bf16`, `avx512`, `avx2` or `portable`.
-const FORCE: &str = "BURN_PEFT_SIMD";
-
-/// Why [`Simd`]'s products of bf16 have no body by default.
-const NO_PAIRS: &str = "products of bf16 are for an instruction set that has them";
-
-/// An instruction set that kernels are compiled for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Isa {
-    /// AVX-512 F, BW and VL, and products of bf16.
-    #[cfg(target_arch = "x86_64")]
-    Avx512Bf16,
-    /// AVX-512 F, BW and VL.
-    #[cfg(target_arch = "x86_64")]
-    Avx512,
-    /// AVX2 with fused multiply-add.
-    #[cfg(target_arch = "x86_64")]
-    Avx2,
-    /// What every processor of the target has.
-    Portable,
-}
-
-impl Isa {
-    const ALL: &[(Self, &str)] = &[
-        #[cfg(target_arch = "x86_64")]
-        (Self::Avx512Bf16, "avx512-bf16"),
-        #[cfg(target_arch = "x86_64")]
-        (Self::Avx512, "avx512"),
-        #[cfg(target_arch = "x86_64")]
-        (Self::Avx2, "avx2"),
-        (Self::Portable, "portable"),
-    ];
-
-    /// Those that this processor has, the fastest first.
-    pub(crate) fn available() -> impl Iterator<Item = Self> {
-        Self::ALL
-            .iter()
-            .map(|&(isa, _)| isa)
-            .filter(|isa| isa.is_available())
-    }
-
-    fn is_available(self) -> bool {
-        match self {
-            #[cfg(target_arch = "x86_64")]
-            Self::Avx512Bf16 => {
-                Self::Avx512.is_available() && is_x86_feature_detected!("avx512bf16")
-            }
-            #[cfg(target_arch = "x86_64")]
-            Self::Avx512 => {
-                is_x86_feature_detected!("avx512f")
-                    && is_x86_feature_detected!("avx512bw")
-                    && is_x86_feature_detected!("avx512vl")
-                    && Self::Avx2.is_available()
-            }
-            #[cfg(target_arch = "x86_64")]
-            Self::Avx2 => is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma"),
-            Self::Portable => true,
-        }
-    }
-
-    /// Whether it multiplies bf16, so that [`Simd::tile_of_pairs`] may be called.
-    pub(crate) fn has_pairs(self) -> bool {
-        match self {
-            #[cfg(target_arch = "x86_64")]
-            Self::Avx512Bf16 => true,
-            _ => false,
-        }
-    }
-
-    /// The fastest one here, or the one that the environment variable `BURN_PEFT_SIMD` names.
-    ///
-    /// # Panics
-    ///
-    /// If the variable names one that is unknown or not available.
-    pub(crate) fn best() -> Self {
-        static BEST: OnceLock<Isa> = OnceLock::new();
-        *BEST.get_or_init(|| {
-            let Some(name) = std::env::var_os(FORCE) else {
-                return Self::available().next().unwrap_or(Self::Portable);
-            };
-            Self::ALL
-                .iter()
-                .find(|&&(isa, known)| name == known && isa.is_available())
-                .unwrap_or_else(|| {
-                    panic!("{FORCE}={name:?}: not an instruction set of this machine")
-                })
-                .0
-        })
-    }
-}
+pub(crate) use isa::{Isa, dispatch, dispatch_of_pairs};
 
 /// One instruction set: vectors of [`LANES`](Self::LANES) f32, and the lookup of NF4 codes.
 ///
@@ -122,8 +37,8 @@ pub(crate) trait Simd: Copy + 'static {
     type Words: Copy;
     /// Sixteen f32 values to look up.
     type Table: Copy;
-    /// Sixteen bf16 values to look up, twice, so that a fifth bit of the index may be anything.
-    type Table16: Copy;
+    /// Sixteen f32 values to look up for each eight lanes.
+    type Tables: Copy;
 
     unsafe fn splat(value: f32) -> Self::F32;
     unsafe fn load(from: *const f32) -> Self::F32;
@@ -144,6 +59,10 @@ pub(crate) trait Simd: Copy + 'static {
     unsafe fn scale_table(table: Self::Table, scale: f32) -> Self::Table;
     /// The entry that the low four bits of each word name; the other bits may be anything.
     unsafe fn lookup(table: Self::Table, words: Self::Words) -> Self::F32;
+    /// The tables of `values` for the first eight lanes and the next eight, if there are as many lanes.
+    unsafe fn tables(values: [&[f32; 16]; 2]) -> Self::Tables;
+    /// As [`lookup`](Self::lookup), each eight lanes in a table of their own.
+    unsafe fn lookup_by_eight(tables: Self::Tables, words: Self::Words) -> Self::F32;
     /// `values[index]` for each lane, `index` below 4; four values are read.
     unsafe fn spread(values: *const f32, index: Self::Words) -> Self::F32;
     /// `8 · lane / block_size` for each lane: the block of a lane's eight codes, counted from the first lane's.
@@ -170,7 +89,10 @@ pub(crate) trait Simd: Copy + 'static {
         for r in 0..8 {
             for c in 0..8 {
                 // SAFETY: as asked.
-                unsafe { *to.add(c * to_stride + r) = *from.add(r * from_stride + c) }
+                unsafe {
+                    let value = from.add(r * from_stride + c).read_unaligned();
+                    to.add(c * to_stride + r).write_unaligned(value);
+                }
             }
         }
     }
@@ -183,34 +105,34 @@ pub(crate) trait Simd: Copy + 'static {
     #[inline(always)]
     unsafe fn prefetch_far(_at: *const u8) {}
 
-    // Products of bf16, only where the processor has them.
+    // Words of two bf16. Both operands of a product hold them in one order, so that the order does not matter.
 
-    /// The table rounded to bf16, to nearest even. Its values are finite.
-    unsafe fn table16(_table: Self::Table) -> Self::Table16 {
-        unreachable!("{NO_PAIRS}")
+    /// Both values of each word, in f32.
+    unsafe fn halves(words: Self::F32) -> [Self::F32; 2];
+
+    /// `a₀·b₀ + a₁·b₁ + c` for words of two bf16, summed in f32.
+    #[inline(always)]
+    unsafe fn mul_add_pairs(a: Self::F32, b: Self::F32, c: Self::F32) -> Self::F32 {
+        // SAFETY: as asked.
+        unsafe {
+            let ([a0, a1], [b0, b1]) = (Self::halves(a), Self::halves(b));
+            Self::mul_add(a1, b1, Self::mul_add(a0, b0, c))
+        }
     }
-    /// `out[i] = table[code i]`, as [`decode`](Self::decode).
-    unsafe fn decode_bf16(_table: Self::Table16, _codes: *const u8, _n: usize, _out: *mut u16) {
-        unreachable!("{NO_PAIRS}")
-    }
-    /// The entries that the four bits from bit `BITS` on of each half of a word name.
-    unsafe fn lookup_pairs<const BITS: u32>(
-        _table: Self::Table16,
-        _words: Self::Words,
-    ) -> Self::F32 {
-        unreachable!("{NO_PAIRS}")
-    }
-    /// `out[i] = a[i] | b[i] << 16` for `n` values.
-    unsafe fn pair(_a: *const u16, _b: *const u16, _n: usize, _out: *mut u32) {
-        unreachable!("{NO_PAIRS}")
-    }
-    /// `a₀·b₀ + a₁·b₁ + c` for words of two bf16.
-    unsafe fn mul_add_pairs(_a: Self::F32, _b: Self::F32, _c: Self::F32) -> Self::F32 {
-        unreachable!("{NO_PAIRS}")
-    }
+
     /// As [`tile`](Self::tile), where a word of `a` and of `b` is two bf16 and a product the sum of two.
-    unsafe fn tile_of_pairs(_tile: Tile) {
-        unreachable!("{NO_PAIRS}")
+    unsafe fn tile_of_pairs(tile: Tile);
+
+    /// `n` words of `a[i]` and `b[i]`, in the order of memory.
+    #[inline(always)]
+    unsafe fn pair(a: *const u16, b: *const u16, n: usize, out: *mut u32) {
+        for i in 0..n {
+            // SAFETY: as asked.
+            unsafe {
+                let pair = [a.add(i).read_unaligned(), b.add(i).read_unaligned()];
+                out.cast::<[u16; 2]>().add(i).write_unaligned(pair);
+            }
+        }
     }
 
     // Quantising and 16-bit values.
@@ -232,6 +154,25 @@ pub(crate) trait Simd: Copy + 'static {
     unsafe fn encode(values: *const f32, factor: f32, n: usize, codes: *mut u8);
     /// [`decode`](Self::decode) for a table of sixteen 16-bit values.
     unsafe fn decode_half(table: *const u16, codes: *const u8, n: usize, out: *mut u16);
+}
+
+/// An instruction set with products of bf16, for kernels that would gain nothing from pairs without them.
+///
+/// # Safety
+///
+/// As [`Simd`].
+pub(crate) trait SimdOfPairs: Simd {
+    /// Sixteen bf16 values to look up for each eight lanes.
+    type Tables16: Copy;
+
+    /// The tables of bf16 `values` for the first eight lanes and the next eight, if there are as many lanes.
+    unsafe fn tables16(values: [&[u16; 16]; 2]) -> Self::Tables16;
+
+    /// The entries that the four bits from bit `BITS` on of each half of a word name, from the table of the word's lane.
+    unsafe fn lookup_pairs<const BITS: u32>(
+        tables: Self::Tables16,
+        words: Self::Words,
+    ) -> Self::F32;
 }
 
 /// A product of a few vectors with a few columns, whose results stay in registers.
@@ -275,8 +216,45 @@ unsafe fn tile_of<S: Simd, const PAIRS: bool, const V: usize, const C: usize>(t:
             }
             a = a.add(t.a_stride);
         }
-        for (j, sums) in sums.iter().enumerate() {
-            for (v, &sum) in sums.iter().enumerate() {
+        store_sums::<S, V, C>(t, sums);
+    }
+}
+
+/// [`tile_of`] for words of two bf16 without an instruction for their products: the first values of the words, then the
+/// second ones, so that the sums and what is multiplied fit in registers.
+#[inline(always)]
+unsafe fn tile_of_halves<S: Simd, const V: usize, const C: usize>(t: Tile) {
+    // SAFETY: what `Simd` asks for.
+    unsafe {
+        let mut sums = [[S::splat(0.0); V]; C];
+        let mut a = t.a;
+        for p in 0..t.depth {
+            for half in 0..2 {
+                let mut vectors = [S::splat(0.0); V];
+                for (v, vector) in vectors.iter_mut().enumerate() {
+                    *vector = S::halves(S::load(a.add(v * S::LANES)))[half];
+                }
+                for (j, sums) in sums.iter_mut().enumerate() {
+                    let b = S::splat(t.b.add(j * t.b_stride + p).read_unaligned());
+                    let b = S::halves(b)[half];
+                    for (sum, vector) in sums.iter_mut().zip(vectors) {
+                        *sum = S::mul_add(vector, b, *sum);
+                    }
+                }
+            }
+            a = a.add(t.a_stride);
+        }
+        store_sums::<S, V, C>(t, sums);
+    }
+}
+
+/// Writes the sums of a tile, or adds them.
+#[inline(always)]
+unsafe fn store_sums<S: Simd, const V: usize, const C: usize>(t: Tile, sums: [[S::F32; V]; C]) {
+    for (j, sums) in sums.iter().enumerate() {
+        for (v, &sum) in sums.iter().enumerate() {
+            // SAFETY: what `Simd` asks for.
+            unsafe {
                 let c = t.c.add(j * t.c_stride + v * S::LANES);
                 let sum = if t.accumulate {
                     S::add(S::load(c), sum)
@@ -299,21 +277,12 @@ pub(crate) trait Kernel {
     unsafe fn run<S: Simd>(self) -> Self::Output;
 }
 
-/// Runs a kernel with the instructions of `isa`, which must be [available](Isa::available).
-pub(crate) fn dispatch<K: Kernel>(isa: Isa, kernel: K) -> K::Output {
-    debug_assert!(isa.is_available());
-    // SAFETY: the caller took `isa` from those that are available.
-    unsafe {
-        match isa {
-            #[cfg(target_arch = "x86_64")]
-            Isa::Avx512Bf16 => avx512::enter_with_bf16(kernel),
-            #[cfg(target_arch = "x86_64")]
-            Isa::Avx512 => avx512::enter(kernel),
-            #[cfg(target_arch = "x86_64")]
-            Isa::Avx2 => avx2::enter(kernel),
-            Isa::Portable => kernel.run::<portable::Portable>(),
-        }
-    }
+/// A computation written over [`SimdOfPairs`].
+pub(crate) trait KernelOfPairs {
+    /// # Safety
+    ///
+    /// As [`Kernel::run`].
+    unsafe fn run<S: SimdOfPairs>(self);
 }
 
 /// A computation of ordinary Rust, of which compilers make vectors: nothing in it depends on the instruction set but its speed.
@@ -335,7 +304,7 @@ impl<L: Loop> Kernel for Compiled<L> {
     }
 }
 
-/// Runs a loop as compiled for `isa`, which must be [available](Isa::available).
+/// Runs a loop as compiled for `isa`.
 #[cfg_attr(not(feature = "optim"), allow(dead_code))]
 pub(crate) fn run_loop<L: Loop>(isa: Isa, task: L) {
     dispatch(isa, Compiled(task));

@@ -1,7 +1,7 @@
 //! No instruction in particular: arrays that the compiler vectorises as the target allows.
 
 use super::cells;
-use super::{Simd, Tile, tile_of};
+use super::{Simd, Tile, tile_of, tile_of_halves};
 
 #[derive(Clone, Copy)]
 pub(super) struct Portable;
@@ -14,7 +14,7 @@ impl Simd for Portable {
     type F32 = [f32; N];
     type Words = [u32; N];
     type Table = [f32; 16];
-    type Table16 = ();
+    type Tables = [f32; 16];
 
     #[inline(always)]
     unsafe fn splat(value: f32) -> Self::F32 {
@@ -79,6 +79,16 @@ impl Simd for Portable {
     }
 
     #[inline(always)]
+    unsafe fn tables([values, _]: [&[f32; 16]; 2]) -> Self::Tables {
+        *values
+    }
+
+    #[inline(always)]
+    unsafe fn lookup_by_eight(tables: Self::Tables, words: Self::Words) -> Self::F32 {
+        unsafe { Self::lookup(tables, words) }
+    }
+
+    #[inline(always)]
     unsafe fn spread(values: *const f32, index: Self::Words) -> Self::F32 {
         let values = unsafe { values.cast::<[f32; 4]>().read_unaligned() };
         index.map(|index| values[index as usize & 3])
@@ -89,8 +99,8 @@ impl Simd for Portable {
         for i in 0..16 * n {
             unsafe {
                 let byte = *codes.add(i);
-                *out.add(2 * i) = table[usize::from(byte >> 4)];
-                *out.add(2 * i + 1) = table[usize::from(byte & 15)];
+                let pair = [byte >> 4, byte & 15].map(|code| table[usize::from(code)]);
+                out.cast::<[f32; 2]>().add(i).write_unaligned(pair);
             }
         }
     }
@@ -102,6 +112,22 @@ impl Simd for Portable {
     #[inline(always)]
     unsafe fn tile(t: Tile) {
         unsafe { tile_of::<Self, false, 1, 4>(t) }
+    }
+
+    // Words of two bf16.
+
+    #[inline(always)]
+    unsafe fn halves(words: Self::F32) -> [Self::F32; 2] {
+        let bits = words.map(f32::to_bits);
+        [
+            bits.map(|bits| f32::from_bits(bits << 16)),
+            bits.map(|bits| f32::from_bits(bits & 0xffff_0000)),
+        ]
+    }
+
+    #[inline(always)]
+    unsafe fn tile_of_pairs(t: Tile) {
+        unsafe { tile_of_halves::<Self, 1, 4>(t) }
     }
 
     // Quantising and 16-bit values.
@@ -140,8 +166,8 @@ impl Simd for Portable {
     unsafe fn encode(values: *const f32, factor: f32, n: usize, codes: *mut u8) {
         for i in 0..16 * n {
             unsafe {
-                let first = code(*values.add(2 * i) * factor);
-                let second = code(*values.add(2 * i + 1) * factor);
+                let pair = values.cast::<[f32; 2]>().add(i).read_unaligned();
+                let [first, second] = pair.map(|value| code(value * factor));
                 *codes.add(i) = (first << 4 | second) as u8;
             }
         }
@@ -149,11 +175,12 @@ impl Simd for Portable {
 
     #[inline(always)]
     unsafe fn decode_half(table: *const u16, codes: *const u8, n: usize, out: *mut u16) {
+        let table = unsafe { table.cast::<[u16; 16]>().read_unaligned() };
         for i in 0..16 * n {
             unsafe {
-                let byte = usize::from(*codes.add(i));
-                *out.add(2 * i) = *table.add(byte >> 4);
-                *out.add(2 * i + 1) = *table.add(byte & 15);
+                let byte = *codes.add(i);
+                let pair = [byte >> 4, byte & 15].map(|code| table[usize::from(code)]);
+                out.cast::<[u16; 2]>().add(i).write_unaligned(pair);
             }
         }
     }

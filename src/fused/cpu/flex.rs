@@ -8,12 +8,15 @@ use burn::backend::{
 };
 use burn::tensor::{Shape, TensorData};
 
-use super::attention::Attention;
+use super::attention::{Attention, PACKED};
 use super::cross_entropy::{self, Labels, Partition};
 use super::heads::Heads;
 use super::rms_norm::Rows;
 use super::{linear, rotate as rotation, swiglu as gate_unit};
-use crate::cpu::flex::{Float, filled, last, of_dtype, shape, slice, to_rank};
+use crate::cpu::flex::{
+    Float, contiguous, filled, into_contiguous, last, of_dtype, shape, slice, to_rank,
+    with_whole_rows,
+};
 use crate::cpu::matmul::skinny;
 use crate::cpu::simd::Isa;
 use crate::cpu::value::Value;
@@ -50,22 +53,25 @@ pub(super) fn lora_linear(
 ) -> (Float, Float) {
     let u = to_rank(x, a, scale);
     let y = Flex::linear(x.clone(), w.clone(), None);
-    (with_term(y, &u, &b.to_contiguous()), u)
+    (with_term(y, &u, &contiguous(b)), u)
 }
 
-/// `y + u · v`, in place where no one else holds `y`.
+/// `y + u · v`, in the memory of `y` if no one else holds it.
 fn with_term(y: Float, u: &Float, v: &Float) -> Float {
     fn of<V: Value>(y: &mut Float, u: &Float, v: &Float) {
-        skinny::add::<V>(Isa::best(), slice(u), slice(v), last(u), y.storage_mut());
+        let (start, len) = (y.layout().start_offset(), y.layout().num_elements());
+        let y = &mut y.storage_mut()[start..][..len];
+        skinny::add::<V>(Isa::best(), slice(u), slice(v), last(u), y);
     }
-    let mut y = y.to_contiguous();
+    // Moved: a second handle would make a copy of it.
+    let mut y = into_contiguous(y);
     of_dtype!(y, of(&mut y, u, v));
     y
 }
 
 pub(super) fn swiglu(gate: &Float, up: &Float) -> Float {
     fn of<V: Value>(gate: &Float, up: &Float) -> Float {
-        let (gate, up) = (gate.to_contiguous(), up.to_contiguous());
+        let (gate, up) = (contiguous(gate), contiguous(up));
         let write = |[y]: [&mut [_]; 1]| {
             gate_unit::forward::<V>(Isa::best(), slice(&gate), slice(&up), y);
         };
@@ -79,7 +85,7 @@ pub(super) fn swiglu(gate: &Float, up: &Float) -> Float {
 /// The gradients of `gate` and `up`.
 pub(super) fn swiglu_backward(gate: &Float, up: &Float, dy: &Float) -> [Float; 2] {
     fn of<V: Value>(gate: &Float, up: &Float, dy: &Float) -> [Float; 2] {
-        let [gate, up, dy] = [gate, up, dy].map(|tensor| tensor.to_contiguous());
+        let [gate, up, dy] = [gate, up, dy].map(contiguous);
         let write = |[d_gate, d_up]: [&mut [_]; 2]| {
             let [gate, up, dy] = [&gate, &up, &dy].map(slice::<V>);
             gate_unit::backward(Isa::best(), gate, up, dy, d_gate, d_up);
@@ -97,7 +103,7 @@ fn with_rows<V: Value, T>(
     epsilon: f64,
     f: impl FnOnce(&Float, Rows<V>) -> T,
 ) -> T {
-    let (x, gamma) = (x.to_contiguous(), gamma.to_contiguous());
+    let (x, gamma) = (contiguous(x), contiguous(gamma));
     let rows = Rows {
         x: slice(&x),
         gamma: slice(&gamma),
@@ -120,7 +126,7 @@ pub(super) fn rms_norm(x: &Float, gamma: &Float, epsilon: f64) -> Float {
 /// The gradient of `x`.
 pub(super) fn rms_norm_backward(x: &Float, gamma: &Float, epsilon: f64, dy: &Float) -> Float {
     fn of<V: Value>(x: &Float, gamma: &Float, epsilon: f64, dy: &Float) -> Float {
-        let dy = dy.to_contiguous();
+        let dy = contiguous(dy);
         with_rows::<V, _>(x, gamma, epsilon, |x, rows| {
             let write = |[dx]: [&mut [_]; 1]| rows.backward(Isa::best(), slice(&dy), dx);
             // SAFETY: all is written.
@@ -134,22 +140,14 @@ pub(super) fn rms_norm_backward(x: &Float, gamma: &Float, epsilon: f64, dy: &Flo
 /// The gradient of `gamma`.
 pub(super) fn rms_norm_backward_gamma(x: &Float, gamma: &Float, epsilon: f64, dy: &Float) -> Float {
     fn of<V: Value>(x: &Float, gamma: &Float, epsilon: f64, dy: &Float) -> Float {
-        let dy = dy.to_contiguous();
-        let gradient =
-            with_rows::<V, _>(x, gamma, epsilon, |_, rows| rows.backward_gamma(slice(&dy)));
+        let dy = contiguous(dy);
+        let gradient = with_rows::<V, _>(x, gamma, epsilon, |_, rows| {
+            rows.backward_gamma(Isa::best(), slice(&dy))
+        });
         let n = gradient.len();
         Float::from_data(TensorData::new(gradient, [n]))
     }
     of_dtype!(x, of(x, gamma, epsilon, dy))
-}
-
-/// A tensor `[batch, heads, seq, d]` whose rows are contiguous: itself, or a copy.
-fn with_whole_rows(tensor: Float) -> Float {
-    let strides = tensor.layout().strides();
-    match strides[3] == 1 && strides.iter().all(|&stride| stride >= 0) {
-        true => tensor,
-        false => tensor.to_contiguous(),
-    }
 }
 
 fn heads<V: Value>(tensor: &Float) -> Heads<'_, V> {
@@ -190,7 +188,7 @@ pub(super) fn rotate(x: Float, cos: &Float, sin: &Float, sign: f32) -> Float {
         y
     }
     let x = with_whole_rows(x);
-    let (cos, sin) = (cos.to_contiguous(), sin.to_contiguous());
+    let (cos, sin) = (contiguous(cos), contiguous(sin));
     of_dtype!(x, of(&x, &cos, &sin, sign))
 }
 
@@ -205,6 +203,7 @@ fn operands<'a, V: Value>(
         v: heads(v),
         visible,
         scale: scale as f32,
+        packed: PACKED,
     }
 }
 
@@ -241,7 +240,7 @@ pub(super) fn attention_backward(
 /// The sum over labelled rows, and what backward needs.
 pub(super) fn cross_entropy(logits: &Float, labels: &Labels) -> (Float, Vec<Partition>) {
     fn of<V: Value>(logits: &Float, labels: &Labels) -> (f32, Vec<Partition>) {
-        let logits = logits.to_contiguous();
+        let logits = contiguous(logits);
         cross_entropy::forward::<V>(Isa::best(), slice(&logits), last(&logits), labels)
     }
     let (loss, partitions) = of_dtype!(logits, of(logits, labels));
@@ -270,7 +269,36 @@ pub(super) fn cross_entropy_backward(
         );
         Float::from_data(TensorData::new(dz, logits.layout().shape().clone()))
     }
-    let logits = logits.to_contiguous();
-    let dy = slice::<f32>(&dy.to_contiguous())[0];
+    let logits = contiguous(logits);
+    let dy = slice::<f32>(&contiguous(dy))[0];
     of_dtype!(logits, of(&logits, labels, partitions, dy))
+}
+
+#[cfg(test)]
+mod tests {
+    use half::bf16;
+
+    use super::*;
+
+    #[test]
+    fn a_term_is_added_where_the_result_lies() {
+        fn check<V: Value>() {
+            let matrix = |values: Vec<f32>, shape| Float::from_data(TensorData::new(values, shape));
+            let y = TensorData::new(vec![V::round(1.0); 6], [2, 3]);
+            let y = Float::from_data(y);
+            let (u, v) = (matrix(vec![2.0, 3.0], [2, 1]), matrix(vec![1.0; 3], [1, 3]));
+            let memory = y.bytes().as_ptr();
+            let sum = with_term(y, &u, &v);
+            assert_eq!(sum.bytes().as_ptr(), memory);
+            let found: Vec<f32> = slice::<V>(&sum).iter().map(|&value| value.into()).collect();
+            assert_eq!(found, [3.0, 3.0, 3.0, 4.0, 4.0, 4.0]);
+            // Someone else's values stay.
+            let other = sum.clone();
+            let again = with_term(sum, &u, &v);
+            assert_ne!(again.bytes().as_ptr(), memory);
+            assert_eq!(slice::<V>(&other)[0].into(), 3.0);
+        }
+        check::<f32>();
+        check::<bf16>();
+    }
 }

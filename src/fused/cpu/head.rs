@@ -12,8 +12,9 @@ use std::ops::Range;
 use super::cross_entropy::{Running, differentiate, extend};
 use crate::cpu::matmul::dense::Dense;
 use crate::cpu::matmul::element::Element;
+use crate::cpu::matmul::factor::Factor;
 use crate::cpu::matmul::low_rank::LowRank;
-use crate::cpu::matmul::skinny::{self, Factor};
+use crate::cpu::matmul::skinny;
 use crate::cpu::matmul::target::Target;
 use crate::cpu::matmul::window::Window;
 use crate::cpu::matmul::{Source, many_rows, transposed};
@@ -90,7 +91,7 @@ impl<W> Head<'_, W> {
         W: Source<E>,
         for<'b> Dense<'b, E::Value>: Source<E>,
     {
-        let (features, rank) = (self.features, self.b.shape[0]);
+        let (features, [rank, _]) = (self.features, self.b.shape());
         let mut tile = self.tile(running.len());
         for rows in parts(running.len(), self.chunks[0]) {
             let (x, u, labels) = self.part::<E, V>(inputs, &rows);
@@ -116,11 +117,7 @@ impl<W> Head<'_, W> {
                     z.chunks_exact(width).for_each(|z| add(bias, z));
                 }
                 if !gradients.u.is_empty() {
-                    let b = Factor {
-                        values: &b,
-                        shape: [width, rank],
-                        strides: [1, width],
-                    };
+                    let b = Factor::row_major(&b, [rank, width]).transposed();
                     let write = |[out]: [&mut [_]; 1]| skinny::to_rank(self.isa, z, b, 1.0, out);
                     // SAFETY: all is written.
                     let [du] = unsafe { written([rows.len() * rank], write) };
@@ -175,21 +172,15 @@ impl<W> Head<'_, W> {
         rows: &Range<usize>,
     ) -> Part<'a, E::Value> {
         let x = &inputs.x[times(rows, self.features)];
-        let u = &inputs.u[times(rows, self.b.shape[0])];
+        let [rank, _] = self.b.shape();
+        let u = &inputs.u[times(rows, rank)];
         (as_elements::<E, V>(x), u, &inputs.labels[rows.clone()])
     }
 
     /// These columns of `B`, `[r, width]`.
     fn factor(&self, tokens: &Range<usize>) -> Vec<f32> {
-        let Factor {
-            values,
-            shape: [rank, _],
-            strides,
-        } = self.b;
-        let row = |p: usize| {
-            let at = move |token: usize| values[p * strides[0] + token * strides[1]];
-            tokens.clone().map(at)
-        };
+        let [rank, _] = self.b.shape();
+        let row = |p: usize| tokens.clone().map(move |token| self.b.at(p, token));
         (0..rank).flat_map(row).collect()
     }
 
@@ -205,7 +196,7 @@ impl<W> Head<'_, W> {
         W: Source<E>,
     {
         let (weight, width) = (self.window(tokens), tokens.len());
-        let rank = self.b.shape[0];
+        let [rank, _] = self.b.shape();
         let low = LowRank { rank, u, v: b };
         let target = Target::window(z, width, 0..width, false);
         match self.by_token {

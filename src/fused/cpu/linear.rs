@@ -5,7 +5,7 @@ use std::mem::MaybeUninit;
 use burn::backend::{Flex, ops::FloatTensorOps};
 use burn::tensor::{DType, Shape, TensorData};
 
-use crate::cpu::flex::{Float, last, lines, shape, slice, with_whole_lines};
+use crate::cpu::flex::{Float, contiguous, last, lines, rows, shape, slice, with_whole_lines};
 use crate::cpu::matmul::dense::Dense;
 use crate::cpu::matmul::element::{Element, F32, Pairs};
 use crate::cpu::matmul::low_rank::LowRank;
@@ -32,8 +32,8 @@ pub(super) fn backward(dy: &Float, w: &Float, term: Term) -> Float {
 fn times(x: &Float, w: &Float, turned: bool, term: Term) -> Float {
     let [d_in, d_out] = shape(w);
     let columns = if turned { d_in } else { d_out };
-    let rows = x.layout().num_elements() / last(x);
-    let (x, w) = (x.to_contiguous(), with_whole_lines(w));
+    let rows = rows(x);
+    let (x, w) = (contiguous(x), with_whole_lines(w));
     let low = match &term {
         None => LowRank::NONE,
         Some((u, v)) => LowRank {
@@ -87,11 +87,11 @@ where
     y
 }
 
-/// Whether the kernels are for these, which are of one dtype, f32 or bf16.
+/// Whether the kernels are for a product of `x`, or of a gradient, with a weight of the same dtype, f32 or bf16.
 pub(super) fn serves(x: &Float, w: &Float) -> bool {
     let [d_in, d_out] = shape(w);
     match x.dtype() {
-        DType::BF16 => Isa::best().has_pairs() && d_in.is_multiple_of(2) && d_out.is_multiple_of(2),
-        _ => x.layout().num_elements() >= ROWS * d_in,
+        DType::BF16 => d_in.is_multiple_of(2) && d_out.is_multiple_of(2),
+        _ => rows(x) >= ROWS,
     }
 }

@@ -14,7 +14,7 @@ use burn::backend::{
 
 use super::cross_entropy::Partition;
 use super::flex;
-use crate::cpu::flex::{Float, over_rows, to_rank};
+use crate::cpu::flex::{Float, contiguous, over_rows, to_rank};
 use crate::fused::Visible;
 
 /// The operations, on f32 and bf16.
@@ -256,7 +256,7 @@ impl Backward<Flex, 3> for LoraLinear {
             grads.register::<Flex>(a.id, over_rows(&v, &x, true));
         }
         if let Some(x) = x {
-            let a = Flex::float_transpose(state.a).to_contiguous();
+            let a = contiguous(&Flex::float_transpose(state.a));
             let dx = flex::frozen_linear_backward(&dy, &state.weight, Some((v, a)));
             grads.register::<Flex>(x.id, dx);
         }

@@ -9,6 +9,8 @@ use crate::cpu::value::Value;
 
 /// Elements of a task, about.
 const CHUNK: usize = 1 << 13;
+/// Rows that a sum over rows takes at a time.
+const SUMMED: usize = 32;
 /// Steps that an element costs, against one multiply-add.
 const COST: usize = 4;
 
@@ -59,17 +61,54 @@ impl<V: Value> Rows<'_, V> {
         });
     }
 
-    /// `dγ = Σ_rows dy · r · x`.
-    pub(super) fn backward_gamma(self, dy: &[V]) -> Vec<V> {
+    /// `dγ = Σ_rows dy · r · x`: sums of [`SUMMED`] rows each on all threads, then the sum of those. How many threads there are
+    /// changes no bit of it.
+    pub(super) fn backward_gamma(self, isa: Isa, dy: &[V]) -> Vec<V> {
+        assert_eq!(self.x.len(), dy.len());
         let n = self.gamma.len();
-        let mut sums = vec![0.0; n];
-        for (x, dy) in self.x.chunks_exact(n).zip(dy.chunks_exact(n)) {
-            let norm = self.reciprocal_norm(x);
-            for ((sum, &x), &dy) in sums.iter_mut().zip(x).zip(dy) {
-                *sum += dy.into() * norm * x.into();
+        let rows = self.x.len() / n;
+        let mut parts = vec![0.0; rows.div_ceil(SUMMED) * n];
+        let work = COST * self.x.len();
+        for_each_chunk(&mut parts, n, work, |index, sums| {
+            let first = index * SUMMED * n;
+            let len = (SUMMED * n).min(self.x.len() - first);
+            let rows = self.from(first, len);
+            let dy = &dy[first..first + len];
+            dispatch(isa, BackwardGamma { rows, dy, sums });
+        });
+        let mut parts = parts.chunks_exact(n);
+        let mut sums = match parts.next() {
+            Some(first) => first.to_vec(),
+            None => vec![0.0; n],
+        };
+        for part in parts {
+            for (sum, part) in sums.iter_mut().zip(part) {
+                *sum += part;
             }
         }
         sums.into_iter().map(V::round).collect()
+    }
+}
+
+struct BackwardGamma<'a, V> {
+    rows: Rows<'a, V>,
+    dy: &'a [V],
+    /// Zeros.
+    sums: &'a mut [f32],
+}
+
+impl<V: Value> Kernel for BackwardGamma<'_, V> {
+    type Output = ();
+
+    #[inline(always)]
+    unsafe fn run<S: Simd>(self) {
+        let n = self.sums.len();
+        for (x, dy) in self.rows.x.chunks_exact(n).zip(self.dy.chunks_exact(n)) {
+            let norm = self.rows.reciprocal_norm(x);
+            for ((sum, &x), &dy) in self.sums.iter_mut().zip(x).zip(dy) {
+                *sum += dy.into() * norm * x.into();
+            }
+        }
     }
 }
 

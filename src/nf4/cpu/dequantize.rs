@@ -7,6 +7,7 @@ use half::{bf16, f16};
 use rayon::prelude::*;
 
 use super::packed::Packed;
+use super::precision::bf16_bits;
 use crate::cpu::scratch::with_scratch;
 use crate::cpu::simd::{Isa, Kernel, Simd, dispatch};
 use crate::nf4::codebook::CODEBOOK;
@@ -104,10 +105,7 @@ impl Half for bf16 {
     #[inline(always)]
     fn round(from: &[f32], to: &mut [Self]) {
         for (to, from) in to.iter_mut().zip(from) {
-            // What the conversion of `half` does for every number, without its branches, so that it vectorises. Of the
-            // processors' own instructions some flush subnormals.
-            let bits = from.to_bits();
-            *to = Self::from_bits(((bits + 0x7fff + (bits >> 16 & 1)) >> 16) as u16);
+            *to = Self::from_bits(bf16_bits(*from));
         }
     }
 }

@@ -1,18 +1,25 @@
 //! The product with one to eight rows, `y = x · Wᵀ`: limited by how fast the packed weight is read.
 //!
 //! A vector of 32-bit words holds eight codes a lane, so eight shifts and lookups give `8 · LANES` values of `W` with
-//! nothing to unpack; `x` is permuted once into the order in which they come. The sums of a block are scaled where
-//! there are few rows, the values themselves where there are more.
+//! nothing to unpack; `x` is permuted once into the order in which they come. What is looked up, and in which precision, is
+//! a [`Lookup`].
 
 use std::mem::MaybeUninit;
 
-use super::codes::Codes;
+use half::bf16;
+
+use super::lookup::{Exact, InPairs, Lookup, LookupOn, Rounded};
 use super::packed::Packed;
+use super::precision::Precision;
+use crate::cpu::matmul::element::{Element, F32, Pairs};
 use crate::cpu::matmul::low_rank::LowRank;
+use crate::cpu::output::written;
 use crate::cpu::parallel::{Shared, for_each, threads};
 use crate::cpu::scratch::{with_operand, with_scratch};
-use crate::cpu::simd::{Isa, Kernel, Simd, dispatch};
-use crate::nf4::codebook::CODEBOOK;
+use crate::cpu::simd::{
+    Isa, Kernel, KernelOfPairs, Simd, SimdOfPairs, dispatch, dispatch_of_pairs,
+};
+use crate::cpu::value::Value;
 
 /// The most rows this is for.
 pub(super) const MOST: usize = 8;
@@ -24,13 +31,54 @@ const SCALES_AHEAD: usize = 8;
 /// Floats beyond a row's scales that may be read.
 const SPREAD: usize = 4;
 
-/// `y = x · Wᵀ + u · v`, row-major, every element of `y` written.
-pub(super) fn product<E: Codes>(
-    isa: Isa,
+/// An arithmetic that has a product with few rows.
+pub(super) trait FewRows: Element {
+    /// `y = x · Wᵀ + u · v`, row-major, every element of `y` written.
+    fn product(
+        isa: Isa,
+        w: &Packed,
+        x: &[Self::Value],
+        low: LowRank,
+        y: &mut [MaybeUninit<Self::Value>],
+    );
+}
+
+impl FewRows for F32 {
+    fn product(isa: Isa, w: &Packed, x: &[f32], low: LowRank, y: &mut [MaybeUninit<f32>]) {
+        match w.precision() {
+            Precision::F32 => product::<Exact>(w, x, low, y, |task| dispatch(isa, task)),
+            _ => product::<Rounded>(w, x, low, y, |task| dispatch(isa, task)),
+        }
+    }
+}
+
+impl FewRows for Pairs {
+    fn product(isa: Isa, w: &Packed, x: &[bf16], low: LowRank, y: &mut [MaybeUninit<bf16>]) {
+        match isa.of_pairs() {
+            Some(isa) => product::<InPairs>(w, x, low, y, |task| dispatch_of_pairs(isa, task)),
+            // Pairs gain nothing without instructions for them.
+            None => {
+                let x: Vec<f32> = x.iter().map(|&x| x.into()).collect();
+                // SAFETY: a product writes every value.
+                let [sums] = unsafe {
+                    written([y.len()], |[sums]: [&mut [_]; 1]| {
+                        <F32 as FewRows>::product(isa, w, &x, low, sums);
+                    })
+                };
+                for (y, sum) in y.iter_mut().zip(sums) {
+                    y.write(bf16::from_f32(sum));
+                }
+            }
+        }
+    }
+}
+
+fn product<L: Lookup>(
     w: &Packed,
-    x: &[E::Value],
+    x: &[L::Value],
     low: LowRank,
-    y: &mut [MaybeUninit<E::Value>],
+    y: &mut [MaybeUninit<L::Value>],
+    run: impl Fn(Task<L>) + Send + Sync,
 ) {
     let [d_out, d_in] = w.shape;
     let rows = y.len() / d_out;
@@ -41,15 +89,12 @@ pub(super) fn product<E: Codes>(
     // Two rows of W at a time.
     let part = d_out.div_ceil(parts).next_multiple_of(2);
     let y = Shared(y.as_mut_ptr().cast());
-    with_operand(rows * stride::<E>(d_in), |order| {
-        dispatch(
-            isa,
-            Permute::<E> {
-                x,
-                order: &mut *order,
-                d_in,
-            },
-        );
+    with_operand(rows * stride::<L>(d_in), |order| {
+        run(Task::Permute(Permute {
+            x,
+            order: &mut *order,
+            d_in,
+        }));
         let order = &*order;
         for_each(d_out.div_ceil(part), 2 * w.len(), |index| {
             let first = index * part;
@@ -57,7 +102,7 @@ pub(super) fn product<E: Codes>(
             let own = 2 * (w.scales_of_row() + SPREAD) + d_in;
             with_scratch(own + rows * part, |scratch| {
                 let (scratch, terms) = scratch.split_at_mut(own);
-                let task = Part::<E> {
+                run(Task::Part(Part {
                     w,
                     x,
                     low,
@@ -68,58 +113,107 @@ pub(super) fn product<E: Codes>(
                     first,
                     last,
                     scratch,
-                };
-                dispatch(isa, task)
+                }));
             });
         });
     });
 }
 
-/// Puts each row of `x` in the order in which the words of a vector give their codes.
-struct Permute<'a, E: Codes> {
-    x: &'a [E::Value],
-    order: &'a mut [f32],
-    d_in: usize,
+/// What is done with the instructions of one set.
+enum Task<'a, L: Lookup> {
+    Permute(Permute<'a, L>),
+    Part(Part<'a, L>),
 }
 
-impl<E: Codes> Kernel for Permute<'_, E> {
+impl<L: Lookup> Task<'_, L> {
+    /// # Safety
+    ///
+    /// As [`Simd`].
+    #[inline(always)]
+    unsafe fn run_on<S: Simd>(self)
+    where
+        L: LookupOn<S>,
+    {
+        match self {
+            Self::Permute(permute) => permute.run(S::LANES),
+            // SAFETY: as asked.
+            Self::Part(part) => unsafe { part.run::<S>() },
+        }
+    }
+}
+
+impl Kernel for Task<'_, Exact> {
     type Output = ();
 
     #[inline(always)]
     unsafe fn run<S: Simd>(self) {
+        // SAFETY: as asked.
+        unsafe { self.run_on::<S>() }
+    }
+}
+
+impl Kernel for Task<'_, Rounded> {
+    type Output = ();
+
+    #[inline(always)]
+    unsafe fn run<S: Simd>(self) {
+        // SAFETY: as asked.
+        unsafe { self.run_on::<S>() }
+    }
+}
+
+impl KernelOfPairs for Task<'_, InPairs> {
+    #[inline(always)]
+    unsafe fn run<S: SimdOfPairs>(self) {
+        // SAFETY: as asked.
+        unsafe { self.run_on::<S>() }
+    }
+}
+
+/// Puts each row of `x` in the order in which the words of a vector give their codes.
+struct Permute<'a, L: Lookup> {
+    x: &'a [L::Value],
+    order: &'a mut [f32],
+    d_in: usize,
+}
+
+impl<L: Lookup> Permute<'_, L> {
+    #[inline(always)]
+    fn run(self, lanes: usize) {
         let rows = self.x.chunks(self.d_in);
-        for (x, order) in rows.zip(self.order.chunks_mut(stride::<E>(self.d_in))) {
-            E::permute::<S>(x, order);
+        for (x, order) in rows.zip(self.order.chunks_mut(stride::<L>(self.d_in))) {
+            L::permute(lanes, x, order);
         }
     }
 }
 
 /// Words of a permuted row.
-fn stride<E: Codes>(d_in: usize) -> usize {
-    d_in.div_ceil(E::PER_WORD)
+fn stride<L: Lookup>(d_in: usize) -> usize {
+    d_in.div_ceil(L::PER_WORD)
 }
 
 /// Rows `first..last` of `W`, which are columns of `y`.
-struct Part<'a, E: Codes> {
+struct Part<'a, L: Lookup> {
     w: &'a Packed<'a>,
-    x: &'a [E::Value],
+    x: &'a [L::Value],
     /// `x`, permuted.
     order: &'a [f32],
     low: LowRank<'a>,
     /// This part of `u · v`.
     terms: &'a mut [f32],
-    y: Shared<E::Value>,
+    y: Shared<L::Value>,
     rows: usize,
     first: usize,
     last: usize,
     scratch: &'a mut [f32],
 }
 
-impl<E: Codes> Kernel for Part<'_, E> {
-    type Output = ();
-
+impl<L: Lookup> Part<'_, L> {
     #[inline(always)]
-    unsafe fn run<S: Simd>(mut self) {
+    unsafe fn run<S: Simd>(mut self)
+    where
+        L: LookupOn<S>,
+    {
         self.add_terms();
         // SAFETY: what `Simd` asks for.
         unsafe {
@@ -136,11 +230,12 @@ impl<E: Codes> Kernel for Part<'_, E> {
             }
         }
     }
-}
 
-impl<E: Codes> Part<'_, E> {
     #[inline(always)]
-    unsafe fn rows_of<S: Simd, const R: usize>(&mut self) {
+    unsafe fn rows_of<S: Simd, const R: usize>(&mut self)
+    where
+        L: LookupOn<S>,
+    {
         // SAFETY: what `Simd` asks for.
         unsafe {
             let mut o = self.first;
@@ -175,25 +270,26 @@ impl<E: Codes> Part<'_, E> {
 
     /// `R` rows of `x` times `O` rows of `W`.
     #[inline(always)]
-    unsafe fn outputs<S: Simd, const R: usize, const O: usize>(&mut self, o: usize) {
+    unsafe fn outputs<S: Simd, const R: usize, const O: usize>(&mut self, o: usize)
+    where
+        L: LookupOn<S>,
+    {
         let w = self.w;
         let [d_out, d_in] = w.shape;
         let chunk = 8 * S::LANES;
-        // Only whole blocks have one scale for the eight codes of a word at a place known in advance.
-        let whole = if w.rows_are_whole_blocks() {
+        // Only whole blocks have one scale for the codes of some words at a place known in advance.
+        let whole = if w.rows_are_whole_blocks() && w.block_size() >= L::IN_A_BLOCK {
             d_in / chunk * chunk
         } else {
             0
         };
         let n = w.scales_of_row();
         let (scales, rest) = self.scratch.split_at_mut(2 * (n + SPREAD));
-        let log = w.block_size().trailing_zeros();
         // SAFETY: reads end within the codes of a row, the scales and their filling, and the rows of `x`.
         unsafe {
             let mut sums = [[S::splat(0.0); R]; O];
             if whole > 0 {
-                let codebook = S::table(CODEBOOK.as_ptr());
-                let index = S::block_of_lane(w.block_size());
+                let blocks = S::block_of_lane(w.block_size());
                 w.prefetch_scales::<S>((o + SCALES_AHEAD) * n, O * n);
                 for p in 0..O {
                     w.scales((o + p) * n, &mut scales[p * (n + SPREAD)..][..n]);
@@ -202,14 +298,14 @@ impl<E: Codes> Part<'_, E> {
                 // The same place some pairs of rows further, so that every line is asked for once.
                 let ahead = AHEAD.next_multiple_of(d_in);
                 for k in (0..whole).step_by(chunk) {
-                    let x = self.order.as_ptr().add(k / E::PER_WORD);
+                    let x = self.order.as_ptr().add(k / L::PER_WORD);
                     for (p, sums) in sums.iter_mut().enumerate() {
                         let codes = codes.add((p * d_in + k) / 2);
                         S::prefetch_far(codes.wrapping_add(ahead));
                         let words = S::load_words(codes);
-                        let scale =
-                            S::spread(scales.as_ptr().add(p * (n + SPREAD) + (k >> log)), index);
-                        E::eight::<S, R>(codebook, words, scale, x, stride::<E>(d_in), sums);
+                        let scales = &scales[p * (n + SPREAD)..][..n + SPREAD];
+                        let tables = L::tables(w, scales, k, blocks);
+                        L::eight::<R>(tables, words, x, stride::<L>(d_in), sums);
                     }
                 }
             }
@@ -220,7 +316,8 @@ impl<E: Codes> Part<'_, E> {
                 for (r, &sum) in sums.iter().enumerate() {
                     let x = &self.x[r * d_in + whole..][..tail.len()];
                     let term = self.terms[r * (self.last - self.first) + o + p - self.first];
-                    *self.y.at(r * d_out + o + p) = E::round(S::sum(sum) + dot(tail, x) + term);
+                    let sum = S::sum(sum) + dot(tail, x) + term;
+                    *self.y.at(r * d_out + o + p) = L::Value::round(sum);
                 }
             }
         }

@@ -15,15 +15,18 @@ use half::{bf16, f16};
 
 use super::codes::Codes;
 use super::dequantize::{self, Rounded};
-use super::few_rows;
+use super::few_rows::{self, FewRows};
 use super::packed::{Packed, Scales};
+use super::precision::Precision;
 use super::row_norms;
+use crate::cpu::flex::into_contiguous;
 use crate::cpu::matmul::element::{F32, Pairs};
 use crate::cpu::matmul::low_rank::LowRank;
 use crate::cpu::matmul::{many_rows, transposed};
 use crate::cpu::output::written;
 use crate::cpu::simd::Isa;
 use crate::nf4::ops::{Nf4ScaleTensors, Nf4Tensors};
+use crate::nf4::portable::matmul as multiply;
 
 type Float = FloatTensor<Flex>;
 
@@ -67,7 +70,7 @@ pub(in crate::nf4) fn matmul_transposed(y: Float, weight: Nf4Tensors<Flex>, term
 /// A product, from and to rows of one dtype.
 trait Product {
     /// Writes every value of the output.
-    fn run<E: Codes>(
+    fn run<E: Codes + FewRows>(
         w: &Packed,
         input: &[E::Value],
         term: LowRank,
@@ -81,9 +84,14 @@ trait Product {
 struct Forward;
 
 impl Product for Forward {
-    fn run<E: Codes>(w: &Packed, x: &[E::Value], term: LowRank, y: &mut [MaybeUninit<E::Value>]) {
+    fn run<E: Codes + FewRows>(
+        w: &Packed,
+        x: &[E::Value],
+        term: LowRank,
+        y: &mut [MaybeUninit<E::Value>],
+    ) {
         match y.len() / w.shape[0] <= few_rows::MOST {
-            true => few_rows::product::<E>(Isa::best(), w, x, term, y),
+            true => E::product(Isa::best(), w, x, term, y),
             false => many_rows::product::<E, _>(Isa::best(), w, x, term, y),
         }
     }
@@ -96,7 +104,12 @@ impl Product for Forward {
 struct Transposed;
 
 impl Product for Transposed {
-    fn run<E: Codes>(w: &Packed, y: &[E::Value], term: LowRank, x: &mut [MaybeUninit<E::Value>]) {
+    fn run<E: Codes + FewRows>(
+        w: &Packed,
+        y: &[E::Value],
+        term: LowRank,
+        x: &mut [MaybeUninit<E::Value>],
+    ) {
         transposed::product::<E, _>(Isa::best(), w, y, term, x)
     }
 
@@ -107,8 +120,8 @@ impl Product for Transposed {
 
 /// The product of `input [rows, from]` with a weight: `[rows, to]`, in the dtype of `input`.
 ///
-/// bf16 is multiplied as it is where the processor does so, and in f32 elsewhere, as f16 is; sums and the low-rank term
-/// are f32. f64 takes a dense weight.
+/// The weight is rounded to the dtype of `input`, as bitsandbytes does it; sums and the low-rank term are f32. bf16 is
+/// multiplied in pairs; what has no pairs, f16 and bf16 of an odd length, is widened to f32. f64 takes a dense weight.
 fn product<P: Product>(
     input: Float,
     weight: Nf4Tensors<Flex>,
@@ -116,22 +129,23 @@ fn product<P: Product>(
     term: Term,
 ) -> Float {
     if input.dtype() == DType::F64 {
-        let output = Flex::float_matmul(input, P::dense(dequantize(weight, FloatDType::F64)));
+        let weight = P::dense(dequantize(weight, FloatDType::F64));
+        let output = multiply::<Flex>(input, weight);
         return match term {
             None => output,
             Some((u, v)) => {
                 let [u, v] = [u, v].map(|factor| Flex::float_cast(factor, FloatDType::F64));
-                Flex::float_add(output, Flex::float_matmul(u, v))
+                Flex::float_add(output, multiply::<Flex>(u, v))
             }
         };
     }
-    let input = input.to_contiguous();
+    let input = into_contiguous(input);
     let rows = input.layout().shape()[0];
     debug_assert_eq!(input.layout().shape()[1], from);
     let term = term.map(|(u, v)| {
         [u, v].map(|factor| match factor.dtype() {
-            DType::F32 => factor.to_contiguous(),
-            _ => Flex::float_cast(factor, FloatDType::F32).to_contiguous(),
+            DType::F32 => into_contiguous(factor),
+            _ => into_contiguous(Flex::float_cast(factor, FloatDType::F32)),
         })
     });
     let term = match &term {
@@ -142,28 +156,30 @@ fn product<P: Product>(
             v: slice(v),
         },
     };
-    let f32s = |input: &[f32]| run::<P, F32>(&weight, input, term, rows * to);
+    let len = rows * to;
+    let widened = |input: &[f32], precision| run::<P, F32>(&weight, precision, input, term, len);
     let shape = [rows, to];
     Float::from_data(match input.dtype() {
         DType::BF16 => {
-            let input = slice::<bf16>(&input);
-            let output = if Isa::best().has_pairs() && from.is_multiple_of(2) {
-                run::<P, Pairs>(&weight, input, term, rows * to)
-            } else {
-                Vec::from_f32_slice(&f32s(&input.to_f32_vec()))
+            let (input, precision) = (slice::<bf16>(&input), Precision::Bf16);
+            let output = match from.is_multiple_of(2) {
+                true => run::<P, Pairs>(&weight, precision, input, term, len),
+                false => Vec::from_f32_slice(&widened(&input.to_f32_vec(), precision)),
             };
             TensorData::new(output, shape)
         }
         DType::F16 => {
-            let output = f32s(&slice::<f16>(&input).to_f32_vec());
+            let input = slice::<f16>(&input).to_f32_vec();
+            let output = widened(&input, Precision::F16);
             TensorData::new(Vec::<f16>::from_f32_slice(&output), shape)
         }
-        _ => TensorData::new(f32s(slice(&input)), shape),
+        _ => TensorData::new(widened(slice(&input), Precision::F32), shape),
     })
 }
 
-fn run<P: Product, E: Codes>(
+fn run<P: Product, E: Codes + FewRows>(
     weight: &Nf4Tensors<Flex>,
+    precision: Precision,
     input: &[E::Value],
     term: LowRank,
     len: usize,
@@ -172,7 +188,9 @@ fn run<P: Product, E: Codes>(
         return vec![E::round(0.0); len];
     }
     let write = |[output]: [&mut [_]; 1]| {
-        with_packed(weight, |w| P::run::<E>(w, input, term, output));
+        with_packed(weight, |w| {
+            P::run::<E>(&w.rounded_to(precision), input, term, output);
+        });
     };
     // SAFETY: a product writes every value.
     let [output] = unsafe { written([len], write) };
@@ -191,7 +209,10 @@ fn words<T: Pod>(tensor: &IntTensor<Flex>) -> &[T] {
 
 /// Lends the tensors of a weight to a kernel.
 pub(crate) fn with_packed<T>(weight: &Nf4Tensors<Flex>, f: impl FnOnce(&Packed) -> T) -> T {
-    let contiguous = |tensor: &IntTensor<Flex>| tensor.to_contiguous();
+    let contiguous = |tensor: &IntTensor<Flex>| match tensor.is_contiguous() {
+        true => tensor.clone(),
+        false => tensor.to_contiguous(),
+    };
     let codes = contiguous(&weight.codes);
     let pack = |scales| Packed::new(words(&codes), scales, weight.shape, weight.block_size);
     match &weight.scales {

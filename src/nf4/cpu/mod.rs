@@ -1,8 +1,8 @@
 //! NF4 on a CPU.
 //!
-//! * [`packed`]: a packed weight as the kernels read it; dequantising any part of it;
+//! * [`packed`]: a packed weight as the kernels read it; dequantising any part of it, in a [`precision`];
 //! * [`quantize`], [`columns`] of a transposed weight; [`dequantize`]; all for whole weights, on all threads;
-//! * [`few_rows`]: the product with few rows; [`codes`]: what those with many rows need of a packed weight;
+//! * [`few_rows`]: the product with few rows, over a [`lookup`]; [`codes`]: what those with many rows need of a packed weight;
 //! * [`row_norms`] of a weight;
 //! * [`flex`]: Burn's tensors in and out.
 #![allow(unsafe_code)]
@@ -15,7 +15,9 @@ mod dequantize;
 mod few_rows;
 #[cfg(feature = "flex")]
 pub(crate) mod flex;
+mod lookup;
 mod packed;
+mod precision;
 mod quantize;
 #[cfg(test)]
 mod quantize_tests;
@@ -27,4 +29,6 @@ pub(super) use crate::cpu::simd::Isa;
 pub(super) use columns::Columns;
 pub(super) use dequantize::{Rounded, dequantize};
 pub(crate) use packed::{Packed, Scales};
+#[cfg(feature = "flex")]
+pub(crate) use precision::Precision;
 pub(super) use quantize::{Widened, quantize, run as quantize_here};

@@ -1,11 +1,12 @@
-//! A packed weight as the kernels read it, and its values in f32, any run of them.
+//! A packed weight as the kernels read it, and any run of its values.
 //!
-//! Value `i` of the row-major `[d_out, d_in]` is `codebook[code(i)] · scale(i / block_size)`, rounded once: bit for bit
-//! what [`dequantize_blocks`](crate::nf4::blocks::dequantize_blocks) gives, since a block's sixteen products are formed
-//! first and looked up by code.
+//! Value `i` of the row-major `[d_out, d_in]` is `codebook[code(i)] · scale(i / block_size)`, rounded to f32 and then to the
+//! weight's [`Precision`]: bit for bit what [`dequantize_blocks`](crate::nf4::blocks::dequantize_blocks) and a cast give,
+//! since a block's sixteen values are formed first and looked up by code.
 
 use std::ops::Range;
 
+use super::precision::{Precision, bf16_table};
 use crate::cpu::simd::Simd;
 use crate::nf4::codebook::CODEBOOK;
 use crate::nf4::double::{DYNAMIC_MAP, NESTED_BLOCK_SIZE};
@@ -28,19 +29,21 @@ pub(crate) struct Packed<'a> {
     pub(crate) shape: [usize; 2],
     /// Binary logarithm of the block size.
     log_block: u32,
+    precision: Precision,
 }
 
 impl<'a> Packed<'a> {
     /// # Panics
     ///
-    /// If there are fewer codes or scales than the shape demands.
+    /// If there are fewer codes or scales than the shape demands, or no memory could hold them.
     pub(crate) fn new(
         codes: &'a [u8],
         scales: Scales<'a>,
         shape: [usize; 2],
         block_size: usize,
     ) -> Self {
-        let n = shape[0] * shape[1];
+        let n = shape[0].checked_mul(shape[1]);
+        let n = n.expect("values of a packed weight that can be counted");
         let blocks = n.div_ceil(block_size);
         assert!(codes.len() >= n.div_ceil(2), "codes of a packed weight");
         assert!(
@@ -57,7 +60,17 @@ impl<'a> Packed<'a> {
             scales,
             shape,
             log_block: block_size.trailing_zeros(),
+            precision: Precision::F32,
         }
+    }
+
+    /// The same weight with its values rounded to another dtype than f32.
+    pub(crate) fn rounded_to(self, precision: Precision) -> Self {
+        Self { precision, ..self }
+    }
+
+    pub(super) fn precision(&self) -> Precision {
+        self.precision
     }
 
     pub(crate) fn len(&self) -> usize {
@@ -66,6 +79,11 @@ impl<'a> Packed<'a> {
 
     pub(super) fn block_size(&self) -> usize {
         1 << self.log_block
+    }
+
+    #[inline(always)]
+    pub(super) fn log_block(&self) -> u32 {
+        self.log_block
     }
 
     /// Whether no block reaches over the end of a row.
@@ -127,7 +145,7 @@ impl<'a> Packed<'a> {
         }
     }
 
-    /// The values of `range` to `out`.
+    /// The values of `range` to `out`, in f32.
     ///
     /// # Safety
     ///
@@ -138,7 +156,7 @@ impl<'a> Packed<'a> {
         unsafe { self.decode_to::<S, f32>(range, out) }
     }
 
-    /// The bits of the values of `range`, each rounded to bf16, to nearest even.
+    /// The bits of the values of `range` in bf16.
     ///
     /// # Safety
     ///
@@ -154,7 +172,6 @@ impl<'a> Packed<'a> {
         assert!(range.end <= self.len() && out.len() >= range.len());
         // SAFETY: the range lies within the codes and `out`, and every block it meets has a scale.
         unsafe {
-            let codebook = S::table(CODEBOOK.as_ptr());
             let mut out = out.as_mut_ptr();
             let mut i = range.start;
             while i < range.end {
@@ -162,24 +179,23 @@ impl<'a> Packed<'a> {
                 let end = range.end.min((block + 1) << self.log_block);
                 let scale = self.scale(block);
                 if i % 2 == 1 {
-                    *out = T::round(self.value(i, scale));
+                    *out = T::round(self.precision, self.value(i, scale));
                     (i, out) = (i + 1, out.add(1));
                 }
                 let whole = (end - i) / 32;
                 if whole > 0 {
-                    let table = S::scale_table(codebook, scale);
-                    T::decode::<S>(table, self.codes_at(i), whole, out);
+                    T::decode::<S>(self.precision, scale, self.codes_at(i), whole, out);
                     (i, out) = (i + 32 * whole, out.add(32 * whole));
                 }
                 while i < end {
-                    *out = T::round(self.value(i, scale));
+                    *out = T::round(self.precision, self.value(i, scale));
                     (i, out) = (i + 1, out.add(1));
                 }
             }
         }
     }
 
-    /// Value `i`, whose block has this scale.
+    /// Value `i`, whose block has this scale, not rounded to the weight's precision.
     #[inline(always)]
     fn value(&self, i: usize, scale: f32) -> f32 {
         let byte = self.codes[i / 2];
@@ -230,30 +246,62 @@ impl<'a> Packed<'a> {
 
 /// What values are decoded to: f32, or the bits of a bf16.
 trait Decoded: Copy {
-    fn round(value: f32) -> Self;
-    unsafe fn decode<S: Simd>(table: S::Table, codes: *const u8, n: usize, out: *mut Self);
+    fn round(precision: Precision, value: f32) -> Self;
+
+    /// The values of `32 · n` codes of one block.
+    ///
+    /// # Safety
+    ///
+    /// As [`Simd::decode`].
+    unsafe fn decode<S: Simd>(
+        precision: Precision,
+        scale: f32,
+        codes: *const u8,
+        n: usize,
+        out: *mut Self,
+    );
 }
 
 impl Decoded for f32 {
     #[inline(always)]
-    fn round(value: f32) -> Self {
-        value
+    fn round(precision: Precision, value: f32) -> Self {
+        precision.round(value)
     }
 
     #[inline(always)]
-    unsafe fn decode<S: Simd>(table: S::Table, codes: *const u8, n: usize, out: *mut Self) {
-        unsafe { S::decode(table, codes, n, out) }
+    unsafe fn decode<S: Simd>(
+        precision: Precision,
+        scale: f32,
+        codes: *const u8,
+        n: usize,
+        out: *mut Self,
+    ) {
+        // SAFETY: as asked; tables have sixteen values.
+        unsafe {
+            let table = match precision {
+                Precision::F32 => S::scale_table(S::table(CODEBOOK.as_ptr()), scale),
+                _ => S::table(precision.table(scale).as_ptr()),
+            };
+            S::decode(table, codes, n, out)
+        }
     }
 }
 
 impl Decoded for u16 {
     #[inline(always)]
-    fn round(value: f32) -> Self {
+    fn round(_: Precision, value: f32) -> Self {
         half::bf16::from_f32(value).to_bits()
     }
 
     #[inline(always)]
-    unsafe fn decode<S: Simd>(table: S::Table, codes: *const u8, n: usize, out: *mut Self) {
-        unsafe { S::decode_bf16(S::table16(table), codes, n, out) }
+    unsafe fn decode<S: Simd>(
+        _: Precision,
+        scale: f32,
+        codes: *const u8,
+        n: usize,
+        out: *mut Self,
+    ) {
+        // SAFETY: as asked; the table has sixteen values.
+        unsafe { S::decode_half(bf16_table(scale).as_ptr(), codes, n, out) }
     }
 }
