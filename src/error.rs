@@ -29,6 +29,21 @@ pub enum PeftError {
         /// The value found.
         value: f32,
     },
+    /// A finite value is infinite in the element type that it is to get.
+    #[error(
+        "tensor `{}`: value {value} at flat index {index} is infinite in {dtype}: choose F32, or BF16, which has the range of F32",
+        Printable(tensor)
+    )]
+    Overflow {
+        /// Name of the tensor.
+        tensor: String,
+        /// Row-major index of the first such value.
+        index: usize,
+        /// The value.
+        value: f32,
+        /// The element type.
+        dtype: String,
+    },
     /// A block size that NF4 does not have.
     #[error("block size {found} is not one of 32, 64, 128, 256, 512, 1024, 2048, 4096")]
     BlockSize {
@@ -270,7 +285,7 @@ pub enum PeftError {
         reason: String,
     },
     /// Tensors of an adapter are missing, have no place, or have another shape than their place; or there are none.
-    #[error("the adapter does not fit: {report}")]
+    #[error("the adapter does not fit: {report}; with `strict` false, what fits is loaded")]
     Incomplete {
         /// The fate of every tensor.
         report: Box<LoadReport>,
@@ -304,6 +319,14 @@ pub enum PeftError {
         expected: String,
         /// The digest of the files, or in words what is there.
         found: String,
+    },
+    /// A file is there that saving does not replace unasked, as it may be something else than an older one of its kind.
+    #[error("{path}: {}: `overwrite` replaces it", Printable(reason), path = path.display())]
+    Occupied {
+        /// The file.
+        path: PathBuf,
+        /// What it is.
+        reason: String,
     },
     /// A file is there already, and overwriting it was not asked for.
     #[error("{path}: already there, and overwriting was not asked for", path = path.display())]

@@ -44,6 +44,7 @@
 mod adapter;
 mod atomic;
 mod base;
+mod changes;
 mod config;
 mod digest;
 mod disk;
@@ -60,7 +61,9 @@ mod keys;
 mod load;
 mod mlx;
 mod names;
+mod places;
 mod positional;
+mod ranks;
 mod read;
 mod report;
 mod save;
@@ -69,6 +72,7 @@ mod shapes;
 mod sites;
 mod stored;
 mod tied;
+mod version;
 mod write;
 
 #[cfg(feature = "optim")]
@@ -90,7 +94,7 @@ pub use digest::DigestCheck;
 pub use file::{MAX_HEADER_BYTES, SafetensorsFile};
 pub use header::MAX_TENSORS;
 pub use keys::{Factor, PREFIX, parse_key, tensor_key};
-pub use load::LoadOptions;
+pub use load::{BaseValues, LoadOptions};
 pub use mlx::MLX_WEIGHTS_FILE;
 pub use names::NameMap;
 pub use read::{MAX_WEIGHTS_BYTES, ReadOptions, WEIGHTS_FILE};

@@ -27,13 +27,16 @@ mod report;
 mod storage;
 mod stored_base;
 mod target;
+mod tied;
 mod transparent;
 mod traverse;
 mod weight;
 
 pub use active::Active;
 pub use adapters_only::AdaptersOnly;
+pub(crate) use attach::check_adapter_name;
 pub(crate) use base::{BaseParameter, NewBase, base_parameters, choose_linear, replace_bases};
+pub(crate) use config::Origin;
 pub use config::{BiasMode, PeftConfig, TrainableTokens};
 #[cfg(feature = "faer")]
 pub use eva::EvaModule;
@@ -46,9 +49,10 @@ pub use quantize::QuantizeReport;
 pub use report::{AdapterReport, AttachReport, Base, ChangeKind, ModelReport, WeightReport};
 pub use storage::{Amount, Storage, Stored};
 pub(crate) use stored_base::{StoredParameter, StoredValue};
-pub(crate) use target::Adapted;
+pub(crate) use target::{Adapted, OldPatterns};
 pub use target::{
     ModuleNames, PatternMap, TargetConfig, TargetMatch, TargetMatcher, TargetModules, TargetReport,
     UnmatchedPattern,
 };
+pub use tied::TiedPart;
 pub use weight::{PeftWeight, Way};

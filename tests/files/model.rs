@@ -411,7 +411,7 @@ fn names_that_are_taken_or_unknown_are_errors() {
     let taken = attach(&mut model, &renamed(), &options).unwrap_err();
     assert!(matches!(taken, PeftError::AdapterName { .. }), "{taken}");
     let unknown = model
-        .save_adapter("other", "unused".as_ref(), &SaveOptions::default())
+        .save_adapter("other", "unused", &SaveOptions::default())
         .unwrap_err();
     assert!(
         matches!(unknown, PeftError::UnknownAdapter { .. }),

@@ -14,7 +14,8 @@ use super::progress::Meter;
 use super::report::{BaseMismatch, BaseReport};
 use super::stream::{self, Source, Stored, Stream};
 use crate::Result;
-use crate::model::{DEFAULT_HEAD, NewBase, PeftModel, replace_bases};
+use crate::format::NameMap;
+use crate::model::{DEFAULT_HEAD, NewBase, PeftModel, is_named, replace_bases};
 use crate::nf4::Nf4Weight;
 
 impl BaseCheckpoint {
@@ -76,7 +77,22 @@ impl<M: Module> PeftModel<M> {
     ) -> Result<BaseReport> {
         let checkpoint = BaseCheckpoint::open(path)?;
         let head = self.head().to_owned();
-        load(&checkpoint, self.module_mut(), &head, options)
+        let report = load(&checkpoint, self.module_mut(), &head, options)?;
+        self.note_tied(&options.tied, &options.names);
+        Ok(report)
+    }
+
+    /// Notes the embedding that an output head without a parameter of its own was said to be tied to.
+    fn note_tied(&mut self, tied: &[(String, String)], names: &NameMap) {
+        let module = |tensor: &str| names.to_model(tensor.strip_suffix(".weight")?).ok();
+        for (copy, source) in tied {
+            if let (Some(copy), Some(source)) = (module(copy), module(source))
+                && is_named(&copy, self.head())
+                && !self.has_own_head()
+            {
+                self.note_shared_head(&source);
+            }
+        }
     }
 }
 

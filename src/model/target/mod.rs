@@ -21,6 +21,7 @@ mod listed;
 mod matcher;
 mod name_list;
 mod nearest;
+mod old_patterns;
 mod pattern;
 mod pattern_map;
 mod plain_name;
@@ -29,6 +30,7 @@ mod unmatched;
 
 pub use config::{ModuleNames, TargetConfig, TargetModules};
 pub(crate) use listed::Adapted;
+pub(crate) use old_patterns::OldPatterns;
 pub use matcher::TargetMatcher;
 pub use pattern_map::PatternMap;
 pub use report::{TargetMatch, TargetReport};
