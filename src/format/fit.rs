@@ -209,6 +209,12 @@ pub(super) fn is_adapted(around: &HashMap<&str, Around>, path: &str) -> bool {
     module.is_some_and(|(module, _)| around.get(module) == Some(&Around::Factors))
 }
 
+/// What the adapter has of the module around the parameter at `path`.
+pub(super) fn around_of(around: &HashMap<&str, Around>, path: &str) -> Around {
+    let module = path.rsplit_once('.').map_or("", |(module, _)| module);
+    around.get(module).copied().unwrap_or(Around::Nothing)
+}
+
 /// Whether `layers_to_transform` may have meant another layer of this module to the PEFT that wrote the file: before 0.20, of two indices
 /// in a path the last counted.
 fn is_doubtful(config: &AdapterConfig, path: &str) -> bool {
@@ -456,7 +462,7 @@ impl<'a> Fitting<'a> {
         let own = model.dense_base(&wanted);
         for base in &file.base_values {
             let module = base.path.rsplit_once('.').map_or("", |(module, _)| module);
-            let around = self.around.get(module).copied().unwrap_or(Around::Nothing);
+            let around = around_of(&self.around, &base.path);
             let key = base_key(&base.path, around);
             elements::to_file(&key, base.data.dtype())?;
             let Some(parameter) = self.parameters.bases.get(&base.path).cloned() else {

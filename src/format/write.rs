@@ -10,8 +10,8 @@ use super::atomic::{self, Content, Existing};
 use super::config::CONFIG_FILE;
 use super::digest;
 use super::elements::{Stored, check_finite};
-use super::fit::is_adapted;
-use super::keys::{Around, base_key, is_path, parameter_key, parse_key, rows_key, tensor_key};
+use super::fit::{around_of, is_adapted};
+use super::keys::{base_key, is_path, parameter_key, parse_key, rows_key, tensor_key};
 use super::places;
 use super::ranks::Ranks;
 use super::read::{WEIGHTS_FILE, check_dtypes};
@@ -133,9 +133,8 @@ fn weights(adapter: &AdapterFile, digest: bool) -> Result<Vec<u8>> {
         tensors.add(&copy.path, key, &copy.data)?;
     }
     for base in &adapter.base_values {
-        let module = base.path.rsplit_once('.').map_or("", |(module, _)| module);
-        let around = around.get(module).copied().unwrap_or(Around::Nothing);
-        tensors.add(&base.path, base_key(&base.path, around), &base.data)?;
+        let key = base_key(&base.path, around_of(&around, &base.path));
+        tensors.add(&base.path, key, &base.data)?;
     }
     for rows in &adapter.rows {
         tensors.add(&rows.path, rows_key(&rows.path), &rows.data)?;
