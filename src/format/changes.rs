@@ -1,5 +1,7 @@
 //! Tensors of a file as changes of the parameters that they fit.
 
+use std::borrow::Cow;
+
 use burn::tensor::{FloatDType, Tensor, TensorData};
 
 use super::adapter::LoraTensors;
@@ -63,9 +65,11 @@ impl Fit<'_> {
         };
         let key = parameter_key(&tensor.path, false);
         let dtype = self.check_dtype(&key, &tensor.data, dtype)?;
+        // Before it is turned, so that an error has the place in the file.
+        let data = in_dtype(&key, &tensor.data, dtype)?;
         let data = match self.parameter.is_transposed() && !as_is {
-            true => elements::transposed(&tensor.data),
-            false => tensor.data.clone(),
+            true => elements::transposed(&data),
+            false => data.into_owned(),
         };
         let count = data.num_elements();
         self.tensor(&key, elements::reshaped(data, &[count]), dtype)
@@ -91,12 +95,13 @@ impl Fit<'_> {
         // Of a convolution, `[r, channels_in, k_1, …]` is `[r, d_in]`.
         let matrix = |factor, data: &TensorData| {
             let key = key(factor);
+            let data = in_dtype(&key, data, dtype)?;
             if data.rank() == 2 {
-                return self.tensor::<2>(&key, elements::transposed(data), dtype);
+                return self.tensor::<2>(&key, elements::transposed(&data), dtype);
             }
             let rows = data.shape()[0];
             let columns = data.num_elements() / rows.max(1);
-            let data = elements::reshaped(data.clone(), &[rows, columns]);
+            let data = elements::reshaped(data.into_owned(), &[rows, columns]);
             self.tensor::<2>(&key, elements::transposed(&data), dtype)
         };
         let vector = |factor, data: &TensorData| {
@@ -174,5 +179,21 @@ impl Fit<'_> {
         Ok(device.memory_persistent_allocations(data, |data| {
             Tensor::from_data(data, (device, dtype.into()))
         }))
+    }
+}
+
+/// The values in another element type.
+///
+/// # Errors
+///
+/// Those of [`elements::converted`].
+fn in_dtype<'a>(
+    key: &str,
+    data: &'a TensorData,
+    dtype: FloatDType,
+) -> Result<Cow<'a, TensorData>> {
+    match data.dtype() == dtype.into() {
+        true => Ok(Cow::Borrowed(data)),
+        false => elements::converted(key, data.clone(), dtype.into()).map(Cow::Owned),
     }
 }

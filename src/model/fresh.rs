@@ -3,7 +3,8 @@
 use std::collections::{BTreeMap, HashMap};
 
 use burn::module::{Module, Param};
-use burn::tensor::{Device, FloatDType, Tensor};
+use burn::tensor::{DType, Device, FloatDType, Tensor};
+use half::{bf16, f16};
 
 use super::tied::Wanted;
 use super::traverse::{See, Site, walk};
@@ -64,6 +65,7 @@ pub(super) fn fresh(
 
 /// The dense base weights at these sites as matrices `[d_in, d_out]`, by their paths, shared; initialises those that are not
 /// yet. A packed one is an empty matrix.
+#[cfg(feature = "faer")]
 pub(super) fn dense_weights<'a, M: Module>(
     module: &M,
     sites: impl IntoIterator<Item = &'a Site>,
@@ -142,26 +144,37 @@ impl See for Copies<'_> {
     fn see<const D: usize>(&mut self, path: &str, param: &Param<Tensor<D>>) {
         if let Some(site) = self.copied.get(path) {
             let value = param.base();
-            let device = value.device();
+            let (device, from) = (value.device(), value.dtype());
             // It lives as long as its model: keep it out of the pools of transient tensors. Where nothing is cast, it
             // shares the base's memory until the first step.
             let copy = device.memory_persistent_allocations(value, |value| {
-                cast(site.state_or_new().base(value), self.dtype)
+                let value = site.state_or_new().base(value);
+                cast_finite(path, value, from, self.dtype)
             });
-            let copy = TrainedCopy::new(copy).into();
-            if let Ok(changes) = &mut self.changes {
-                changes.push((path.to_owned(), copy));
+            match (copy, &mut self.changes) {
+                (Ok(copy), Ok(changes)) => {
+                    changes.push((path.to_owned(), TrainedCopy::new(copy).into()));
+                }
+                (Err(error), changes @ Ok(_)) => *changes = Err(error),
+                (_, Err(_)) => {}
             }
         }
         if let (Some((site, indices)), Ok(changes)) = (self.rows.get(path), &mut self.changes) {
-            let weight = site.state_or_new().base(param.base()).reshape(site.dims());
+            let base = param.base();
+            let from = base.dtype();
+            // Of a dense table only the rows are cast.
+            let weight = match (site.nf4(), from) {
+                (Some(_), _) | (_, DType::QFloat(_)) => site.state_or_new().base(base),
+                _ => base,
+            };
+            let weight = weight.reshape(site.dims());
             let weight = match site.is_linear() {
                 true => weight.transpose(),
                 false => weight,
             };
             let count = weight.dims()[0];
             let rows = TrainedRows::of(&weight, indices).and_then(|rows| {
-                let values = cast(rows.rows.val(), self.dtype);
+                let values = cast_finite(path, rows.rows.val(), from, self.dtype)?;
                 TrainedRows::with_rows(values, indices, count)
             });
             let rows = rows.map(|rows| match site.is_linear() {
@@ -179,4 +192,42 @@ impl See for Copies<'_> {
             }
         }
     }
+}
+
+/// The values of the parameter at `path`, or of a part of it, in `dtype`; the parameter has the type `from`.
+///
+/// # Errors
+///
+/// [`PeftError::Overflow`] if a finite value is infinite in `dtype`.
+fn cast_finite<const D: usize>(
+    path: &str,
+    values: Tensor<D>,
+    from: DType,
+    dtype: FloatDType,
+) -> Result<Tensor<D>> {
+    let is_infinite = |value: f32| match dtype {
+        FloatDType::F16 => f16::from_f32(value).is_infinite(),
+        FloatDType::BF16 => bf16::from_f32(value).is_infinite(),
+        _ => false,
+    };
+    let is_half = matches!(dtype, FloatDType::F16 | FloatDType::BF16);
+    if is_half && from != dtype.into() && values.shape().num_elements() > 0 {
+        let detached = values.clone().detach();
+        let ends = [detached.clone().max(), detached.clone().min()];
+        if ends.into_iter().any(|end| is_infinite(end.into_scalar::<f32>())) {
+            let data = detached.into_data();
+            let mut values = data.iter::<f32>().enumerate();
+            if let Some((index, value)) =
+                values.find(|(_, value)| value.is_finite() && is_infinite(*value))
+            {
+                return Err(PeftError::Overflow {
+                    tensor: path.to_owned(),
+                    index,
+                    value,
+                    dtype: format!("{dtype:?}"),
+                });
+            }
+        }
+    }
+    Ok(cast(values, dtype))
 }

@@ -49,7 +49,8 @@ impl<M: Module> PeftModel<M> {
     ///
     /// # Errors
     ///
-    /// [`PeftError::NotFinite`] with the path of a weight that would hold a NaN or an infinity;
+    /// [`PeftError::NotFinite`] with the path of a weight that would hold a NaN or an infinity, and [`PeftError::Overflow`] where only its
+    /// dtype makes the sum infinite;
     /// [`PeftError::Config`] while the rows of a batch have adapters of their own, for a bias of `B` on a layer without a bias, and
     /// for an adapter of PEFT on a convolution of several groups;
     /// [`PeftError::ForeignReparameterization`], as Burn would fold that one in too.
@@ -233,8 +234,27 @@ impl See for Check {
         }
         let stored = cast(cast(exact.clone(), dtype), FloatDType::F32);
         let count = stored.shape().num_elements();
-        self.result = Nf4Weight::check_finite(path, stored.clone().reshape([1, count]));
+        let checked = Nf4Weight::check_finite(path, stored.clone().reshape([1, count]));
+        self.result = checked.map_err(|error| overflow(error, exact.clone(), dtype));
         self.max_cast_error = self.max_cast_error.max(largest(stored - exact));
+    }
+}
+
+/// The error of a value that is infinite once it is cast to `dtype`, in place of one that says only that it is not finite.
+fn overflow<const D: usize>(error: PeftError, exact: Tensor<D>, dtype: FloatDType) -> PeftError {
+    let PeftError::NotFinite { tensor, index, .. } = &error else {
+        return error;
+    };
+    let count = exact.shape().num_elements();
+    let value = exact.reshape([count]).slice([*index..index + 1]);
+    match value.into_scalar::<f32>() {
+        value if value.is_finite() => PeftError::Overflow {
+            tensor: tensor.clone(),
+            index: *index,
+            value,
+            dtype: format!("{dtype:?}"),
+        },
+        _ => error,
     }
 }
 
