@@ -176,13 +176,15 @@ fn read_tensors(
     };
     let mut tensors = Vec::with_capacity(found.modules.len());
     'modules: for found in found.modules {
-        let mut keys = Vec::with_capacity(found.factors.len());
+        let all: Vec<_> = found.factors.iter().map(|(_, tensor)| tensor.key.clone()).collect();
+        let mut keys = Vec::with_capacity(all.len());
         let mut module = LoraTensors::new(found.path, empty(), empty());
         module.experts = found.experts;
         for (factor, tensor) in found.factors {
             let data = match read(&tensor) {
                 Err(error) if !options.strict && is_of_type(&error) => {
                     skipped.note_type(&error);
+                    skipped.leave_out(all);
                     continue 'modules;
                 }
                 data => data?,
@@ -198,7 +200,10 @@ fn read_tensors(
             keys.push(tensor.key);
         }
         match check_dtypes(&module, &keys) {
-            Err(error) if !options.strict => skipped.note_type(&error),
+            Err(error) if !options.strict => {
+                skipped.note_type(&error);
+                skipped.leave_out(all);
+            }
             checked => {
                 checked.map_err(|error| error.in_file(weights))?;
                 tensors.push(module);

@@ -77,6 +77,13 @@ impl LoadReport {
         }
     }
 
+    /// Leaves out those of a module's tensors that are not reported otherwise.
+    pub(super) fn leave_out(&mut self, tensors: Vec<String>) {
+        let tensors = tensors.into_iter();
+        let left = tensors.filter(|tensor| !self.unexpected.contains(tensor));
+        self.left_out.extend(left);
+    }
+
     /// The report itself if it is complete.
     ///
     /// # Errors
