@@ -17,7 +17,7 @@ use super::kinds_model::Kinds;
 use llama::model::LlamaForCausalLm;
 
 /// The cases on the small model, and whether their experts are `[E, in, out]`.
-const CASES: [(&str, bool); 20] = [
+const CASES: [(&str, bool); 22] = [
     ("embedding", false),
     ("embedding-rslora", false),
     ("embedding-dora", false),
@@ -36,6 +36,8 @@ const CASES: [(&str, bool); 20] = [
     ("experts-one", false),
     ("experts-two", false),
     ("experts-transposed", true),
+    ("experts-bare", false),
+    ("experts-patterns", false),
     ("everything", false),
     ("everything-bias", false),
 ];

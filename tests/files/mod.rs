@@ -3,10 +3,13 @@
 mod base_values;
 mod config;
 mod conv1d;
+mod folders;
 mod golden;
 mod keys;
 mod kinds;
+mod loading;
 mod model;
+mod public;
 mod tensors;
 mod tied;
 mod writers;
