@@ -68,10 +68,10 @@ fn loaded(case: &str, transposed: bool, device: &Device) -> PeftModel<Kinds> {
 }
 
 /// The tensors of a file.
-struct Tensors(BTreeMap<String, TensorData>);
+pub(super) struct Tensors(pub(super) BTreeMap<String, TensorData>);
 
 impl Tensors {
-    fn read(path: &Path) -> Self {
+    pub(super) fn read(path: &Path) -> Self {
         let bytes = fs::read(path).unwrap();
         let file = SafeTensors::deserialize(&bytes).unwrap();
         let tensors = file.tensors().into_iter().map(|(name, view)| {
@@ -94,13 +94,13 @@ impl Tensors {
         Self(tensors.collect())
     }
 
-    fn get(&self, name: &str) -> &TensorData {
+    pub(super) fn get(&self, name: &str) -> &TensorData {
         &self.0[name]
     }
 }
 
 /// `|found - expected|` at most `bound` times the largest of `expected`.
-fn check(what: &str, found: &TensorData, expected: &TensorData, bound: f32) {
+pub(super) fn check(what: &str, found: &TensorData, expected: &TensorData, bound: f32) {
     assert_eq!(found.shape(), expected.shape(), "{what}");
     let largest = expected
         .iter::<f32>()
@@ -139,7 +139,7 @@ fn outputs_and_merges_are_those_of_peft_in_both_ways() {
 
 /// The gradients of all parameters that train, as a file of PEFT holds those parameters: by what they become when the
 /// gradients are put in the parameters' places and saved.
-fn saved_gradients(model: PeftModel<Kinds>, gradients: &Gradients) -> Tensors {
+pub(super) fn saved_gradients<M: Module>(model: PeftModel<M>, gradients: &Gradients) -> Tensors {
     struct Replace<'a>(&'a Gradients);
 
     impl burn::module::ModuleMapper for Replace<'_> {
