@@ -83,6 +83,8 @@ struct Parameters {
     experts: Vec<(String, Parameter)>,
     /// The path of an output head that shares an embedding's weight.
     tied_head: Option<String>,
+    /// The weight of that embedding.
+    shared: Option<Parameter>,
 }
 
 impl Parameters {
@@ -95,7 +97,9 @@ impl Parameters {
             bases: HashMap::new(),
             experts: Vec::new(),
             tied_head: None,
+            shared: None,
         };
+        let shared = model.tied_embedding();
         for parameter in model.parameters_with_head()? {
             let path = match parameter.module() {
                 "" => parameter.torch_name.clone(),
@@ -115,6 +119,9 @@ impl Parameters {
                     }
                 },
             };
+            if shared.as_ref() == Some(&parameter.path) {
+                found.shared = Some(parameter.clone());
+            }
             if parameter.is_experts() {
                 found.experts.push((path.clone(), parameter.clone()));
             }
@@ -455,7 +462,7 @@ impl<'a> Fitting<'a> {
         let file = self.file;
         let mut wanted = HashSet::new();
         for base in &file.base_values {
-            if let Some(parameter) = self.parameters.bases.get(&base.path) {
+            if let Some(parameter) = self.base_of(base) {
                 wanted.insert(parameter.path.clone());
             }
         }
@@ -465,11 +472,14 @@ impl<'a> Fitting<'a> {
             let around = around_of(&self.around, &base.path);
             let key = base_key(&base.path, around);
             elements::to_file(&key, base.data.dtype())?;
-            let Some(parameter) = self.parameters.bases.get(&base.path).cloned() else {
-                match self.is_shared_base(base) {
-                    true => self.report.loaded.push(key),
-                    false => self.report.unexpected.push(key),
-                }
+            let is_own = self.parameters.bases.contains_key(&base.path);
+            let tied_copy = self.tying.is_together() && self.tied.has_copy(base);
+            if !is_own && (tied_copy || self.is_shared_base(base)) {
+                self.report.loaded.push(key);
+                continue;
+            }
+            let Some(parameter) = self.base_of(base) else {
+                self.report.unexpected.push(key);
                 continue;
             };
             let is_head = is_named(module, model.head());
@@ -492,7 +502,9 @@ impl<'a> Fitting<'a> {
                     continue;
                 }
             }
-            self.base_values.push(parameter.path.clone());
+            if is_own {
+                self.base_values.push(parameter.path.clone());
+            }
             let before = self.fits.len();
             self.whole(key.clone(), base, parameter, true)?;
             let Some(fit) = self.fits.get(before) else {
@@ -507,6 +519,17 @@ impl<'a> Fitting<'a> {
             }
         }
         Ok(())
+    }
+
+    /// The parameter that has this base value: of an output head that shares an embedding's weight, the embedding's.
+    fn base_of(&self, base: &ParameterTensor) -> Option<Parameter> {
+        let parameters = &self.parameters;
+        let is_head = || {
+            let module = base.path.strip_suffix(".weight");
+            module.is_some() && module == parameters.tied_head.as_deref()
+        };
+        let own = parameters.bases.get(&base.path);
+        own.or_else(|| parameters.shared.as_ref().filter(|_| is_head())).cloned()
     }
 
     /// Whether this is the base value of a head that shares an embedding's weight, with the values that the file has of the embedding.

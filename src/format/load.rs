@@ -152,7 +152,8 @@ impl AdapterFile {
     /// Adds this adapter to `model` under `name` and makes it the active one, or swaps it with the one of that name if
     /// `options` say so.
     ///
-    /// The tensors decide which modules get factors. The configuration gives ranks, alphas and dropout; what it chooses in the
+    /// A module gets factors if it has tensors and the configuration chooses it, as in PEFT, which passes over the tensors of other modules;
+    /// here they are unexpected. The configuration gives ranks, alphas and dropout; what it chooses in the
     /// model, a module or a whole parameter, and that has no tensor is reported as missing. On a model whose output head shares the
     /// weight of an embedding, the adapter changes what it changes in PEFT: see [`PeftModel::with_tied_head`].
     ///

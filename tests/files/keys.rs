@@ -140,7 +140,7 @@ fn load(dir: &Path, options: &LoadOptions) -> Result<TensorData, PeftError> {
     let device = Device::flex();
     let mut model = PeftModel::new(Net::load(&device));
     model.load_adapter("default", dir, options)?;
-    let tokens = Tensors::read(&self::dir("outputs.safetensors")).get("tokens").clone();
+    let tokens = Tensors::read(&self::dir("outputs.safetensors")).get("input").clone();
     Ok(model.forward(Tensor::from_data(tokens, &device)).into_data())
 }
 

@@ -86,6 +86,13 @@ fn lookup_and_head_are_those_of_peft_for_every_combination() {
         let name = &case.name;
         check(&format!("{name}: lookup"), &embedding, golden.get("embedding"), BOUND);
         check(&format!("{name}: head"), &head, golden.get("head"), BOUND);
+        let plain = weights(&llama(&device).into_peft(), &device);
+        let is_changed = |found: &TensorData, plain: &TensorData| {
+            let mut pairs = found.iter::<f32>().zip(plain.iter::<f32>());
+            pairs.any(|(found, plain)| (found - plain).abs() > 1e-3)
+        };
+        let changed = [is_changed(&embedding, &plain[0]), is_changed(&head, &plain[1])];
+        assert_eq!(changed, [case.lookup, case.head], "{name}");
         let logits = model.forward(tokens.clone());
         check(&format!("{name}: logits"), &logits.clone().into_data(), golden.get("logits"), BOUND);
 

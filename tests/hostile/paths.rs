@@ -68,7 +68,7 @@ fn a_directory_without_files_is_refused() {
     // A file in the directory's place.
     let error = Victim::new().refuses(&scratch.file(CONFIG_FILE));
     assert!(
-        matches!(&error, PeftError::Io { path, .. } if path.ends_with(CONFIG_FILE)),
+        matches!(&error, PeftError::Malformed { path, reason } if path.ends_with(CONFIG_FILE) && reason.contains("the directory that holds")),
         "{error}"
     );
 }
