@@ -10,9 +10,6 @@ use super::read::{PICKLE_FILE, WEIGHTS_FILE};
 use crate::model::{DEFAULT_ADAPTER, check_adapter_name};
 use crate::{PeftError, Result};
 
-/// What the first line of a pointer to a file of git-lfs begins with.
-const GIT_LFS: &[u8] = b"version https://git-lfs.github.com/spec/";
-
 /// Most folders that a message names.
 const MOST_NAMED: usize = 8;
 
@@ -108,20 +105,6 @@ pub(super) fn explain_no_weights(dir: &Path) -> Result<()> {
         });
     }
     Ok(())
-}
-
-/// # Errors
-///
-/// [`PeftError::Malformed`] for a pointer that git-lfs leaves in a file's place.
-pub(super) fn refuse_pointer(path: &Path, bytes: &[u8]) -> Result<()> {
-    match bytes.starts_with(GIT_LFS) {
-        false => Ok(()),
-        true => Err(PeftError::Malformed {
-            path: path.to_owned(),
-            reason: "a pointer of git-lfs in place of the file, which was not downloaded: run `git lfs pull` in the repository"
-                .into(),
-        }),
-    }
 }
 
 /// What makes a directory that holds files of an adapter's names none that saving may replace, or `None` if it holds an adapter of

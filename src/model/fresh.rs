@@ -223,8 +223,9 @@ fn cast_finite<const D: usize>(
                 return Err(PeftError::Overflow {
                     tensor: path.to_owned(),
                     index,
-                    value,
+                    value: value.into(),
                     dtype: format!("{dtype:?}"),
+                    way_out: "choose F32, or BF16, which has the range of F32, for `LoraConfig::dtype`",
                 });
             }
         }

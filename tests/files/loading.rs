@@ -114,7 +114,7 @@ fn a_finite_value_that_becomes_infinite_is_an_error_that_names_it() {
     ] {
         let error = overflow(value, dtype).unwrap_err();
         assert!(
-            matches!(&error, PeftError::Overflow { index: 7, value: found, .. } if *found == value),
+            matches!(&error, PeftError::Overflow { index: 7, value: found, .. } if *found == f64::from(value)),
             "{error}"
         );
         let text = error.to_string();
