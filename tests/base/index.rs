@@ -31,8 +31,11 @@ fn faults(error: PeftError) -> Vec<IndexFault> {
     }
 }
 
+/// Makes an index wrong.
+type Change = fn(&mut Value);
+
 /// What can be wrong with an index, and the kind of fault that allows it.
-fn wrong() -> Vec<(IndexFaultKind, fn(&mut Value))> {
+fn wrong() -> Vec<(IndexFaultKind, Change)> {
     vec![
         (IndexFaultKind::MissingTensor, |index| {
             index["weight_map"]["mtp.fc.weight"] = json!(FIRST);
