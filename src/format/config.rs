@@ -325,7 +325,10 @@ impl AdapterConfig {
         // A second pass over the text, because a `Value` may lose the order of a pattern's keys, which has meaning.
         let target_parameters: Vec<String> =
             fields.parse("target_parameters", "a list of names", Vec::new())?;
-        let none = options.ignored_keys.iter().any(|key| key == "target_modules");
+        let none = options
+            .ignored_keys
+            .iter()
+            .any(|key| key == "target_modules");
         let targets = if fields.get("target_modules").is_some() {
             serde_json::from_slice(json).map_err(PeftError::json)?
         } else if !target_parameters.is_empty() || none {
@@ -386,7 +389,8 @@ impl AdapterConfig {
         };
         if config.peft_version.is_none() {
             // PEFT has written the key since 0.15, and its version since 0.18.
-            config.may_be_old = assumed.is_none() && !object.contains_key("trainable_token_indices");
+            config.may_be_old =
+                assumed.is_none() && !object.contains_key("trainable_token_indices");
             config.peft_version = assumed.map(str::to_owned);
         }
         let init = &config.init_lora_weights;

@@ -43,7 +43,11 @@ pub(super) fn explain_absence(dir: &Path) -> Result<()> {
     }
     let folders = folders_with_adapters(dir);
     if !folders.is_empty() {
-        let shown: Vec<_> = folders.iter().take(MOST_NAMED).map(|name| format!("`{name}`")).collect();
+        let shown: Vec<_> = folders
+            .iter()
+            .take(MOST_NAMED)
+            .map(|name| format!("`{name}`"))
+            .collect();
         let more = match folders.len() - shown.len() {
             0 => String::new(),
             more => format!(" and {more} more"),
@@ -176,7 +180,10 @@ mod tests {
             "{text}"
         );
         let text = reason(&|dir| adapter_in(&dir.join("sql"))).unwrap();
-        assert!(text.contains("a directory of adapters: load one of its folders `sql`"), "{text}");
+        assert!(
+            text.contains("a directory of adapters: load one of its folders `sql`"),
+            "{text}"
+        );
         let text = reason(&|dir| fs::write(dir.join(BASE_FILE), "").unwrap()).unwrap();
         assert!(text.contains("a base model and no adapter"), "{text}");
 

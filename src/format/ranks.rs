@@ -132,7 +132,9 @@ fn prepend<V: Clone>(first: PatternMap<V>, map: &mut PatternMap<V>) {
         return;
     }
     let own = |map: &PatternMap<V>| {
-        let entries = map.iter().map(|(key, value)| (key.to_owned(), value.clone()));
+        let entries = map
+            .iter()
+            .map(|(key, value)| (key.to_owned(), value.clone()));
         entries.collect::<Vec<_>>()
     };
     *map = own(&first).into_iter().chain(own(map)).collect();

@@ -176,7 +176,11 @@ fn read_tensors(
     };
     let mut tensors = Vec::with_capacity(found.modules.len());
     'modules: for found in found.modules {
-        let all: Vec<_> = found.factors.iter().map(|(_, tensor)| tensor.key.clone()).collect();
+        let all: Vec<_> = found
+            .factors
+            .iter()
+            .map(|(_, tensor)| tensor.key.clone())
+            .collect();
         let mut keys = Vec::with_capacity(all.len());
         let mut module = LoraTensors::new(found.path, empty(), empty());
         module.experts = found.experts;

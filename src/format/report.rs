@@ -62,7 +62,8 @@ impl LoadReport {
         };
         names(&mut self.missing, &other.missing);
         names(&mut self.unexpected, &other.unexpected);
-        self.mismatched.retain(|mismatch| !other.mismatched.contains(mismatch));
+        self.mismatched
+            .retain(|mismatch| !other.mismatched.contains(mismatch));
     }
 
     /// Notes a tensor that has a type of no adapter.

@@ -339,7 +339,8 @@ impl AdapterFile {
         };
         let changed = model.changes(name)?;
         let is_conv1d = |parameter: &Parameter| {
-            parameter.conv1d == Some(true) && changed.iter().any(|(path, _)| *path == parameter.path)
+            parameter.conv1d == Some(true)
+                && changed.iter().any(|(path, _)| *path == parameter.path)
         };
         file.config.fan_in_fan_out =
             config.origin.fan_in_fan_out || parameters.iter().any(is_conv1d);
@@ -375,7 +376,10 @@ impl AdapterFile {
                 && (origin || named.any(|name| is_named(parameter.module(), name)))
         };
         let stored: Vec<&Parameter> = parameters.iter().filter(is_stored).collect();
-        let paths = stored.iter().map(|parameter| parameter.path.clone()).collect();
+        let paths = stored
+            .iter()
+            .map(|parameter| parameter.path.clone())
+            .collect();
         let values = model.dense_base(&paths);
         let mut found = Vec::with_capacity(stored.len());
         for parameter in stored {

@@ -91,15 +91,17 @@ impl PeftForward<Tensor<2, Int>> for Embedding {
         let mut parts = changes.iter().filter(|(change, _)| !change.is_base());
         // Rows of one adapter alone are looked up as they are: `E + (R - E)` is not `R` in every dtype.
         let alone = matches!(parts.next(), Some((Change::Rows(_), 1.0))) && parts.next().is_none();
-        let y = changes.into_iter().fold(y, |y, (change, factor)| match change {
-            Change::Rows(rows) if alone => rows.lookup(x.clone(), y, &old),
-            Change::Rows(rows) => {
-                let change = rows.change(x.clone(), &old).mul_scalar(factor);
-                let change = cast(change, y.dtype().into());
-                y + change
-            }
-            _ => y,
-        });
+        let y = changes
+            .into_iter()
+            .fold(y, |y, (change, factor)| match change {
+                Change::Rows(rows) if alone => rows.lookup(x.clone(), y, &old),
+                Change::Rows(rows) => {
+                    let change = rows.change(x.clone(), &old).mul_scalar(factor);
+                    let change = cast(change, y.dtype().into());
+                    y + change
+                }
+                _ => y,
+            });
         cast(y, dtype)
     }
 }

@@ -268,8 +268,7 @@ impl<M: Module> PeftModel<M> {
         let lookup_only = |site: &&Site| {
             let own = site.state.iter().flat_map(|state| &state.adapters);
             let mut own = own.filter(|own| own.name == name);
-            self.head_read(site) == HeadRead::Unknown
-                && own.any(|own| own.part == TiedPart::Lookup)
+            self.head_read(site) == HeadRead::Unknown && own.any(|own| own.part == TiedPart::Lookup)
         };
         let sites = sites.iter().filter(lookup_only);
         sites
@@ -288,12 +287,12 @@ impl<M: Module> PeftModel<M> {
     /// # Errors
     ///
     /// [`PeftError::Config`] where one does the former and another the latter: no single adapter does both.
-    pub(super) fn common_tying<'a>(
-        &self,
-        adapters: impl Iterator<Item = &'a str>,
-    ) -> Result<bool> {
+    pub(super) fn common_tying<'a>(&self, adapters: impl Iterator<Item = &'a str>) -> Result<bool> {
         let embeddings = self.sites();
-        let embeddings: Vec<_> = embeddings.iter().filter(|site| is_embedding(site)).collect();
+        let embeddings: Vec<_> = embeddings
+            .iter()
+            .filter(|site| is_embedding(site))
+            .collect();
         let mut common: Option<(&str, bool)> = None;
         for name in adapters {
             let states = embeddings.iter().filter_map(|site| site.state.as_ref());
@@ -307,7 +306,9 @@ impl<M: Module> PeftModel<M> {
                     return Err(PeftError::config(
                         format!("ensure_weight_tying of adapter `{name}`"),
                         tied,
-                        format!("{of_other}, as adapter `{other}` has it: one adapter cannot do both"),
+                        format!(
+                            "{of_other}, as adapter `{other}` has it: one adapter cannot do both"
+                        ),
                     ));
                 }
                 _ => common = Some((name, tied)),
@@ -562,7 +563,11 @@ impl PeftWeight {
             return self.attend_rows(x, base);
         };
         let dtype = self.effective_dtype(base.dtype());
-        if changes.both.iter().any(|(lora, _)| lora.magnitude.is_some()) {
+        if changes
+            .both
+            .iter()
+            .any(|(lora, _)| lora.magnitude.is_some())
+        {
             let weight = cast(self.effective_head(base), dtype);
             return frozen_linear(x, weight.transpose());
         }

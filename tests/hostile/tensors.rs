@@ -75,7 +75,11 @@ fn an_empty_tensor_with_an_endless_side_is_a_mismatch() {
         let scratch = Scratch::new();
         scratch.tensors(header.to_string(), &[0; 48]);
         let report = report(&scratch);
-        assert_eq!(report.left_out.len() + report.mismatched.len(), 2, "{report}");
+        assert_eq!(
+            report.left_out.len() + report.mismatched.len(),
+            2,
+            "{report}"
+        );
         assert!(!report.mismatched.is_empty(), "{shape:?}");
     }
 }
@@ -323,12 +327,21 @@ fn patterns_that_choose_other_modules_miss_theirs_and_leave_the_tensors_without_
         .set("rank_pattern", json!({"nothing": 7}));
     let found = report(&scratch);
     assert_eq!((found.loaded.len(), found.unexpected.len()), (0, 4));
-    assert!(found.notes.iter().all(|note| note.contains("ReadOptions::ignored_keys")), "{found}");
+    assert!(
+        found
+            .notes
+            .iter()
+            .all(|note| note.contains("ReadOptions::ignored_keys")),
+        "{found}"
+    );
     // The file is what its tensors say, if that is asked for.
     let mut victim = Victim::new();
     let read = ReadOptions::new().with_ignored_keys(["target_modules"]);
     let options = LoadOptions::new().with_read(read);
-    let found = victim.model.load_adapter("other", scratch.path(), &options).unwrap();
+    let found = victim
+        .model
+        .load_adapter("other", scratch.path(), &options)
+        .unwrap();
     assert_eq!(found.loaded.len(), 4);
     let factors = victim.model.factors("other").unwrap();
     let found: Vec<_> = factors

@@ -30,8 +30,8 @@ mod unmatched;
 
 pub use config::{ModuleNames, TargetConfig, TargetModules};
 pub(crate) use listed::Adapted;
-pub(crate) use old_patterns::OldPatterns;
 pub use matcher::TargetMatcher;
+pub(crate) use old_patterns::OldPatterns;
 pub use pattern_map::PatternMap;
 pub use report::{TargetMatch, TargetReport};
 pub use unmatched::UnmatchedPattern;
