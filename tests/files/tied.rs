@@ -10,7 +10,8 @@ use burn_peft::PeftError;
 use burn_peft::adapter::LoraConfig;
 use burn_peft::format::{AdapterFile, LoadOptions, SaveOptions, WEIGHTS_FILE};
 use burn_peft::model::{
-    HeadLoss, PeftConfig, PeftForward, PeftModel, TargetConfig, TiedHead, TiedPart, TrainableTokens,
+    HeadLoss, NewRows, PeftConfig, PeftForward, PeftModel, TargetConfig, TiedHead, TiedPart,
+    TrainableTokens,
 };
 use burn_peft::objective::{HeadChunks, sft_head_loss, sft_loss};
 use llama::model::LlamaForCausalLm;
@@ -455,5 +456,37 @@ fn fresh_adapters_of_the_head_and_of_the_lookup_are_saved_as_peft_has_them() {
                 "{key}"
             );
         }
+    }
+}
+
+/// Of the tokens that were there, nothing changes; the new ones have no change of an adapter's.
+#[test]
+fn a_resized_vocabulary_keeps_what_adapters_change_of_each_part() {
+    let device = Device::flex();
+    for case in cases() {
+        let name = &case.name;
+        let mut model = loaded(&case, &device);
+        let before = weights(&model, &device);
+        // A row of zeros has no direction for DoRA.
+        let new_rows = match name.starts_with("dora") {
+            true => NewRows::Mean { seed: 1 },
+            false => NewRows::Zeros,
+        };
+        let resized = model.resize_vocabulary(18, &new_rows);
+        if name.starts_with("dora-embedding") || name == "dora-head-tied" {
+            // Magnitudes of the lookup are norms over all tokens.
+            let error = resized.unwrap_err().to_string();
+            assert!(error.contains("DoRA on an embedding"), "{name}: {error}");
+            continue;
+        }
+        resized.unwrap_or_else(|error| panic!("{name}: {error}"));
+        let [lookup, head] = weights(&model, &device);
+        assert_eq!(lookup, before[0], "{name}");
+        let head = Tensor::<2>::from_data(head, &device);
+        assert_eq!(head.dims(), [18, 8], "{name}");
+        let old = head.clone().narrow(0, 0, 16).into_data();
+        check(&format!("{name}: head"), &old, &before[1], BOUND);
+        let new = head.narrow(0, 16, 2).abs().max().into_scalar::<f32>();
+        assert_eq!(new == 0.0, !name.starts_with("dora"), "{name}: {new}");
     }
 }

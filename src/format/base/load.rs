@@ -8,7 +8,7 @@ use burn::tensor::{DType, FloatDType, Tensor, TensorData};
 use half::{bf16, f16};
 
 use super::checkpoint::BaseCheckpoint;
-use super::options::BaseOptions;
+use super::options::{BaseOptions, Tie};
 use super::plan::{Form, Job, Plan};
 use super::progress::Meter;
 use super::report::{BaseMismatch, BaseReport};
@@ -89,10 +89,10 @@ impl<M: Module> PeftModel<M> {
     }
 
     /// Notes the embedding that an output head without a parameter of its own was said to be tied to.
-    fn note_tied(&mut self, tied: &[(String, String)], names: &NameMap) {
+    fn note_tied(&mut self, tied: &[Tie], names: &NameMap) {
         let module = |tensor: &str| names.to_model(tensor.strip_suffix(".weight")?).ok();
-        for (copy, source) in tied {
-            if let (Some(copy), Some(source)) = (module(copy), module(source))
+        for tie in tied {
+            if let (Some(copy), Some(source)) = (module(&tie.copy), module(&tie.source))
                 && is_named(&copy, self.head())
                 && !self.has_own_head()
             {
