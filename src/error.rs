@@ -287,7 +287,7 @@ pub enum PeftError {
         reason: String,
     },
     /// Tensors of an adapter are missing, have no place, or have another shape than their place; or there are none.
-    #[error("the adapter does not fit: {report}")]
+    #[error("the adapter does not fit: {report}; with `strict` false, what fits is loaded")]
     Incomplete {
         /// The fate of every tensor.
         report: Box<LoadReport>,
@@ -321,6 +321,14 @@ pub enum PeftError {
         expected: String,
         /// The digest of the files, or in words what is there.
         found: String,
+    },
+    /// A file is there that saving does not replace unasked, as it may be something else than an older one of its kind.
+    #[error("{path}: {}: `overwrite` replaces it", Printable(reason), path = path.display())]
+    Occupied {
+        /// The file.
+        path: PathBuf,
+        /// What it is.
+        reason: String,
     },
     /// A file is there already, and overwriting it was not asked for.
     #[error("{path}: already there, and overwriting was not asked for", path = path.display())]

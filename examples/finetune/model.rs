@@ -60,7 +60,7 @@ pub fn base(
         options = options.with_nf4(TargetConfig::all_linear(), nf4);
     }
     let (_, llama) = LlamaForCausalLm::from_pretrained_with(&args.model, device, options)?;
-    Ok(PeftModel::new(llama))
+    Ok(llama.into_peft())
 }
 
 /// The base model ready to train: with a fresh adapter, or unfrozen.

@@ -199,7 +199,7 @@ pub fn write_all(kinds: &Path, out: &Path, device: &Device) -> Outcome<usize> {
                 let tokens = tokens(8, device);
                 let base = kinds.join("../llama").join(base);
                 let (_, base) = LlamaForCausalLm::from_pretrained(&base, device)?;
-                let model = PeftModel::new(base);
+                let model = base.into_peft();
                 write_case(&dir, model, &config, tokens, |model, x| {
                     model.forward(x).into_data()
                 })

@@ -67,7 +67,7 @@ fn run() -> Outcome<()> {
     let tokens = Tensor::<2, Int>::from_data(tokens, &device);
     let mut cases = Vec::new();
     for (name, what, adapter, make) in llama_cases::CASES {
-        let mut model = PeftModel::new(base.clone());
+        let mut model = base.clone().into_peft();
         make(&mut model).map_err(|error| format!("{name}: {error}"))?;
         let dir = args.out.join(name);
         let options = SaveOptions {
@@ -76,7 +76,7 @@ fn run() -> Outcome<()> {
         };
         let at = model.save_adapter(adapter, &dir, &options)?;
         // Of the file, not of the model in memory: PEFT, too, makes factors f32 when it reads them.
-        let mut read = PeftModel::new(base.clone());
+        let mut read = base.clone().into_peft();
         read.load_adapter(adapter, &at, &LoadOptions::default())?;
         let logits = read.forward(tokens.clone()).into_data();
         write(&dir.join("logits.safetensors"), &[("logits", &logits)])?;

@@ -7,7 +7,7 @@ use burn::nn::{
 use burn::tensor::{Bool, Device, Int, Tensor};
 use burn_peft::Result;
 use burn_peft::checkpointing::{Checkpointing, Tape};
-use burn_peft::model::{PeftForward, TiedHead};
+use burn_peft::model::{PeftForward, PeftModel, TiedHead};
 use burn_peft::objective::{HeadChunks, SftLoss, sft_head_loss};
 
 use super::attention::{KvCache, Layout};
@@ -107,6 +107,14 @@ impl LlamaModel {
 }
 
 impl LlamaForCausalLm {
+    /// The model with adapters, which knows whether its head shares the weight of the embedding.
+    pub fn into_peft(self) -> PeftModel<Self> {
+        match &self.lm_head {
+            Some(_) => PeftModel::new(self),
+            None => PeftModel::new(self).with_tied_head("model.embed_tokens"),
+        }
+    }
+
     /// Tokens `[batch, seq]` to logits `[batch, seq, vocab_size]`. Rows may be padded on the right.
     pub fn forward(&self, tokens: Tensor<2, Int>) -> Tensor<3> {
         let layout = Layout::causal(tokens.dims()[1], 0, &tokens.device());

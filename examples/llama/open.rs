@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use burn::tensor::Device;
 use burn_peft::format::{BaseOptions, LoadOptions};
-use burn_peft::model::{DEFAULT_ADAPTER, PeftModel, TargetConfig};
+use burn_peft::model::{DEFAULT_ADAPTER, TargetConfig};
 use burn_peft::nf4::Nf4Config;
 use clap::{Args, ValueEnum};
 
@@ -52,7 +52,7 @@ impl ModelArgs {
             options = options.with_nf4(TargetConfig::all_linear(), nf4);
         }
         let (config, base) = LlamaForCausalLm::from_pretrained_with(&self.model, device, options)?;
-        let mut model = PeftModel::new(base);
+        let mut model = base.into_peft();
         if let Some(adapter) = &self.adapter {
             model.load_adapter(DEFAULT_ADAPTER, adapter, &LoadOptions::default())?;
         }

@@ -1,4 +1,4 @@
-//! What an adapter does to one parameter: a low-rank change, a copy of its own, or rows of its own.
+//! What an adapter does to one parameter: a low-rank change, values of its own, or rows of its own.
 
 use burn::module::{Devices, Module, ModuleMapper, ModuleVisitor};
 use burn::tensor::{DType, Device};
@@ -11,7 +11,7 @@ use super::{Lora, TrainedCopy, TrainedRows};
 pub enum Change {
     /// A low-rank change of a weight.
     Lora(Lora),
-    /// Values of its own for the whole parameter.
+    /// Values of its own for the whole parameter, trained or frozen.
     Copy(TrainedCopy),
     /// Rows of its own in an embedding.
     Rows(TrainedRows),
@@ -58,13 +58,22 @@ impl Change {
     /// Whether the two are of one kind: of one parameter an adapter has each kind once at most.
     pub(crate) fn is_like(&self, other: &Self) -> bool {
         std::mem::discriminant(self) == std::mem::discriminant(other)
+            && self.is_base() == other.is_base()
+    }
+
+    /// Whether it is a frozen base for the adapter's other changes, and nothing that trains.
+    pub(crate) fn is_base(&self) -> bool {
+        matches!(self, Self::Copy(copy) if copy.is_frozen())
     }
 
     /// Makes it trainable or not.
     pub(crate) fn set_trainable(self, trainable: bool) -> Self {
         match self {
             Self::Lora(lora) => lora.set_trainable(trainable).into(),
-            Self::Copy(copy) => copy.set_require_grad(trainable).into(),
+            Self::Copy(copy) => {
+                let trainable = trainable && !copy.is_frozen();
+                copy.set_require_grad(trainable).into()
+            }
             Self::Rows(rows) => rows.set_require_grad(trainable).into(),
         }
     }
@@ -73,6 +82,7 @@ impl Change {
     pub(crate) fn trainable_params(&self) -> usize {
         match self {
             Self::Lora(lora) => lora.trainable_params(),
+            base if base.is_base() => 0,
             other => other.num_params(),
         }
     }

@@ -70,7 +70,7 @@ impl TrainedCopy {
         let trains = self.values.is_require_grad();
         copy.values =
             Param::initialized(self.values.id, copy.values.val()).set_require_grad(trains);
-        copy
+        copy.with_frozen_of(self)
     }
 }
 

@@ -1,23 +1,25 @@
-//! A parameter that an adapter trains whole: `P' = V`, PEFT's `modules_to_save` and `bias`.
+//! A whole parameter of which an adapter has its own values: `P' = V`.
 //!
-//! The base keeps its own values, so that other adapters, and none, can share it: the change is `V - P`.
+//! The values train for PEFT's `modules_to_save` and `bias`. They are frozen for the base values that PEFT stores beside an adapter,
+//! for instance a resized embedding. The base keeps its own values, so that other adapters, and none, can share it.
 
 use burn::module::{Module, Param};
 use burn::tensor::{FloatDType, Tensor};
 
 use crate::{PeftError, Result};
 
-/// An adapter's own values of a whole parameter.
+/// An adapter's own values of a whole parameter, trained or [frozen](Self::into_frozen).
 ///
 /// # Memory
 ///
-/// As many values as the parameter has, with their gradients and optimiser states.
+/// As many values as the parameter has. Values that train have gradients and optimiser states too.
 #[derive(Module, Debug)]
 pub struct TrainedCopy {
     /// The values, row-major: one axis, whatever the parameter's rank is, so that one type serves all of them.
     pub values: Param<Tensor<1>>,
     #[module(skip)]
     shape: Vec<usize>,
+    frozen: bool,
 }
 
 impl TrainedCopy {
@@ -28,6 +30,7 @@ impl TrainedCopy {
         Self {
             values: Param::from_tensor(value.detach().reshape([count])),
             shape,
+            frozen: false,
         }
     }
 
@@ -42,6 +45,7 @@ impl TrainedCopy {
             true => Ok(Self {
                 values: Param::from_tensor(values.detach()),
                 shape,
+                frozen: false,
             }),
             false => Err(PeftError::Shape {
                 tensor: "trained copy".into(),
@@ -49,6 +53,29 @@ impl TrainedCopy {
                 found: values.dims().into(),
             }),
         }
+    }
+
+    /// The same values as a frozen base: the adapter's other changes of the parameter start from them, and they never train. Without
+    /// them, the adapter would start from the model's own base.
+    pub fn into_frozen(self) -> Self {
+        Self {
+            values: self.values.set_require_grad(false),
+            frozen: true,
+            ..self
+        }
+    }
+
+    /// Frozen as `other` is.
+    pub(crate) fn with_frozen_of(self, other: &Self) -> Self {
+        Self {
+            frozen: other.frozen,
+            ..self
+        }
+    }
+
+    /// Whether the values are a base that never trains.
+    pub fn is_frozen(&self) -> bool {
+        self.frozen
     }
 
     /// The parameter's shape.

@@ -111,13 +111,28 @@ impl TrainedRows {
             .select(0, places(&self.indices, weight))
             .detach();
         let change = cast(self.rows.val(), old.dtype().into()) - old;
-        let [count, d] = weight.dims();
+        embedding(after_zeros(change), self.slots(tokens, weight))
+    }
+
+    /// The features `[.., d]` of `tokens`, which the embedding `weight [vocabulary, d]` gave, with those of these rows in place of the
+    /// weight's own, exactly.
+    pub(crate) fn lookup(
+        &self,
+        tokens: Tensor<2, Int>,
+        features: Tensor<3>,
+        weight: &Tensor<2>,
+    ) -> Tensor<3> {
+        let slots = self.slots(tokens, weight);
+        let rows = cast(self.rows.val(), features.dtype().into());
+        let own = embedding(after_zeros(rows), slots.clone());
+        let is_own = slots.greater_elem(0).unsqueeze_dim::<3>(2);
+        features.mask_where(is_own.expand(own.dims()), own)
+    }
+
+    /// For each of `tokens`, one more than the place of its row among these, or 0 for all other tokens.
+    fn slots(&self, tokens: Tensor<2, Int>, weight: &Tensor<2>) -> Tensor<2, Int> {
+        let [count, _] = weight.dims();
         let device = weight.device();
-        // Place 0 is that of all other tokens, whose change is none.
-        let change = Tensor::cat(
-            vec![Tensor::zeros([1, d], (&device, change.dtype())), change],
-            0,
-        );
         let slots = Tensor::<1, Int>::arange(1..self.indices.len() as i64 + 1, &device);
         let slot = Tensor::<1, Int>::zeros([count], &device).select_assign(
             0,
@@ -127,8 +142,15 @@ impl TrainedRows {
         );
         let [batch, length] = tokens.dims();
         let slot = slot.select(0, reshape_int(tokens, [batch * length]));
-        embedding(change, reshape_int(slot, [batch, length]))
+        reshape_int(slot, [batch, length])
     }
+}
+
+/// These rows after one of zeros.
+fn after_zeros(rows: Tensor<2>) -> Tensor<2> {
+    let [_, d] = rows.dims();
+    let zeros = Tensor::zeros([1, d], (&rows.device(), rows.dtype()));
+    Tensor::cat(vec![zeros, rows], 0)
 }
 
 impl TrainedRows {
@@ -225,6 +247,13 @@ mod tests {
         let tokens = Tensor::<2, Int>::from_data([[5, 0, 1], [6, 5, 5]], &device);
         let features = embedding(weight.clone(), tokens.clone());
         let features = features + trained.change(tokens.clone(), &weight);
+        let exact = trained.lookup(
+            tokens.clone(),
+            embedding(weight.clone(), tokens.clone()),
+            &weight,
+        );
+        let expected = embedding(found.clone(), tokens.clone());
+        assert_eq!(exact.into_data(), expected.into_data());
         let error = features - embedding(found, tokens);
         // `w + (r - w)` in f32, `w` about 1e3.
         assert!(error.abs().max().into_scalar::<f32>() < 5e-4);

@@ -7,9 +7,10 @@ use burn::tensor::TensorData;
 use super::config::AdapterConfig;
 use super::keys::Factor;
 use super::read::{self, ReadOptions};
+use super::report::LoadReport;
 use super::write::{self, WriteOptions};
-use crate::model::DEFAULT_ADAPTER;
-use crate::{PeftError, Result};
+use crate::Result;
+use crate::model::{DEFAULT_ADAPTER, check_adapter_name};
 
 /// The factors of one module, in PyTorch's layout: `ΔW = s·B·A` has the shape `[d_out, d_in]`.
 ///
@@ -112,6 +113,12 @@ pub struct AdapterFile {
     pub copies: Vec<ParameterTensor>,
     /// Rows of embeddings, by the embedding's path: of `trainable_token_indices`, which says which rows these are.
     pub rows: Vec<ParameterTensor>,
+    /// Values of the frozen base that PEFT stored beside the adapter, by the parameters' paths: of embeddings that are adapted, or whose
+    /// vocabulary was resized. PEFT loads them into the base; here they become a frozen base that belongs to the adapter, unless the model's
+    /// own is equal.
+    pub base_values: Vec<ParameterTensor>,
+    /// What reading passed over because [`ReadOptions::strict`] was false; empty otherwise.
+    pub skipped: LoadReport,
 }
 
 impl AdapterFile {
@@ -122,14 +129,17 @@ impl AdapterFile {
             tensors,
             copies: Vec::new(),
             rows: Vec::new(),
+            base_values: Vec::new(),
+            skipped: LoadReport::default(),
         }
     }
 
     /// Reads the adapter in `dir`. Holds the factors once, in the types of the file.
     ///
-    /// Everything in the directory is checked first: the configuration, that every tensor is a factor of a module or of what
-    /// the configuration has beside them, that none lacks its partner, that ranks are the configuration's, that types are F32, BF16 or F16, and
-    /// that all values are finite. Which modules there are is for the tensors to say, not for `target_modules`.
+    /// Everything in the directory is checked first: the configuration, that every tensor is a factor of a module, what
+    /// the configuration has beside factors, or may be a base value, that none lacks its partner, that ranks are the configuration's,
+    /// that types are F32, BF16 or F16, and that all values are finite. Which modules there are is for the tensors to say, not for
+    /// `target_modules`. If `options` are not strict, what does not fit is left out and stands in [`skipped`](Self::skipped).
     ///
     /// # Errors
     ///
@@ -160,16 +170,10 @@ impl AdapterFile {
 ///
 /// # Errors
 ///
-/// [`PeftError::AdapterName`] for a name that is empty, has a dot, a separator, a colon or a control character, or
-/// contains `lora_`: it would lead elsewhere, or break PEFT's keys.
+/// [`PeftError::AdapterName`] for a name that no adapter of a model can have: one that is empty or too long, or has a dot, a separator, a
+/// colon or a control character, which would lead elsewhere.
 pub fn adapter_dir(dir: &Path, name: &str) -> Result<PathBuf> {
-    let forbidden = |c: char| c.is_control() || matches!(c, '.' | '/' | '\\' | ':');
-    if name.is_empty() || name.contains(forbidden) || name.contains("lora_") {
-        return Err(PeftError::AdapterName {
-            name: name.to_owned(),
-            reason: "it must not be empty, nor have dots, separators, colons, control characters or `lora_`".into(),
-        });
-    }
+    check_adapter_name(name)?;
     Ok(match name {
         DEFAULT_ADAPTER => dir.to_owned(),
         name => dir.join(name),
@@ -179,6 +183,7 @@ pub fn adapter_dir(dir: &Path, name: &str) -> Result<PathBuf> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::PeftError;
 
     #[test]
     fn only_the_default_adapter_lies_in_the_directory_itself() {
@@ -188,12 +193,16 @@ mod tests {
             adapter_dir(dir, "my-adapter 2").unwrap(),
             dir.join("my-adapter 2")
         );
+        // As PEFT takes them.
+        for name in ["lora_sql", "lora_", "数据", "a+b (2)"] {
+            assert_eq!(adapter_dir(dir, name).unwrap(), dir.join(name));
+        }
     }
 
     #[test]
-    fn names_that_lead_elsewhere_or_break_keys_are_refused() {
+    fn names_that_lead_elsewhere_are_refused() {
         for name in [
-            "", ".", "..", "../x", "/etc", "a/b", "a\\b", "C:x", "a\0b", "a\nb", "v1.0", "lora_A",
+            "", ".", "..", "../x", "/etc", "a/b", "a\\b", "C:x", "a\0b", "a\nb", "v1.0", "nf4",
         ] {
             let error = adapter_dir(Path::new("out"), name).unwrap_err();
             assert!(

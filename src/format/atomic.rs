@@ -26,6 +26,26 @@ pub(super) enum Content<'a> {
     Stream(Fill<'a>),
 }
 
+/// What becomes of files that are there already.
+#[derive(Clone, Copy)]
+pub(super) enum Existing<'a> {
+    /// They are an error.
+    Keep,
+    /// They are replaced.
+    Replace,
+    /// They are replaced if nothing speaks against it in this directory, which is looked at once no other saver writes to it.
+    ReplaceIf(&'a dyn Fn(&Path) -> Result<()>),
+}
+
+impl From<bool> for Existing<'_> {
+    fn from(overwrite: bool) -> Self {
+        match overwrite {
+            true => Self::Replace,
+            false => Self::Keep,
+        }
+    }
+}
+
 /// Writes the content of a file.
 pub(super) type Fill<'a> = Box<dyn FnOnce(&mut Scratch) -> Result<()> + 'a>;
 
@@ -60,15 +80,15 @@ pub(crate) fn write_files(dir: &Path, files: &[(&str, &[u8])], overwrite: bool) 
 }
 
 /// As [`write_files`]; and files of `dir` whose names are `obsolete`, which would be taken for a part of what is written,
-/// are an error too, or go if `overwrite` is true.
-pub(super) fn write_contents(
+/// are an error too, or go if files are replaced.
+pub(super) fn write_contents<'a>(
     dir: &Path,
     files: Vec<(&str, Content)>,
     obsolete: Option<&dyn Fn(&str) -> bool>,
-    overwrite: bool,
+    existing: impl Into<Existing<'a>>,
 ) -> Result<()> {
     let made = make_dirs(dir)?;
-    let written = write_in(dir, files, obsolete, overwrite);
+    let written = write_in(dir, files, obsolete, existing.into());
     if written.is_err() {
         remove_dirs(&made);
     }
@@ -79,9 +99,17 @@ fn write_in(
     dir: &Path,
     files: Vec<(&str, Content)>,
     obsolete: Option<&dyn Fn(&str) -> bool>,
-    overwrite: bool,
+    existing: Existing,
 ) -> Result<()> {
     let turn = disk::lock(dir).map_err(PeftError::io(dir))?;
+    let overwrite = match existing {
+        Existing::Keep => false,
+        Existing::Replace => true,
+        Existing::ReplaceIf(check) => {
+            check(dir)?;
+            true
+        }
+    };
     let is_written = |name: &str| files.iter().any(|(written, _)| *written == name);
     let obsolete = match obsolete {
         Some(obsolete) => others(dir, |name| obsolete(name) && !is_written(name))?,
@@ -106,7 +134,7 @@ fn write_in(
         }
         if let (Some(old), Content::Bytes(content)) = (&old, &content)
             && old.len() == content.len() as u64
-            && disk::read(&path).map_err(PeftError::io(&path))? == *content
+            && disk::holds(&path, content).map_err(PeftError::io(&path))?
         {
             continue;
         }
@@ -210,15 +238,17 @@ impl Undo {
         Ok(())
     }
 
-    /// Gives a file that is about to be replaced a second name, or moves it aside where a file has only one.
+    /// Gives a file that is about to be replaced a second name, or copies it where a file has only one name. So it is under its own name
+    /// until the new one is, whatever happens in between.
     fn keep(&mut self, dir: &Path, path: &Path) -> io::Result<()> {
         if path.symlink_metadata().is_err() {
             return Ok(());
         }
-        match disk::link(dir, path) {
-            Ok(scratch) => self.kept = Some((path.to_owned(), scratch)),
-            Err(_) => self.move_aside(dir, path)?,
-        }
+        let scratch = match disk::link(dir, path) {
+            Ok(scratch) => scratch,
+            Err(_) => disk::copy(dir, path)?,
+        };
+        self.kept = Some((path.to_owned(), scratch));
         Ok(())
     }
 
@@ -268,14 +298,19 @@ fn remove_stale(dir: &Path) {
     }
 }
 
-/// Makes `dir` and its parents and returns those that were not there, the outermost first.
+/// Makes `dir` and its parents, so that they last through a loss of power, and returns those that were not there, the outermost first.
 fn make_dirs(dir: &Path) -> Result<Vec<PathBuf>> {
     let absent = |dir: &&Path| !dir.as_os_str().is_empty() && !dir.exists();
     let missing: Vec<_> = dir.ancestors().take_while(absent).collect();
     let mut made = Vec::with_capacity(missing.len());
     for dir in missing.into_iter().rev() {
-        match disk::create_dir(dir) {
-            Ok(()) => made.push(dir.to_owned()),
+        let created = disk::create_dir(dir).and_then(|()| {
+            made.push(dir.to_owned());
+            let parent = dir.parent().filter(|parent| !parent.as_os_str().is_empty());
+            disk::sync_dir(parent.unwrap_or(Path::new(".")))
+        });
+        match created {
+            Ok(()) => {}
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
             Err(error) => {
                 remove_dirs(&made);

@@ -17,6 +17,7 @@ use super::disguise::not_json;
 use super::fields::{self, Rule};
 use super::json;
 use super::read::{ReadOptions, read_bounded};
+use super::version::{self, Version};
 use crate::adapter::LoraInit;
 use crate::model::{BiasMode, PatternMap, TargetConfig, TargetMatcher, TrainableTokens, is_named};
 use crate::{PeftError, Result};
@@ -45,12 +46,17 @@ const TASK_TYPES: [&str; 6] = [
     "FEATURE_EXTRACTION",
 ];
 
+/// Whether PEFT takes this for a task type.
+pub(super) fn is_task_type(text: &str) -> bool {
+    TASK_TYPES.contains(&text)
+}
+
 /// Whether the module at this path is called as PEFT knows a model's input embedding.
 pub(super) fn is_input_embedding(module: &str) -> bool {
     is_named(module, EMBEDDINGS[0])
 }
 
-/// Whether PEFT may save the whole weight of the module at this path where it is adapted.
+/// Whether the module at this path is called as PEFT knows embeddings and heads.
 pub(super) fn is_embedding(module: &str) -> bool {
     EMBEDDINGS.iter().any(|name| is_named(module, name))
 }
@@ -64,7 +70,7 @@ pub(super) fn without_base_layers(path: &str) -> (&str, usize) {
     (path, count)
 }
 
-/// How PEFT knows the embeddings and heads whose base weights it may save beside an adapter.
+/// How PEFT calls the embeddings and heads whose base weights it saves beside an adapter that targets them.
 const EMBEDDINGS: [&str; 2] = ["embed_tokens", "lm_head"];
 
 /// How a trained adapter was initialised. It matters on loading only where it moved the base weights.
@@ -134,6 +140,9 @@ pub struct AdapterConfig {
     pub trainable_token_indices: Option<TrainableTokens>,
     /// Whether what changes an embedding changes the head that is tied to it: the file has the head's tensors, too.
     pub ensure_weight_tying: bool,
+    /// Whether modules that have the adapter hold their weights as `[d_in, d_out]`, as transformers' `Conv1D` of GPT-2 does. It is about the
+    /// base and about copies of such modules; factors have the same layout either way.
+    pub fan_in_fan_out: bool,
     /// How the factors were initialised.
     pub init_lora_weights: InitLoraWeights,
     /// What the model is for, one of PEFT's task types such as `"CAUSAL_LM"`.
@@ -150,6 +159,12 @@ pub struct AdapterConfig {
     pub(super) inert: BTreeMap<String, Value>,
     /// Keys of the file that this crate does not know and passed over.
     pub(super) ignored: Vec<String>,
+    /// Those of them that say something, which are written as they were read.
+    pub(super) unknown: BTreeMap<String, Value>,
+    /// Whether the file lacks keys that every PEFT since 0.15 writes, and does not say its version.
+    pub(super) may_be_old: bool,
+    /// Whether it is mlx-lm's, whose embeddings have the keys of linear layers.
+    pub(super) of_mlx: bool,
 }
 
 impl AdapterConfig {
@@ -168,6 +183,7 @@ impl AdapterConfig {
             modules_to_save: Vec::new(),
             trainable_token_indices: None,
             ensure_weight_tying: false,
+            fan_in_fan_out: false,
             init_lora_weights: InitLoraWeights::Flag(true),
             task_type: None,
             base_model_name_or_path: None,
@@ -176,6 +192,9 @@ impl AdapterConfig {
             peft_version: Some(PEFT_VERSION.to_owned()),
             inert: BTreeMap::new(),
             ignored: Vec::new(),
+            unknown: BTreeMap::new(),
+            may_be_old: false,
+            of_mlx: false,
         }
     }
 
@@ -209,17 +228,33 @@ impl AdapterConfig {
         self
     }
 
-    /// Whether the parameter at this path may be a copy: of `modules_to_save`, by PEFT's rule that a name is the end of a path; a
-    /// bias; or the weight of an embedding or head, which PEFT saves whole where the layer is adapted.
-    pub(super) fn has_parameter(&self, path: &str) -> bool {
-        let (module, name) = path.rsplit_once('.').unwrap_or(("", path));
-        let around = path.match_indices('.').map(|(dot, _)| &path[..dot]);
-        let mut around = around.chain([module]);
+    /// Whether the parameter at this path trains whole: of `modules_to_save`, by PEFT's rule that a name is the end of a path; or what
+    /// `bias` means.
+    pub(super) fn trains_whole(&self, path: &str) -> bool {
+        self.is_saved(path) || self.is_trained_bias(path)
+    }
+
+    /// Whether `modules_to_save` means a module around this path.
+    fn is_saved(&self, path: &str) -> bool {
+        let mut around = path.match_indices('.').map(|(dot, _)| &path[..dot]);
         around.any(|module| {
             let mut names = self.modules_to_save.iter();
             names.any(|name| !name.is_empty() && module.ends_with(name.as_str()))
-        }) || (name == "bias" && self.bias != BiasMode::None)
-            || (name == "weight" && is_embedding(module))
+        })
+    }
+
+    /// Whether `bias` means the parameter at this path: of `"all"`, as in PEFT, whatever has `bias` in its name.
+    pub(super) fn is_trained_bias(&self, path: &str) -> bool {
+        match self.bias {
+            BiasMode::None => false,
+            BiasMode::All => path.contains("bias"),
+            BiasMode::LoraOnly => path.rsplit('.').next() == Some("bias"),
+        }
+    }
+
+    /// The version of PEFT that wrote the file, if it says so.
+    pub(super) fn version(&self) -> Option<Version> {
+        self.peft_version.as_deref().and_then(Version::parse)
     }
 
     /// The paths of the parameters that factors under this module path may be for, where `target_parameters` are named: without
@@ -242,8 +277,8 @@ impl AdapterConfig {
         named.into_iter().flatten()
     }
 
-    /// Keys of the file that this crate does not know and passed over because they were null, false or empty, or
-    /// because [`ReadOptions::allow_unknown_keys`] said so.
+    /// Keys of the file that were passed over: those that this crate does not know and that are null, false or empty, or that
+    /// [`ReadOptions::allow_unknown_keys`] let pass, and those of [`ReadOptions::ignored_keys`].
     pub fn ignored(&self) -> &[String] {
         &self.ignored
     }
@@ -259,22 +294,44 @@ impl AdapterConfig {
         Self::from_json(&bytes, options).map_err(|error| not_json(path, &bytes, error))
     }
 
-    /// Parses and checks the text of an `adapter_config.json`.
+    /// Parses and checks the text of an `adapter_config.json`. Keys of [`ReadOptions::ignored_keys`] are read as if they were absent.
     ///
     /// # Errors
     ///
     /// [`PeftError::Json`] for what is no JSON object or has a key twice, [`PeftError::UnsupportedKey`] for a key that would change the
     /// mathematics or is unknown, and those of [`validate`](Self::validate).
     pub fn from_json(json: &[u8], options: &ReadOptions) -> Result<Self> {
-        let object = json::object(json)?;
+        let mut object = json::object(json)?;
+        let mut ignored = Vec::new();
+        for key in &options.ignored_keys {
+            if object.shift_remove(key).is_some() {
+                ignored.push(key.clone());
+            }
+        }
+        let shortened;
+        let json = match ignored.is_empty() {
+            true => json,
+            false => {
+                shortened = serde_json::to_vec(&object).map_err(PeftError::json)?;
+                &shortened
+            }
+        };
+        let assumed = options.assumed_peft_version.as_deref();
+        if let Some(version) = assumed {
+            version::check("assumed_peft_version", version)?;
+        }
         let fields = Fields(&object);
         fields.refuse_other_methods()?;
         // A second pass over the text, because a `Value` may lose the order of a pattern's keys, which has meaning.
         let target_parameters: Vec<String> =
             fields.parse("target_parameters", "a list of names", Vec::new())?;
+        let none = options
+            .ignored_keys
+            .iter()
+            .any(|key| key == "target_modules");
         let targets = if fields.get("target_modules").is_some() {
             serde_json::from_slice(json).map_err(PeftError::json)?
-        } else if !target_parameters.is_empty() {
+        } else if !target_parameters.is_empty() || none {
             /// All of [`TargetConfig`] but `target_modules`, of which there are none.
             #[derive(Deserialize)]
             struct Patterns {
@@ -292,7 +349,7 @@ impl AdapterConfig {
             return Err(PeftError::config(
                 "target_modules",
                 "null",
-                "a list of names or an expression",
+                "a list of names or an expression; with \"target_modules\" among `ReadOptions::ignored_keys` the tensors alone say which modules",
             ));
         };
         let defaults = Self::new(8, 8.0, targets);
@@ -312,6 +369,7 @@ impl AdapterConfig {
                 None,
             )?,
             ensure_weight_tying: fields.parse("ensure_weight_tying", "a boolean", false)?,
+            fan_in_fan_out: fields.parse("fan_in_fan_out", "a boolean", false)?,
             init_lora_weights: fields.parse(
                 "init_lora_weights",
                 "a boolean or a name",
@@ -326,14 +384,22 @@ impl AdapterConfig {
             revision: fields.parse("revision", "a string or null", None)?,
             inference_mode: fields.parse("inference_mode", "a boolean", false)?,
             peft_version: fields.parse("peft_version", "a string or null", None)?,
+            ignored,
             ..defaults
         };
+        if config.peft_version.is_none() {
+            // PEFT has written the key since 0.15, and its version since 0.18.
+            config.may_be_old =
+                assumed.is_none() && !object.contains_key("trainable_token_indices");
+            config.peft_version = assumed.map(str::to_owned);
+        }
         let init = &config.init_lora_weights;
         if !init.keeps_base() && init.part_of_weight().is_none() {
             let value = &object["init_lora_weights"];
             let reason = "it moves the base weights, and how cannot be told from here (of \"pissa\" and \"olora\" it \
                           can with the feature `faer`); PEFT saves it as plain LoRA when it is given \
-                          `path_initial_model_for_weight_conversion`";
+                          `path_initial_model_for_weight_conversion`; onto a base that was moved already, load it with \
+                          \"init_lora_weights\" among `ReadOptions::ignored_keys`";
             return Err(unsupported("init_lora_weights", value, reason));
         }
         for (key, value) in &object {
@@ -346,15 +412,23 @@ impl AdapterConfig {
                 }
                 Some(Rule::Refused(default, reason)) => {
                     if !fields::is_empty(value) && *value != default.value() {
-                        return Err(unsupported(key, value, reason));
+                        let reason = format!(
+                            "{reason}; with the key among `ReadOptions::ignored_keys` the adapter is computed without it"
+                        );
+                        return Err(unsupported(key, value, &reason));
                     }
                 }
                 // PEFT drops this key on saving and ignores it on loading.
                 None if key == "runtime_config" => config.ignored.push(key.clone()),
-                None if fields::is_empty(value) || options.allow_unknown_keys => {
+                None if fields::is_empty(value) => config.ignored.push(key.clone()),
+                None if options.allow_unknown_keys || !options.strict => {
                     config.ignored.push(key.clone());
+                    config.unknown.insert(key.clone(), value.clone());
                 }
-                None => return Err(unsupported(key, value, "the key is not known")),
+                None => {
+                    let reason = "PEFT 0.21 does not have the key; `ReadOptions::allow_unknown_keys` passes over it, as PEFT does";
+                    return Err(unsupported(key, value, reason));
+                }
             }
         }
         config.ignored.sort();

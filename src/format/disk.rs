@@ -1,7 +1,7 @@
 //! The steps on a file system that saving is made of, one function each, so that a test can make any of them fail.
 
 use std::fs::{self, File};
-use std::io::{self, Write};
+use std::io::{self, Read, Write};
 use std::path::Path;
 
 use tempfile::{Builder, NamedTempFile, TempPath};
@@ -11,6 +11,8 @@ const PREFIX: &str = ".burn-peft-";
 const SUFFIX: &str = ".tmp";
 /// Characters between them.
 const RANDOM: usize = 8;
+/// Bytes of a file that are compared at a time.
+const PIECE: usize = 64 << 10;
 
 /// Makes a directory.
 pub(super) fn create_dir(dir: &Path) -> io::Result<()> {
@@ -28,20 +30,73 @@ pub(super) fn metadata(path: &Path) -> io::Result<Option<fs::Metadata>> {
     }
 }
 
-/// Reads a whole file.
-pub(super) fn read(path: &Path) -> io::Result<Vec<u8>> {
+/// Whether a file holds exactly these bytes; read piece by piece.
+pub(super) fn holds(path: &Path, content: &[u8]) -> io::Result<bool> {
     step()?;
-    fs::read(path)
+    let mut file = File::open(path)?;
+    let mut piece = vec![0; PIECE.min(content.len()).max(1)];
+    for expected in content.chunks(PIECE) {
+        let found = &mut piece[..expected.len()];
+        match file.read_exact(found) {
+            Ok(()) if *found == *expected => {}
+            Ok(()) => return Ok(false),
+            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Ok(false),
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(file.read(&mut piece[..1])? == 0)
 }
 
 /// Holds a directory until it is dropped; `None` where the system or the file system has no such locks.
+#[cfg(unix)]
 pub(super) fn lock(dir: &Path) -> io::Result<Option<File>> {
-    if !cfg!(unix) {
-        return Ok(None);
-    }
     step()?;
     let handle = File::open(dir)?;
     Ok(handle.lock().is_ok().then_some(handle))
+}
+
+/// Holds a directory until it is dropped, by a file in it that nobody else can open meanwhile and that goes when it is closed, also
+/// when the process ends. `None` after a minute, or where no such file can be made.
+#[cfg(windows)]
+pub(super) fn lock(dir: &Path) -> io::Result<Option<File>> {
+    use std::os::windows::fs::OpenOptionsExt;
+    use std::time::{Duration, Instant};
+
+    const GENERIC_WRITE_AND_DELETE: u32 = 0x4000_0000 | 0x0001_0000;
+    const FILE_FLAG_DELETE_ON_CLOSE: u32 = 0x0400_0000;
+    // Another holds it, or it is about to go.
+    const ERROR_SHARING_VIOLATION: i32 = 32;
+    const ERROR_ACCESS_DENIED: i32 = 5;
+    step()?;
+    let path = dir.join(format!("{PREFIX}lock{SUFFIX}"));
+    let end = Instant::now() + Duration::from_secs(60);
+    loop {
+        let opened = File::options()
+            .write(true)
+            .create(true)
+            .access_mode(GENERIC_WRITE_AND_DELETE)
+            .share_mode(0)
+            .custom_flags(FILE_FLAG_DELETE_ON_CLOSE)
+            .open(&path);
+        match opened {
+            Ok(file) => return Ok(Some(file)),
+            Err(error)
+                if matches!(
+                    error.raw_os_error(),
+                    Some(ERROR_SHARING_VIOLATION | ERROR_ACCESS_DENIED)
+                ) && Instant::now() < end =>
+            {
+                std::thread::sleep(Duration::from_millis(10));
+            }
+            Err(_) => return Ok(None),
+        }
+    }
+}
+
+/// Such a system has no locks that are known here.
+#[cfg(not(any(unix, windows)))]
+pub(super) fn lock(_dir: &Path) -> io::Result<Option<File>> {
+    Ok(None)
 }
 
 /// An empty scratch file, which is removed when it is dropped.
@@ -57,8 +112,22 @@ pub(super) fn scratch(dir: &Path) -> io::Result<NamedTempFile> {
 /// A scratch name for the file at `path`, beside the one it has. The name is removed when it is dropped.
 pub(super) fn link(dir: &Path, path: &Path) -> io::Result<TempPath> {
     step()?;
+    has_links()?;
     let linked = names().make_in(dir, |scratch| fs::hard_link(path, scratch))?;
     Ok(linked.into_temp_path())
+}
+
+/// A copy of the file at `path` under a scratch name, on the disk. It is removed when it is dropped.
+pub(super) fn copy(dir: &Path, path: &Path) -> io::Result<TempPath> {
+    let mut scratch = scratch(dir)?;
+    step()?;
+    let mut file = File::open(path)?;
+    io::copy(&mut file, &mut scratch)?;
+    scratch
+        .as_file()
+        .set_permissions(file.metadata()?.permissions())?;
+    sync(scratch.as_file())?;
+    Ok(scratch.into_temp_path())
 }
 
 fn names() -> Builder<'static, 'static> {
@@ -142,8 +211,14 @@ fn step() -> io::Result<()> {
     Ok(())
 }
 
+#[cfg(not(test))]
+#[inline(always)]
+fn has_links() -> io::Result<()> {
+    Ok(())
+}
+
 #[cfg(test)]
-use faults::step;
+use faults::{has_links, step};
 
 /// What befalls the steps of this thread.
 #[cfg(test)]
@@ -165,6 +240,20 @@ pub(super) mod faults {
     thread_local! {
         static FAULT: Cell<Option<Fault>> = const { Cell::new(None) };
         static DONE: Cell<usize> = const { Cell::new(0) };
+        static NO_LINKS: Cell<bool> = const { Cell::new(false) };
+    }
+
+    /// Fails on a file system without hard links.
+    pub(super) fn has_links() -> io::Result<()> {
+        match NO_LINKS.get() {
+            false => Ok(()),
+            true => Err(io::Error::from(io::ErrorKind::Unsupported)),
+        }
+    }
+
+    /// Makes the file system of this thread one without hard links, or with them.
+    pub(in crate::format) fn set_no_links(none: bool) {
+        NO_LINKS.set(none);
     }
 
     pub(super) fn step() -> io::Result<()> {

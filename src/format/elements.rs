@@ -3,6 +3,7 @@
 use std::borrow::Cow;
 
 use burn::tensor::{DType, TensorData};
+use half::{bf16, f16};
 use safetensors::Dtype;
 use safetensors::tensor::View;
 
@@ -64,6 +65,38 @@ pub(super) fn check_finite(tensor: &str, data: &TensorData) -> Result<()> {
     }
 }
 
+/// The same values in another element type.
+///
+/// # Errors
+///
+/// [`PeftError::Overflow`] that names `tensor` and the first finite value that is infinite in that type.
+pub(super) fn converted(tensor: &str, data: TensorData, dtype: DType) -> Result<TensorData> {
+    if data.dtype() == dtype {
+        return Ok(data);
+    }
+    let overflows = |value: f32| match dtype {
+        DType::F16 => f16::from_f32(value).is_infinite(),
+        DType::BF16 => bf16::from_f32(value).is_infinite(),
+        _ => false,
+    };
+    let mut values = data.iter::<f32>().enumerate();
+    let first = values.find(|(_, value)| value.is_finite() && overflows(*value));
+    drop(values);
+    match first {
+        None => Ok(data.convert_dtype(dtype)),
+        Some((index, value)) => Err(PeftError::Overflow {
+            tensor: tensor.to_owned(),
+            index,
+            value: value.into(),
+            dtype: format!("{dtype:?}"),
+            way_out: "choose F32, or BF16, which has the range of F32",
+        }),
+    }
+}
+
+/// Values on a side of the tiles that a transpose goes by.
+const TILE: usize = 64;
+
 /// The transpose of a matrix, its values laid out row-major.
 ///
 /// Of a transposed view on a device, products add up in another order than of the tensor that was saved, and a reloaded
@@ -72,13 +105,36 @@ pub(super) fn transposed(data: &TensorData) -> TensorData {
     let [rows, columns] = data.shape().dims();
     let (values, size) = (data.as_bytes(), data.dtype().size());
     let mut bytes = Vec::with_capacity(values.len());
-    for column in 0..columns {
-        for row in 0..rows {
-            let start = (row * columns + column) * size;
-            bytes.extend_from_slice(&values[start..start + size]);
+    // Tiles of a side of 64 values stay in cache: read by columns, each value of a wide matrix would be a line of its own.
+    bytes.resize(values.len(), 0);
+    for top in (0..rows).step_by(TILE) {
+        for left in (0..columns).step_by(TILE) {
+            for row in top..rows.min(top + TILE) {
+                for column in left..columns.min(left + TILE) {
+                    let from = (row * columns + column) * size;
+                    let to = (column * rows + row) * size;
+                    bytes[to..to + size].copy_from_slice(&values[from..from + size]);
+                }
+            }
         }
     }
     TensorData::from_bytes_vec(bytes, [columns, rows], data.dtype())
+}
+
+/// A factor `B` of experts apart, `[E, d_out, r]`, rank by rank: `[d_out, r·E]`.
+pub(super) fn by_rank(data: &TensorData) -> TensorData {
+    let [experts, d_out, rank] = data.shape().dims();
+    let (values, size) = (data.as_bytes(), data.dtype().size());
+    let mut bytes = Vec::with_capacity(values.len());
+    for row in 0..d_out {
+        for place in 0..rank {
+            for expert in 0..experts {
+                let start = ((expert * d_out + row) * rank + place) * size;
+                bytes.extend_from_slice(&values[start..start + size]);
+            }
+        }
+    }
+    TensorData::from_bytes_vec(bytes, [d_out, rank * experts], data.dtype())
 }
 
 /// The same values in another shape.
@@ -154,8 +210,6 @@ impl View for Stored<'_> {
 
 #[cfg(test)]
 mod tests {
-    use half::bf16;
-
     use super::*;
 
     #[test]

@@ -5,7 +5,7 @@ use std::path::Path;
 use std::process::Command;
 
 use super::atomic::{Content, Scratch, write_contents, write_files};
-use super::disk::faults::{Fault, KILLED, under};
+use super::disk::faults::{Fault, KILLED, set_no_links, under};
 use super::disk::is_scratch;
 use crate::PeftError;
 
@@ -73,8 +73,21 @@ fn assert_no_mixture(found: &Files, old: &Files, what: &str) {
     );
 }
 
+/// Runs `test` on a file system with hard links and on one without.
+fn with_and_without_links(test: impl Fn()) {
+    for none in [false, true] {
+        set_no_links(none);
+        test();
+    }
+    set_no_links(false);
+}
+
 #[test]
 fn a_step_that_fails_leaves_everything_as_it_was() {
+    with_and_without_links(each_step_fails);
+}
+
+fn each_step_fails() {
     for old in situations() {
         let (mut steps, mut done_without) = (0, 0);
         for n in 0.. {
@@ -109,6 +122,10 @@ fn a_step_that_fails_leaves_everything_as_it_was() {
 /// Also where putting things back fails: what was there is then under a scratch name.
 #[test]
 fn two_failures_or_a_dead_disk_make_no_mixture_and_lose_nothing() {
+    with_and_without_links(two_steps_fail);
+}
+
+fn two_steps_fail() {
     let mut cases = 0;
     for old in situations() {
         let mut run = |fault: Fault| {
@@ -130,7 +147,7 @@ fn two_failures_or_a_dead_disk_make_no_mixture_and_lose_nothing() {
             }
         };
         // More than any save takes; what undoes it takes at most four, two removals and two moves, right behind.
-        const STEPS: usize = 24;
+        const STEPS: usize = 32;
         for n in 0..STEPS {
             run(Fault::From(n));
             for m in n + 1..=n + 4 {
@@ -205,27 +222,30 @@ fn files_of_another_model_go_only_if_the_new_ones_come() {
     }
 }
 
-/// The path of the directory and the step at which a child is to end.
+/// The step at which a child is to end, whether it has no hard links, and the path of the directory.
 const CHILD: &str = "BURN_PEFT_KILL_AT";
 
 #[test]
 fn a_process_that_ends_at_any_step_leaves_no_mixture() {
     if let Ok(child) = std::env::var(CHILD) {
-        let (n, dir) = child.split_once(':').unwrap();
+        let (n, rest) = child.split_once(':').unwrap();
+        let (no_links, dir) = rest.split_once(':').unwrap();
+        set_no_links(no_links == "true");
         let kill = Fault::Kill(n.parse().unwrap());
         let (result, _) = under(Some(kill), || write_files(Path::new(dir), &NEW, true));
         return result.unwrap();
     }
     let this = "format::faulty::a_process_that_ends_at_any_step_leaves_no_mixture";
     let mut ends = 0;
-    for old in situations() {
+    let ways = [false, true].into_iter();
+    for (no_links, old) in ways.flat_map(|none| situations().map(|old| (none, old))) {
         for n in 0.. {
             let scratch = tempfile::tempdir().unwrap();
             let dir = scratch.path().join("a");
             put(&dir, &old);
             let child = Command::new(std::env::current_exe().unwrap())
                 .args([this, "--exact"])
-                .env(CHILD, format!("{n}:{}", dir.display()))
+                .env(CHILD, format!("{n}:{no_links}:{}", dir.display()))
                 .output()
                 .unwrap();
             let found = content(&dir);
@@ -252,7 +272,7 @@ fn a_process_that_ends_at_any_step_leaves_no_mixture() {
         }
     }
     println!("{ends} ends");
-    assert!(ends >= 60, "{ends}");
+    assert!(ends >= 120, "{ends}");
 }
 
 /// Files of others that look much like ours stay.

@@ -108,8 +108,13 @@ pub(super) const KEYS: [(&str, Rule); 41] = [
             json(&c.targets.exclude_modules)
         }),
     ),
-    // A module of Python that stores its weight transposed has the factors that any other has.
-    ("fan_in_fan_out", Inert(False)),
+    (
+        "fan_in_fan_out",
+        Honoured(
+            "copies and base values of `Conv1D` modules are `[d_in, d_out]` in the file; factors are the same either way",
+            |c| json(c.fan_in_fan_out),
+        ),
+    ),
     (
         "inference_mode",
         Honoured("read; always written as `true`, as PEFT does", |_| {
@@ -274,7 +279,12 @@ pub(super) fn shorten(value: &Value) -> String {
 
 /// All keys with their values, as Python's `json.dumps(.., indent=2, sort_keys=True)` lays them out.
 pub(super) fn to_json(config: &AdapterConfig) -> Result<Vec<u8>> {
-    let mut fields = BTreeMap::new();
+    let mut fields: BTreeMap<&str, Field> = BTreeMap::new();
+    for (key, value) in &config.unknown {
+        let mut value = value.clone();
+        value.sort_all_objects();
+        fields.insert(key, Field::Json(value));
+    }
     for (key, rule) in KEYS {
         let value = match rule {
             Honoured(_, write) => write(config)?,

@@ -10,7 +10,9 @@
 //! base_model.model.PATH.lora_magnitude_vector                  DoRA's magnitude
 //! base_model.model.PATH.token_adapter.trainable_tokens_delta   rows of an embedding
 //! base_model.model.PATH.NAME                                   a parameter of `modules_to_save`, or a bias
-//! base_model.model.PATH.base_layer.NAME                        the same of a module that has factors
+//! base_model.model.PATH.base_layer.NAME                        a base value of a module that has factors, or its bias
+//! base_model.model.PATH.token_adapter.base_layer.NAME          a base value of a module that has rows of its own
+//! base_model.model.PATH.original_module.NAME                   a base value of a module that is saved whole
 //! ```
 //!
 //! where `PATH` is the module's path in the Hugging Face model, for instance `model.layers.0.self_attn.q_proj`. The
@@ -22,6 +24,19 @@ pub const PREFIX: &str = "base_model.model.";
 const BASE_LAYER: &str = "base_layer";
 const TOKEN_ADAPTER: &str = "token_adapter";
 const TOKENS: &str = "trainable_tokens_delta";
+/// Where PEFT keeps the base's own module beside a saved one.
+const ORIGINAL: &str = "original_module";
+/// Where PEFT keeps the saved modules of all adapters, by the adapters' names.
+const SAVED: &str = "modules_to_save";
+
+/// Modules that others wrap around a module of the model, without changing what it is: `torch.compile`, activation checkpointing,
+/// FSDP, and Lightning over DeepSpeed.
+const WRAPPERS: [&str; 4] = [
+    "_orig_mod",
+    "_checkpoint_wrapped_module",
+    "_fsdp_wrapped_module",
+    "_forward_module",
+];
 
 /// One of the tensors that a module with a low-rank change has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -84,8 +99,35 @@ pub fn parse_key(key: &str) -> Option<(&str, Factor)> {
 
 /// The key of the parameter at `path`, whose module has factors or not.
 pub(super) fn parameter_key(path: &str, has_factors: bool) -> String {
-    match path.rsplit_once('.').filter(|_| has_factors) {
-        Some((module, name)) => format!("{PREFIX}{module}.{BASE_LAYER}.{name}"),
+    match has_factors {
+        true => key_within(path, BASE_LAYER),
+        false => format!("{PREFIX}{path}"),
+    }
+}
+
+/// What an adapter has of the module whose base value is stored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Around {
+    Nothing,
+    Factors,
+    Rows,
+    Copy,
+}
+
+/// The key of the base value of the parameter at `path`.
+pub(super) fn base_key(path: &str, around: Around) -> String {
+    match around {
+        Around::Nothing => format!("{PREFIX}{path}"),
+        Around::Factors => key_within(path, BASE_LAYER),
+        Around::Rows => key_within(path, &format!("{TOKEN_ADAPTER}.{BASE_LAYER}")),
+        Around::Copy => key_within(path, ORIGINAL),
+    }
+}
+
+/// The key of the parameter at `path`, with modules in between that PEFT puts around it.
+fn key_within(path: &str, inside: &str) -> String {
+    match path.rsplit_once('.') {
+        Some((module, name)) => format!("{PREFIX}{module}.{inside}.{name}"),
         None => format!("{PREFIX}{path}"),
     }
 }
@@ -96,16 +138,23 @@ pub(super) fn rows_key(path: &str) -> String {
 }
 
 /// What the tensor of a key is of the module, or parameter, at the key's path.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Role {
     /// A tensor of a low-rank change.
     Factor(Factor),
+    /// The module's parameter of this name, or DoRA's magnitude as torchtune and mlx-lm call it.
+    Magnitude(String),
     /// Rows of an embedding.
     Rows,
-    /// A whole parameter, if the configuration has any.
+    /// A whole parameter.
     Parameter,
-    /// A bias that PEFT wrote a second time, from inside of its wrapper of a module to save.
-    Repeated,
+    /// A whole parameter of a module that has factors: a base value, or a bias that trains.
+    Wrapped,
+    /// A base value of a module that is saved whole, or that has rows of its own.
+    Original,
+    /// What follows the path of a module that is saved whole, in the state of a model: the adapter's name, if it is there, and
+    /// the parameter's path inside of the module.
+    Saved(Vec<String>),
 }
 
 /// What a key of a file means.
@@ -116,77 +165,107 @@ pub(super) struct ReadKey {
     pub role: Role,
     /// Whether the tensor is stored `[d_in, r]` or `[r, d_out]`, in place of PyTorch's layout.
     pub transposed: bool,
+    /// The adapter's name, where the key has it.
+    pub adapter: Option<String>,
 }
 
 /// The meaning of a key as one of the writers has it whose files are read; `None` for what is no path.
 ///
-/// Besides PEFT's own form these are: without the prefix `base_model.model.`; with `_orig_mod` somewhere, of a model that
-/// `torch.compile` has wrapped; with the adapter's name behind the factor's, `PATH.lora_A.NAME.weight`, as in a state of the model
-/// itself; without `.weight`, as loralib's; torchtune's `lora_a.weight`, `lora_b.weight` and `magnitude`; and mlx-lm's `lora_a`,
-/// `lora_b` and `m`, whose factors are transposed.
+/// Besides PEFT's own form these are: without the prefix `base_model.model.`; with a wrapper's name somewhere, as `torch.compile`,
+/// FSDP and activation checkpointing leave it, or `module.` before PEFT's prefix, as DeepSpeed and DDP do; with the adapter's name
+/// behind the factor's, `PATH.lora_A.NAME.weight`, as in a state of the model itself; without `.weight`, as loralib's; `lora_down`
+/// and `lora_up` in place of `lora_A` and `lora_B`; torchtune's `lora_a.weight`, `lora_b.weight` and `magnitude`; and mlx-lm's
+/// `lora_a`, `lora_b` and `m`, whose factors are transposed.
 pub(super) fn read_key(key: &str) -> Option<ReadKey> {
     use Factor::{A, B, Bias, EmbeddingA, EmbeddingB, Magnitude};
 
-    let segments = key.split('.').filter(|segment| *segment != "_orig_mod");
+    let segments = key.split('.').filter(|segment| !WRAPPERS.contains(segment));
     let segments: Vec<&str> = segments.collect();
     let segments = match &segments[..] {
-        ["base_model", "model", rest @ ..] => rest,
+        ["base_model", "model", rest @ ..] | ["module", "base_model", "model", rest @ ..] => rest,
         all => all,
     };
-    let (path, factor, transposed) = match segments {
-        [path @ .., "lora_A", "weight"] => (path, A, false),
-        [path @ .., "lora_B", "weight"] => (path, B, false),
-        [path @ .., "lora_B", "bias"] => (path, Bias, false),
-        [path @ .., "lora_a", "weight"] => (path, A, false),
-        [path @ .., "lora_b", "weight"] => (path, B, false),
-        [path @ .., "lora_A", _adapter, "weight"] => (path, A, false),
-        [path @ .., "lora_B", _adapter, "weight"] => (path, B, false),
-        [path @ .., "lora_B", _adapter, "bias"] => (path, Bias, false),
-        [path @ .., "lora_magnitude_vector", "weight"] => (path, Magnitude, false),
-        [path @ .., "lora_magnitude_vector", _adapter, "weight"] => (path, Magnitude, false),
-        [path @ .., "lora_embedding_A"] => (path, EmbeddingA, false),
-        [path @ .., "lora_embedding_B"] => (path, EmbeddingB, false),
-        [path @ .., "lora_embedding_A", _adapter] => (path, EmbeddingA, false),
-        [path @ .., "lora_embedding_B", _adapter] => (path, EmbeddingB, false),
-        [path @ .., "lora_A"] => (path, A, false),
-        [path @ .., "lora_B"] => (path, B, false),
-        [path @ .., "lora_magnitude_vector"] => (path, Magnitude, false),
-        [path @ .., "lora_a"] => (path, A, true),
-        [path @ .., "lora_b"] => (path, B, true),
-        [path @ .., "magnitude" | "m"] => (path, Magnitude, false),
+    let (path, factor, transposed, adapter) = match segments {
+        [path @ .., "lora_A" | "lora_down", "weight"] => (path, A, false, None),
+        [path @ .., "lora_B" | "lora_up", "weight"] => (path, B, false, None),
+        [path @ .., "lora_B", "bias"] => (path, Bias, false, None),
+        [path @ .., "lora_a", "weight"] => (path, A, false, None),
+        [path @ .., "lora_b", "weight"] => (path, B, false, None),
+        [path @ .., "lora_A", adapter, "weight"] => (path, A, false, Some(adapter)),
+        [path @ .., "lora_B", adapter, "weight"] => (path, B, false, Some(adapter)),
+        [path @ .., "lora_B", adapter, "bias"] => (path, Bias, false, Some(adapter)),
+        [path @ .., "lora_magnitude_vector", "weight"] => (path, Magnitude, false, None),
+        [path @ .., "lora_magnitude_vector", adapter, "weight"] => {
+            (path, Magnitude, false, Some(adapter))
+        }
+        [path @ .., "lora_embedding_A"] => (path, EmbeddingA, false, None),
+        [path @ .., "lora_embedding_B"] => (path, EmbeddingB, false, None),
+        [path @ .., "lora_embedding_A", adapter] => (path, EmbeddingA, false, Some(adapter)),
+        [path @ .., "lora_embedding_B", adapter] => (path, EmbeddingB, false, Some(adapter)),
+        [path @ .., "lora_A"] => (path, A, false, None),
+        [path @ .., "lora_B"] => (path, B, false, None),
+        [path @ .., "lora_magnitude_vector"] => (path, Magnitude, false, None),
+        // PEFT before 0.12 kept magnitudes by the adapter's name alone.
+        [path @ .., "lora_magnitude_vector", adapter] => (path, Magnitude, false, Some(adapter)),
+        [path @ .., "lora_a"] => (path, A, true, None),
+        [path @ .., "lora_b"] => (path, B, true, None),
+        [path @ .., name @ ("magnitude" | "m")] => {
+            return of_path(path, Role::Magnitude((*name).to_owned()));
+        }
         other => return read_other(other),
     };
     // The adapter's name, too, ends in messages.
     if !segments.iter().all(|segment| is_path(segment)) {
         return None;
     }
-    of_path(path, Role::Factor(factor), transposed)
+    let key = of_path(path, Role::Factor(factor))?;
+    Some(ReadKey {
+        transposed,
+        adapter: adapter.map(|name| (*name).to_owned()),
+        ..key
+    })
 }
 
 /// The meaning of a key that is no factor's, without its prefix.
 fn read_other(segments: &[&str]) -> Option<ReadKey> {
-    if let [path @ .., TOKEN_ADAPTER, TOKENS] | [path @ .., TOKEN_ADAPTER, TOKENS, _] = segments {
-        return of_path(path, Role::Rows, false);
+    let parameter = |module: &[&str], name: &str, role| of_path(&[module, &[name]].concat(), role);
+    match segments {
+        [path @ .., TOKEN_ADAPTER, TOKENS] | [path @ .., TOKEN_ADAPTER, TOKENS, _] => {
+            of_path(path, Role::Rows)
+        }
+        [module @ .., TOKEN_ADAPTER, BASE_LAYER, name] => parameter(module, name, Role::Original),
+        _ => {
+            let inside = |name: &str| segments.iter().position(|segment| *segment == name);
+            if let Some(place) = inside(ORIGINAL).filter(|place| place + 1 < segments.len()) {
+                let path = [&segments[..place], &segments[place + 1..]].concat();
+                return of_path(&path, Role::Original);
+            }
+            if let Some(place) = inside(SAVED).filter(|place| place + 1 < segments.len()) {
+                let rest: Vec<_> = segments[place + 1..]
+                    .iter()
+                    .map(|s| (*s).to_owned())
+                    .collect();
+                return match rest.iter().all(|segment| is_path(segment)) {
+                    true => of_path(&segments[..place], Role::Saved(rest)),
+                    false => None,
+                };
+            }
+            match segments {
+                [module @ .., BASE_LAYER, name] => parameter(module, name, Role::Wrapped),
+                [module @ .., name] => parameter(module, name, Role::Parameter),
+                [] => None,
+            }
+        }
     }
-    if let [module @ .., "original_module" | "modules_to_save", name] = segments {
-        return of_path(&[module, &[name]].concat(), Role::Repeated, false);
-    }
-    let [module @ .., name] = segments else {
-        return None;
-    };
-    let module = match module {
-        [module @ .., BASE_LAYER] | [module @ .., "modules_to_save", _] => module,
-        module => module,
-    };
-    of_path(&[module, &[name]].concat(), Role::Parameter, false)
 }
 
-fn of_path(path: &[&str], role: Role, transposed: bool) -> Option<ReadKey> {
+fn of_path(path: &[&str], role: Role) -> Option<ReadKey> {
     let path = path.join(".");
     is_path(&path).then_some(ReadKey {
         path,
         role,
-        transposed,
+        transposed: false,
+        adapter: None,
     })
 }
 
@@ -258,27 +337,55 @@ mod tests {
                 Factor::A,
             ),
         ] {
-            let expected = ReadKey {
-                path: path.into(),
-                role: Role::Factor(factor),
-                transposed: false,
-            };
-            assert_eq!(read_key(key), Some(expected), "{key}");
+            let found = read_key(key).unwrap();
+            assert_eq!(
+                (&found.path[..], found.role),
+                (path, Role::Factor(factor)),
+                "{key}"
+            );
+            assert!(!found.transposed, "{key}");
         }
         for (key, factor, transposed) in [
             ("a.q.lora_a.weight", Factor::A, false),
             ("a.q.lora_b.weight", Factor::B, false),
-            ("a.q.magnitude", Factor::Magnitude, false),
+            ("a.q.lora_down.weight", Factor::A, false),
+            ("a.q.lora_up.weight", Factor::B, false),
             ("a.q.lora_a", Factor::A, true),
             ("a.q.lora_b", Factor::B, true),
-            ("a.q.m", Factor::Magnitude, false),
         ] {
-            let expected = ReadKey {
-                path: "a.q".into(),
-                role: Role::Factor(factor),
-                transposed,
-            };
-            assert_eq!(read_key(key), Some(expected), "{key}");
+            let found = read_key(key).unwrap();
+            assert_eq!(
+                (&found.path[..], found.role),
+                ("a.q", Role::Factor(factor)),
+                "{key}"
+            );
+            assert_eq!(found.transposed, transposed, "{key}");
+        }
+        for name in ["magnitude", "m"] {
+            let found = read_key(&format!("a.q.{name}")).unwrap();
+            assert_eq!(
+                (&found.path[..], found.role),
+                ("a.q", Role::Magnitude(name.into()))
+            );
+        }
+        for key in [
+            "base_model.model.a.q.lora_A.other.weight",
+            "base_model.model.a.q.lora_magnitude_vector.other",
+            "base_model.model.a.q.lora_embedding_B.other",
+        ] {
+            assert_eq!(
+                read_key(key).unwrap().adapter.as_deref(),
+                Some("other"),
+                "{key}"
+            );
+        }
+        for key in [
+            "module.base_model.model.a.q.lora_A.weight",
+            "base_model.model.a._checkpoint_wrapped_module.q.lora_A.weight",
+            "_fsdp_wrapped_module.base_model.model.a._fsdp_wrapped_module.q.lora_A.default.weight",
+            "_forward_module.base_model.model.a.q.lora_A.weight",
+        ] {
+            assert_eq!(read_key(key).unwrap().path, "a.q", "{key}");
         }
         for key in [
             "",
@@ -295,20 +402,53 @@ mod tests {
         ] {
             assert_eq!(read_key(key), None, "{key}");
         }
-        for (key, path) in [
-            ("base_model.model.q.weight", "q.weight"),
-            ("base_model.model.q.base_layer.bias", "q.bias"),
-            ("base_model.model.q.modules_to_save.default.bias", "q.bias"),
-            ("base_model.model.q.lora_A.bias", "q.lora_A.bias"),
-            ("q.lora_A.a.b.weight", "q.lora_A.a.b.weight"),
-            ("q.magnitude.weight", "q.magnitude.weight"),
+        let saved = |rest: &[&str]| Role::Saved(rest.iter().map(|s| (*s).to_owned()).collect());
+        for (key, path, role) in [
+            ("base_model.model.q.weight", "q.weight", Role::Parameter),
+            (
+                "base_model.model.q.base_layer.bias",
+                "q.bias",
+                Role::Wrapped,
+            ),
+            (
+                "base_model.model.q.original_module.weight",
+                "q.weight",
+                Role::Original,
+            ),
+            (
+                "base_model.model.q.original_module.a.weight",
+                "q.a.weight",
+                Role::Original,
+            ),
+            (
+                "base_model.model.q.token_adapter.base_layer.weight",
+                "q.weight",
+                Role::Original,
+            ),
+            (
+                "base_model.model.q.modules_to_save.default.bias",
+                "q",
+                saved(&["default", "bias"]),
+            ),
+            (
+                "base_model.model.q.modules_to_save.default.dense.weight",
+                "q",
+                saved(&["default", "dense", "weight"]),
+            ),
+            (
+                "base_model.model.q.lora_A.bias",
+                "q.lora_A.bias",
+                Role::Parameter,
+            ),
+            (
+                "q.lora_A.a.b.weight",
+                "q.lora_A.a.b.weight",
+                Role::Parameter,
+            ),
+            ("q.magnitude.weight", "q.magnitude.weight", Role::Parameter),
         ] {
             let found = read_key(key).unwrap();
-            assert_eq!(
-                (&found.path[..], found.role),
-                (path, Role::Parameter),
-                "{key}"
-            );
+            assert_eq!((&found.path[..], found.role), (path, role), "{key}");
         }
         for key in [
             "base_model.model.a.embed.token_adapter.trainable_tokens_delta",

@@ -8,15 +8,18 @@ use burn::tensor::DType;
 use burn::tensor::FloatDType;
 
 use super::adapter::AdapterFile;
-use super::config::{AdapterConfig, InitLoraWeights};
-use super::fit::{Fit, Values};
+use super::config::{AdapterConfig, CONFIG_FILE, InitLoraWeights};
+use super::fit::{Fit, Fitted, Values};
 use super::names::NameMap;
+use super::places::folder_of;
 use super::read::{ReadOptions, WEIGHTS_FILE};
 use super::report::LoadReport;
 #[cfg(feature = "faer")]
 use crate::adapter::Change;
 use crate::adapter::{LoraConfig, LoraInit};
-use crate::model::{Adapted, BiasMode, PeftConfig, PeftModel, TargetConfig, TrainableTokens};
+use crate::model::{
+    Adapted, BiasMode, Origin, PeftConfig, PeftModel, TargetConfig, TrainableTokens,
+};
 use crate::{PeftError, Result};
 
 /// How an adapter is put on a model. The default is strict, has f32 factors, and takes the file's paths for the model's.
@@ -28,9 +31,11 @@ pub struct LoadOptions {
     pub names: NameMap,
     /// Element type of the factors; `None` keeps the file's. PEFT, too, makes them f32 by default.
     pub dtype: Option<FloatDType>,
-    /// Whether tensors that are missing, unexpected or mismatched are an error, or only reported. An adapter of which
-    /// nothing fits is always an error.
+    /// Whether tensors that are missing, unexpected or mismatched are an error, or only reported, with what fits loaded. It covers the
+    /// reading of the files too: what [`ReadOptions::strict`] says there. An adapter of which nothing fits is always an error.
     pub strict: bool,
+    /// Which base values of the file are taken.
+    pub base_values: BaseValues,
     /// Whether an adapter of the same name gives way, its place among the active ones and the ids of its parameters kept:
     /// a hot swap. Otherwise that is an error.
     pub replace: bool,
@@ -43,17 +48,75 @@ impl Default for LoadOptions {
             names: NameMap::default(),
             dtype: Some(FloatDType::F32),
             strict: true,
+            base_values: BaseValues::default(),
             replace: false,
         }
+    }
+}
+
+/// Which base values are taken that a file has beside an adapter. PEFT loads them into the frozen base of the model, of which other
+/// adapters then have them too. Here they become a frozen base that belongs to the adapter, and only where they differ from the model's.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum BaseValues {
+    /// Those that PEFT stores: of embeddings, of the output head, and of modules that the adapter changes. Others are unexpected.
+    #[default]
+    Stored,
+    /// Any that the model has a parameter for, as PEFT takes them.
+    All,
+    /// None: they are passed over.
+    Ignored,
+}
+
+impl LoadOptions {
+    /// Strict, with f32 factors, and the file's paths for the model's.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Sets what the files may hold.
+    pub fn with_read(mut self, read: ReadOptions) -> Self {
+        self.read = read;
+        self
+    }
+
+    /// Sets how the file calls the model's modules.
+    pub fn with_names(mut self, names: NameMap) -> Self {
+        self.names = names;
+        self
+    }
+
+    /// Sets the element type of the factors; `None` keeps the file's.
+    pub fn with_dtype(mut self, dtype: Option<FloatDType>) -> Self {
+        self.dtype = dtype;
+        self
+    }
+
+    /// Loads what fits and reports the rest, or refuses an adapter that does not fit whole.
+    pub fn with_strict(mut self, strict: bool) -> Self {
+        self.strict = strict;
+        self
+    }
+
+    /// Sets which base values of the file are taken.
+    pub fn with_base_values(mut self, base_values: BaseValues) -> Self {
+        self.base_values = base_values;
+        self
+    }
+
+    /// Swaps an adapter of the same name, or refuses the name.
+    pub fn with_replace(mut self, replace: bool) -> Self {
+        self.replace = replace;
+        self
     }
 }
 
 impl<M: Module> PeftModel<M> {
     /// Reads the adapter in `dir`, adds it to the model under `name` and makes it the active one.
     ///
-    /// `dir` is the directory that holds the two files, as for PEFT, whatever `name` is: what
-    /// [`save_adapter`](Self::save_adapter) returned. An adapter of PEFT on a convolution of several groups fits once
-    /// [`with_conv_groups`](Self::with_conv_groups) has said how many. [`adapter_dir`](super::adapter_dir) tells where it lies.
+    /// `dir` is the directory that was given to [`save_adapter`](Self::save_adapter), or the one that holds the two files, as for PEFT: if
+    /// `dir` has a folder `name` with an adapter in it, that is read, otherwise `dir` itself.
+    /// [`adapter_dir`](super::adapter_dir) tells where an adapter is saved. An adapter of PEFT on a convolution of several groups fits once
+    /// [`with_conv_groups`](Self::with_conv_groups) has said how many.
     ///
     /// # Errors
     ///
@@ -61,15 +124,27 @@ impl<M: Module> PeftModel<M> {
     pub fn load_adapter(
         &mut self,
         name: &str,
-        dir: &Path,
+        dir: impl AsRef<Path>,
         options: &LoadOptions,
     ) -> Result<LoadReport> {
-        let file = AdapterFile::read(dir, &options.read)?;
-        file.attach(self, name, options)
+        let dir = dir.as_ref();
+        let folder = folder_of(dir, name);
+        let mut read = options.read.clone();
+        read.strict &= options.strict;
+        let file = AdapterFile::read(&folder, &read)?;
+        let report = file
+            .attach(self, name, options)
             .map_err(|error| match error {
-                PeftError::Incomplete { .. } => error.in_file(&dir.join(WEIGHTS_FILE)),
+                PeftError::Incomplete { .. } => error.in_file(&folder.join(WEIGHTS_FILE)),
                 error => error,
-            })
+            });
+        let mut report = report?;
+        if folder != dir && dir.join(CONFIG_FILE).is_file() {
+            report.notes.push(format!(
+                "read from the folder `{name}`; the directory itself has another adapter"
+            ));
+        }
+        Ok(report)
     }
 }
 
@@ -77,8 +152,10 @@ impl AdapterFile {
     /// Adds this adapter to `model` under `name` and makes it the active one, or swaps it with the one of that name if
     /// `options` say so.
     ///
-    /// The tensors decide which modules get factors. The configuration gives ranks, alphas and dropout; what it chooses in the
-    /// model, a module or a whole parameter, and that has no tensor is reported as missing.
+    /// A module gets factors if it has tensors and the configuration chooses it, as in PEFT, which passes over the tensors of other modules;
+    /// here they are unexpected. The configuration gives ranks, alphas and dropout; what it chooses in the
+    /// model, a module or a whole parameter, and that has no tensor is reported as missing. On a model whose output head shares the
+    /// weight of an embedding, the adapter changes what it changes in PEFT: see [`PeftModel::with_tied_head`].
     ///
     /// # Errors
     ///
@@ -92,9 +169,17 @@ impl AdapterFile {
         name: &str,
         options: &LoadOptions,
     ) -> Result<LoadReport> {
-        let (fits, report) = self.fit(model, &options.names)?;
+        let Fitted {
+            fits,
+            mut report,
+            ensure_weight_tying,
+            base_values,
+        } = self.fit(model, options)?;
         if options.strict || report.loaded.is_empty() {
-            report.clone().strict()?;
+            // What reading passed over is no fault here.
+            let mut unfit = report.clone();
+            unfit.forget(&self.skipped);
+            unfit.strict()?;
         }
         let mut lora = LoraConfig::new(self.config.r)
             .with_alpha(self.config.lora_alpha)
@@ -136,7 +221,12 @@ impl AdapterFile {
         };
         let mut config = PeftConfig::new(lora, targets).with_bias(self.config.bias);
         config.modules_to_save = saved_modules(&fits, self.config.bias);
-        config.ensure_weight_tying = self.config.ensure_weight_tying;
+        config.ensure_weight_tying = ensure_weight_tying;
+        config.origin = self.config.origin(base_values);
+        let as_is = fits
+            .iter()
+            .filter(|fit| matches!(fit.values, Values::Copy { as_is: true, .. }));
+        config.origin.as_is = as_is.map(|fit| fit.parameter.path.clone()).collect();
         let experts = fits
             .iter()
             .filter(|fit| fit.parameter.is_experts() && matches!(fit.values, Values::Lora { .. }));
@@ -157,7 +247,25 @@ impl AdapterFile {
             true => model.swap_changes(name, &config, changes)?,
             false => model.insert_changes(name, &config, changes)?,
         }
+        report.notes.extend(model.tied_notes(name));
         Ok(report)
+    }
+}
+
+impl AdapterConfig {
+    /// What is kept of the file to be written back, with the parameters whose base values it has.
+    fn origin(&self, base_values: Vec<String>) -> Origin {
+        let mut keys = self.inert.clone();
+        keys.extend(self.unknown.clone());
+        Origin {
+            task_type: self.task_type.clone(),
+            base_model_name_or_path: self.base_model_name_or_path.clone(),
+            revision: self.revision.clone(),
+            keys,
+            base_values,
+            fan_in_fan_out: self.fan_in_fan_out,
+            as_is: Vec::new(),
+        }
     }
 }
 
@@ -194,7 +302,7 @@ fn leave_out<M: Module>(
 fn saved_modules(fits: &[Fit], bias: BiasMode) -> Vec<String> {
     let copies = fits
         .iter()
-        .filter(|fit| matches!(fit.values, Values::Copy(_)));
+        .filter(|fit| matches!(fit.values, Values::Copy { frozen: false, .. }));
     let copies = copies.map(|fit| &fit.parameter);
     let by_name =
         copies.filter(|parameter| bias == BiasMode::None || parameter.torch_name != "bias");

@@ -3,12 +3,18 @@
 //! ```text
 //! adapter_config.json    {"fine_tune_type": "lora" | "dora", "lora_parameters": {"rank", "scale", "dropout", ..}, ..}
 //! adapters.safetensors   PATH.lora_a [d_in, r], PATH.lora_b [r, d_out], and DoRA's PATH.m [d_out]
+//!                        PATH.lora_a [E, r, d_in] (at first [E·r, d_in]), PATH.lora_b [E, d_out, r] of a SwitchLinear of E experts
 //! ```
+//!
+//! A `SwitchLinear` has the weights of experts in one tensor, `PATH.weight`. An embedding has the keys of a linear layer, and a head that
+//! shares its weight has its change too.
 //!
 //! The scale `s` of `ΔW = s·A·B` is given as it is, so `α = s·r` here. Which modules have factors is for the tensors to say.
 //! Dropout, `p` in both, is the only other number that is kept.
 //!
 //! Source: `tuner/utils.py` and `tuner/dora.py` of [mlx-lm](https://github.com/ml-explore/mlx-lm).
+
+use std::collections::BTreeSet;
 
 use serde::Deserialize;
 use serde_json::Value;
@@ -16,6 +22,8 @@ use serde_json::Value;
 use super::config::AdapterConfig;
 use super::fields;
 use super::json;
+use super::keys::{Factor, Role, read_key};
+use super::read::ReadOptions;
 use crate::model::TargetConfig;
 use crate::{PeftError, Result};
 
@@ -42,13 +50,29 @@ fn lora() -> String {
     "lora".into()
 }
 
-/// The configuration in the text of the file, for the modules at `paths`.
+/// The configuration in the text of the file, for the modules that the tensors of these names and shapes are of.
 ///
 /// # Errors
 ///
 /// As [`AdapterConfig::from_json`]; [`PeftError::UnsupportedKey`] for a fine-tune that is neither LoRA nor DoRA, and for an `alpha`
 /// that changes the scale in some versions of mlx-lm.
-pub(super) fn parse(bytes: &[u8], paths: Vec<String>) -> Result<AdapterConfig> {
+pub(super) fn parse<'a>(
+    bytes: &[u8],
+    tensors: impl Iterator<Item = (&'a str, &'a [usize])>,
+    options: &ReadOptions,
+) -> Result<AdapterConfig> {
+    let (mut linear, mut experts) = (BTreeSet::new(), BTreeSet::new());
+    for (key, shape) in tensors {
+        let Some(key) = read_key(key).filter(|key| matches!(key.role, Role::Factor(_))) else {
+            continue;
+        };
+        match (key.role, shape.len()) {
+            (Role::Factor(Factor::B), 3) => experts.insert(key.path),
+            _ => linear.insert(key.path),
+        };
+    }
+    let is_linear = |path: &String| !experts.contains(path);
+    let targets = TargetConfig::list(linear.into_iter().filter(is_linear));
     let object = json::object(bytes)?;
     if object
         .get("peft_type")
@@ -83,14 +107,23 @@ pub(super) fn parse(bytes: &[u8], paths: Vec<String>) -> Result<AdapterConfig> {
         dropout,
         alpha,
     } = lora_parameters;
-    if let Some(alpha) = alpha.filter(|&alpha| alpha != rank as f64) {
+    let is_read = !options
+        .ignored_keys
+        .iter()
+        .any(|key| key == "lora_parameters.alpha");
+    if let Some(alpha) = alpha.filter(|&alpha| alpha != rank as f64 && is_read) {
         let reason = "the first versions of mlx-lm multiply the scale by alpha/rank, later ones do not; \
-                      remove it, or set it to the rank, once the scale is what was trained with";
+                      with \"lora_parameters.alpha\" among `ReadOptions::ignored_keys` the scale is taken as it is";
         return Err(unsupported("lora_parameters.alpha", &alpha.into(), reason));
     }
-    let config = AdapterConfig::new(rank, scale * rank as f64, TargetConfig::list(paths))
+    let mut config = AdapterConfig::new(rank, scale * rank as f64, targets)
         .with_lora_dropout(dropout)
         .with_use_dora(fine_tune_type == "dora");
+    config.target_parameters = experts
+        .iter()
+        .map(|path| format!("{path}.weight"))
+        .collect();
+    config.of_mlx = true;
     config.validate()?;
     Ok(config)
 }
@@ -100,7 +133,12 @@ mod tests {
     use super::*;
 
     fn config(json: &str) -> Result<AdapterConfig> {
-        parse(json.as_bytes(), vec!["a.q".into()])
+        let tensors = [("a.q.lora_a", &[4, 8][..]), ("a.q.lora_b", &[8, 4])];
+        parse(
+            json.as_bytes(),
+            tensors.into_iter(),
+            &ReadOptions::default(),
+        )
     }
 
     #[test]

@@ -44,6 +44,7 @@
 mod adapter;
 mod atomic;
 mod base;
+mod changes;
 mod config;
 mod digest;
 mod disguise;
@@ -62,7 +63,9 @@ mod limits;
 mod load;
 mod mlx;
 mod names;
+mod places;
 mod positional;
+mod ranks;
 mod read;
 mod report;
 mod save;
@@ -72,6 +75,7 @@ mod sites;
 mod stored;
 mod summary;
 mod tied;
+mod version;
 mod write;
 
 #[cfg(feature = "optim")]
@@ -97,7 +101,7 @@ pub use keys::{Factor, PREFIX, parse_key, tensor_key};
 pub use limits::{
     FileLimits, MAX_HEADER_BYTES, MAX_INDEX_BYTES, MAX_INDEX_TENSORS, MAX_SHARDS, MAX_TENSORS,
 };
-pub use load::LoadOptions;
+pub use load::{BaseValues, LoadOptions};
 pub use mlx::MLX_WEIGHTS_FILE;
 pub use names::NameMap;
 pub use read::{MAX_WEIGHTS_BYTES, ReadOptions, WEIGHTS_FILE};

@@ -10,17 +10,18 @@ use super::adapter::{AdapterFile, LoraTensors, ParameterTensor};
 use super::config::{AdapterConfig, CONFIG_FILE, MAX_CONFIG_BYTES};
 use super::digest::DigestCheck;
 use super::disguise::not_json;
-use super::elements::{check_finite, transposed};
+use super::elements::check_finite;
 use super::file::SafetensorsFile;
-use super::keys::{Factor, read_key};
+use super::keys::Factor;
 use super::mlx::{self, MLX_WEIGHTS_FILE};
+use super::places;
 use super::sites::{self, FoundTensor};
 use crate::{PeftError, Result};
 
 /// Name of the file of tensors in an adapter's directory.
 pub const WEIGHTS_FILE: &str = "adapter_model.safetensors";
 /// What PEFT wrote before it had safetensors: a pickle.
-const PICKLE_FILE: &str = "adapter_model.bin";
+pub(super) const PICKLE_FILE: &str = "adapter_model.bin";
 /// Largest file of tensors read unless [`ReadOptions::max_bytes`] says otherwise: rank 64 on all linear layers of
 /// a model of 70 billion parameters has 3.3 GB in f32.
 pub const MAX_WEIGHTS_BYTES: u64 = 16 << 30;
@@ -28,9 +29,19 @@ pub const MAX_WEIGHTS_BYTES: u64 = 16 << 30;
 /// What reading an adapter accepts. The default is the strictest.
 #[derive(Clone, Debug)]
 pub struct ReadOptions {
+    /// Whether a tensor that is no part of the adapter, has another type or shape than its part, or lacks its partner is an error.
+    /// Otherwise such tensors are left out, with the other factors of their module, and reported; and unknown keys of the configuration
+    /// are passed over. Default: true. [`LoadOptions::strict`](super::LoadOptions::strict) covers reading too.
+    pub strict: bool,
     /// Whether keys of the configuration that are not known are passed over, as PEFT does. A newer PEFT may have given
     /// them a meaning that changes the outputs. Known keys that are not supported are refused all the same.
     pub allow_unknown_keys: bool,
+    /// Keys of the configuration that are read as if they were absent. It gets past any key that is refused: the adapter is then
+    /// computed without what the key asks for.
+    pub ignored_keys: Vec<String>,
+    /// The version of PEFT that wrote a file that does not say so, for instance `"0.17.1"`. PEFT names its version since 0.18; what an older
+    /// one wrote may mean something else, and where nothing in the file tells, reading refuses it without this option.
+    pub assumed_peft_version: Option<String>,
     /// Whether NaN and infinity in a tensor are values like others.
     pub allow_non_finite: bool,
     /// The largest file of tensors that is read, in bytes; [`MAX_WEIGHTS_BYTES`] by default.
@@ -42,11 +53,63 @@ pub struct ReadOptions {
 impl Default for ReadOptions {
     fn default() -> Self {
         Self {
+            strict: true,
             allow_unknown_keys: false,
+            ignored_keys: Vec::new(),
+            assumed_peft_version: None,
             allow_non_finite: false,
             max_bytes: MAX_WEIGHTS_BYTES,
             digest: DigestCheck::default(),
         }
+    }
+}
+
+impl ReadOptions {
+    /// The strictest.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Leaves out what does not fit, or refuses it.
+    pub fn with_strict(mut self, strict: bool) -> Self {
+        self.strict = strict;
+        self
+    }
+
+    /// Passes over keys of the configuration that are not known.
+    pub fn with_allow_unknown_keys(mut self, allow: bool) -> Self {
+        self.allow_unknown_keys = allow;
+        self
+    }
+
+    /// Reads these keys of the configuration as if they were absent.
+    pub fn with_ignored_keys<S: Into<String>>(mut self, keys: impl IntoIterator<Item = S>) -> Self {
+        self.ignored_keys.extend(keys.into_iter().map(Into::into));
+        self
+    }
+
+    /// Says which version of PEFT wrote a file that does not say so.
+    pub fn with_assumed_peft_version(mut self, version: impl Into<String>) -> Self {
+        self.assumed_peft_version = Some(version.into());
+        self
+    }
+
+    /// Takes NaN and infinity in a tensor for values like others.
+    pub fn with_allow_non_finite(mut self, allow: bool) -> Self {
+        self.allow_non_finite = allow;
+        self
+    }
+
+    /// Sets the largest file of tensors that is read, in bytes.
+    pub fn with_max_bytes(mut self, bytes: u64) -> Self {
+        self.max_bytes = bytes;
+        self
+    }
+
+    /// Sets how a digest of the two files is checked.
+    pub fn with_digest(mut self, digest: DigestCheck) -> Self {
+        self.digest = digest;
+        self
     }
 }
 
@@ -56,27 +119,20 @@ pub(super) fn read(dir: &Path, options: &ReadOptions) -> Result<AdapterFile> {
     let mlx_weights = dir.join(MLX_WEIGHTS_FILE);
     let config_file = dir.join(CONFIG_FILE);
     let of_mlx = !weights.exists() && mlx_weights.exists();
+    if !config_file.exists() {
+        places::explain_absence(dir)?;
+    }
     let json = read_bounded(&config_file, MAX_CONFIG_BYTES)?;
     let in_config = |error: PeftError| not_json(&config_file, &json, error);
     let (mut file, config) = if of_mlx {
         weights = mlx_weights;
         let file = SafetensorsFile::open(&weights, options.max_bytes)?;
-        let keys = file.shapes().filter_map(|(key, _)| read_key(key));
-        let mut paths: Vec<_> = keys.map(|key| key.path).collect();
-        paths.sort();
-        paths.dedup();
-        let config = mlx::parse(&json, paths).map_err(in_config)?;
+        let config = mlx::parse(&json, file.shapes(), options).map_err(in_config)?;
         (file, config)
     } else {
         let config = AdapterConfig::from_json(&json, options).map_err(in_config)?;
-        let pickle = dir.join(PICKLE_FILE);
-        if !weights.exists() && pickle.exists() {
-            return Err(PeftError::Malformed {
-                path: pickle,
-                reason: format!(
-                    "a pickle, which is never read; `save_pretrained` of PEFT writes {WEIGHTS_FILE}"
-                ),
-            });
+        if !weights.exists() {
+            places::explain_no_weights(dir)?;
         }
         let file = SafetensorsFile::open(&weights, options.max_bytes)?;
         (file, config)
@@ -97,27 +153,46 @@ pub(super) fn read(dir: &Path, options: &ReadOptions) -> Result<AdapterFile> {
 fn read_tensors(
     file: SafetensorsFile,
     weights: &Path,
-    config: AdapterConfig,
+    mut config: AdapterConfig,
     options: &ReadOptions,
 ) -> Result<AdapterFile> {
-    let found = sites::find(&file, &config).map_err(|error| error.in_file(weights))?;
+    let mut found = sites::find(&file, &mut config).map_err(|error| error.in_file(weights))?;
+    if options.strict && !found.report.is_complete() {
+        found.report.unexpected.append(&mut found.doubtful);
+        found.report.unexpected.sort();
+        let error = PeftError::Incomplete {
+            report: Box::new(found.report),
+        };
+        return Err(error.in_file(weights));
+    }
+    let mut skipped = found.report;
+    skipped.loaded.clear();
     let read = |tensor: &FoundTensor| {
         let data = file.read(&tensor.key)?;
         if !options.allow_non_finite {
             check_finite(&tensor.key, &data).map_err(|error| error.in_file(weights))?;
         }
-        Ok(match tensor.transposed {
-            true => transposed(&data),
-            false => data,
-        })
+        Ok::<_, PeftError>(tensor.in_place(data))
     };
     let mut tensors = Vec::with_capacity(found.modules.len());
-    for found in found.modules {
-        let mut keys = Vec::with_capacity(found.factors.len());
+    'modules: for found in found.modules {
+        let all: Vec<_> = found
+            .factors
+            .iter()
+            .map(|(_, tensor)| tensor.key.clone())
+            .collect();
+        let mut keys = Vec::with_capacity(all.len());
         let mut module = LoraTensors::new(found.path, empty(), empty());
         module.experts = found.experts;
         for (factor, tensor) in found.factors {
-            let data = read(&tensor)?;
+            let data = match read(&tensor) {
+                Err(error) if !options.strict && is_of_type(&error) => {
+                    skipped.note_type(&error);
+                    skipped.leave_out(all);
+                    continue 'modules;
+                }
+                data => data?,
+            };
             match factor {
                 Factor::A => module.a = data,
                 Factor::B => module.b = data,
@@ -128,23 +203,43 @@ fn read_tensors(
             }
             keys.push(tensor.key);
         }
-        check_dtypes(&module, &keys).map_err(|error| error.in_file(weights))?;
-        tensors.push(module);
+        match check_dtypes(&module, &keys) {
+            Err(error) if !options.strict => {
+                skipped.note_type(&error);
+                skipped.leave_out(all);
+            }
+            checked => {
+                checked.map_err(|error| error.in_file(weights))?;
+                tensors.push(module);
+            }
+        }
     }
-    let values = |tensors: Vec<(String, FoundTensor)>| {
-        let tensors = tensors.iter();
-        let read = tensors.map(|(path, tensor)| {
-            let (path, data) = (path.clone(), read(tensor)?);
-            Ok(ParameterTensor { path, data })
-        });
-        read.collect::<Result<Vec<_>>>()
+    let mut values = |tensors: Vec<(String, FoundTensor)>| {
+        let mut values = Vec::with_capacity(tensors.len());
+        for (path, tensor) in tensors {
+            match read(&tensor) {
+                Err(error) if !options.strict && is_of_type(&error) => skipped.note_type(&error),
+                data => values.push(ParameterTensor { path, data: data? }),
+            }
+        }
+        Ok::<_, PeftError>(values)
     };
     Ok(AdapterFile {
         copies: values(found.parameters)?,
         rows: values(found.rows)?,
+        base_values: values(found.bases)?,
         config,
         tensors,
+        skipped,
     })
+}
+
+/// Whether the error is that a tensor has a type that no adapter has.
+fn is_of_type(error: &PeftError) -> bool {
+    match error {
+        PeftError::InFile { source, .. } => is_of_type(source),
+        error => matches!(error, PeftError::DType { .. }),
+    }
 }
 
 /// In the place of a factor that is about to be read.

@@ -1,5 +1,6 @@
 //! What became of every tensor of an adapter on loading: loaded, missing, unexpected, mismatched.
 
+use std::collections::HashSet;
 use std::fmt;
 
 use super::summary::{Kind, MOST_LISTED, write_names};
@@ -29,6 +30,12 @@ pub struct LoadReport {
     pub unexpected: Vec<String>,
     /// Tensors that have a place of another shape.
     pub mismatched: Vec<Mismatch>,
+    /// Tensors that fit, of modules where another one is missing or mismatched: factors without their partners are put nowhere.
+    pub left_out: Vec<String>,
+    /// Of the loaded ones, base values that differ from the model's own: they are a frozen base that belongs to the adapter.
+    pub base_values: Vec<String>,
+    /// What else is to be known of the loaded adapter.
+    pub notes: Vec<String>,
 }
 
 impl LoadReport {
@@ -40,8 +47,42 @@ impl LoadReport {
             missing,
             unexpected,
             mismatched,
+            left_out: _,
+            base_values: _,
+            notes: _,
         } = self;
         !loaded.is_empty() && missing.is_empty() && unexpected.is_empty() && mismatched.is_empty()
+    }
+
+    /// Takes away what `other` reports too.
+    pub(super) fn forget(&mut self, other: &Self) {
+        let names = |own: &mut Vec<String>, other: &[String]| {
+            let other: HashSet<_> = other.iter().collect();
+            own.retain(|name| !other.contains(name));
+        };
+        names(&mut self.missing, &other.missing);
+        names(&mut self.unexpected, &other.unexpected);
+        self.mismatched
+            .retain(|mismatch| !other.mismatched.contains(mismatch));
+    }
+
+    /// Notes a tensor that has a type of no adapter.
+    pub(super) fn note_type(&mut self, error: &PeftError) {
+        match error {
+            PeftError::InFile { source, .. } => self.note_type(source),
+            PeftError::DType { tensor, .. } => {
+                self.unexpected.push(tensor.clone());
+                self.notes.push(error.to_string());
+            }
+            _ => {}
+        }
+    }
+
+    /// Leaves out those of a module's tensors that are not reported otherwise.
+    pub(super) fn leave_out(&mut self, tensors: Vec<String>) {
+        let tensors = tensors.into_iter();
+        let left = tensors.filter(|tensor| !self.unexpected.contains(tensor));
+        self.left_out.extend(left);
     }
 
     /// The report itself if it is complete.
@@ -74,6 +115,9 @@ impl fmt::Display for LoadReport {
             &self.unexpected,
             fitting(),
         )?;
+        list(f, "left out with them", &self.left_out, |f, name| {
+            write!(f, "`{}`", name.escape_debug())
+        })?;
         list(
             f,
             "mismatched",
@@ -90,7 +134,15 @@ impl fmt::Display for LoadReport {
                     tensor.escape_debug()
                 )
             },
-        )
+        )?;
+        list(
+            f,
+            "base values that the adapter keeps for itself",
+            &self.base_values,
+            |f, name| write!(f, "`{}`", name.escape_debug()),
+        )?;
+        let mut notes = self.notes.iter().take(MOST_LISTED);
+        notes.try_for_each(|note| write!(f, "; note: {note}"))
     }
 }
 
@@ -162,11 +214,15 @@ mod tests {
                 expected: vec![4, 2],
                 found: vec![2, 4],
             }],
+            left_out: vec!["e".into()],
+            base_values: vec!["f".into()],
+            notes: vec!["g is so".into()],
         };
         let text = report.strict().unwrap_err().to_string();
         for part in [
             "1 tensors loaded; 1 missing: `b`; 23 unexpected: `c00`, ",
-            "`c19` and 3 more; 1 mismatched: `d` (expected shape [4, 2], found [2, 4])",
+            "`c19` and 3 more; 1 left out with them: `e`; 1 mismatched: `d` (expected shape [4, 2], found [2, 4])",
+            "1 base values that the adapter keeps for itself: `f`; note: g is so",
         ] {
             assert!(text.contains(part), "{text}");
         }

@@ -3,36 +3,129 @@
 //! The file has PyTorch's layout: `A [r, d_in]` and `B [d_out, r]`, the transposes of Burn's `[d_in, r]` and
 //! `[r, d_out]`.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::path::{Path, PathBuf};
 
 use burn::module::Module;
 use burn::tensor::TensorData;
 
 use super::adapter::{AdapterFile, LoraTensors, ParameterTensor, adapter_dir};
-use super::config::{AdapterConfig, InitLoraWeights, is_embedding};
+use super::config::{AdapterConfig, InitLoraWeights, is_embedding, is_task_type};
 use super::elements::{reshaped, transposed};
 use super::explicit;
+use super::fields;
 use super::names::NameMap;
 use super::stored::host;
 use super::write::WriteOptions;
 use crate::adapter::{Change, Lora, LoraConfig, LoraInit, converted_alpha};
-use crate::model::{Adapted, BiasMode, Parameter, PeftModel, TrainableTokens};
+use crate::layer::LayerKind;
+use crate::model::{
+    Adapted, BiasMode, Origin, Parameter, PeftConfig, PeftModel, TrainableTokens, is_named,
+};
 use crate::{PeftError, Result};
 
-/// How an adapter of a model is saved. The default overwrites nothing and keeps the model's own paths.
-#[derive(Clone, Debug, Default)]
+/// How an adapter of a model is saved. The default replaces an older adapter, keeps the model's own paths, and writes what the adapter's
+/// file said when it was loaded.
+#[derive(Clone, Debug)]
 pub struct SaveOptions {
-    /// Whether the two files may replace older ones.
+    /// Whether the two files may replace whatever has their names. See [`WriteOptions::overwrite`] for what is replaced otherwise.
     pub overwrite: bool,
+    /// Whether nothing is replaced, not even an older adapter: see [`WriteOptions::keep_existing`].
+    pub keep_existing: bool,
     /// Whether the files carry a digest: see [`WriteOptions::digest`].
     pub digest: bool,
     /// How the file calls the model's modules.
     pub names: NameMap,
-    /// What the model is for, one of PEFT's task types such as `"CAUSAL_LM"`.
+    /// What the model is for, one of PEFT's task types such as `"CAUSAL_LM"`. Without it, what the adapter was loaded with.
     pub task_type: Option<String>,
-    /// Name or path of the base model, which Python's tools look for.
+    /// Name or path of the base model, which Python's tools look for. Without it, what the adapter was loaded with.
     pub base_model_name_or_path: Option<String>,
+    /// Revision of the base model. Without it, what the adapter was loaded with.
+    pub revision: Option<String>,
+    /// Whether what the file said that an adapter was loaded from is written again: the three above, keys without meaning here, and
+    /// unknown ones that were let pass. Default: true.
+    pub keep_origin: bool,
+    /// Modules whose base values are stored beside the adapter, as PEFT's `save_embedding_layers` does with embeddings: paths or their last
+    /// segments, in the model's naming. Those that the adapter's file had are stored in any case. For an embedding whose vocabulary was
+    /// resized. Default: none.
+    pub base_values: Vec<String>,
+}
+
+impl Default for SaveOptions {
+    fn default() -> Self {
+        Self {
+            overwrite: false,
+            keep_existing: false,
+            digest: false,
+            names: NameMap::default(),
+            task_type: None,
+            base_model_name_or_path: None,
+            revision: None,
+            keep_origin: true,
+            base_values: Vec::new(),
+        }
+    }
+}
+
+impl SaveOptions {
+    /// The default.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Replaces whatever has the names of the two files.
+    pub fn with_overwrite(mut self, overwrite: bool) -> Self {
+        self.overwrite = overwrite;
+        self
+    }
+
+    /// Replaces nothing, not even an older adapter.
+    pub fn with_keep_existing(mut self, keep: bool) -> Self {
+        self.keep_existing = keep;
+        self
+    }
+
+    /// Writes a digest of the two files.
+    pub fn with_digest(mut self, digest: bool) -> Self {
+        self.digest = digest;
+        self
+    }
+
+    /// Sets how the file calls the model's modules.
+    pub fn with_names(mut self, names: NameMap) -> Self {
+        self.names = names;
+        self
+    }
+
+    /// Sets what the model is for.
+    pub fn with_task_type(mut self, task_type: impl Into<String>) -> Self {
+        self.task_type = Some(task_type.into());
+        self
+    }
+
+    /// Sets the name or path of the base model.
+    pub fn with_base_model(mut self, name_or_path: impl Into<String>) -> Self {
+        self.base_model_name_or_path = Some(name_or_path.into());
+        self
+    }
+
+    /// Sets the revision of the base model.
+    pub fn with_revision(mut self, revision: impl Into<String>) -> Self {
+        self.revision = Some(revision.into());
+        self
+    }
+
+    /// Writes again what the adapter's file said, or drops it.
+    pub fn with_keep_origin(mut self, keep: bool) -> Self {
+        self.keep_origin = keep;
+        self
+    }
+
+    /// Stores the base values of these modules beside the adapter.
+    pub fn with_base_values<S: Into<String>>(mut self, names: impl IntoIterator<Item = S>) -> Self {
+        self.base_values.extend(names.into_iter().map(Into::into));
+        self
+    }
 }
 
 impl<M: Module> PeftModel<M> {
@@ -47,8 +140,8 @@ impl<M: Module> PeftModel<M> {
     /// # fn save<M: burn::module::Module>(model: &burn_peft::model::PeftModel<M>) -> burn_peft::Result<()> {
     /// use burn_peft::format::SaveOptions;
     ///
-    /// let options = SaveOptions { task_type: Some("CAUSAL_LM".into()), ..Default::default() };
-    /// model.save_adapter("default", "out/adapter".as_ref(), &options)?;
+    /// let options = SaveOptions::new().with_task_type("CAUSAL_LM");
+    /// model.save_adapter("default", "out/adapter", &options)?;
     /// # Ok(())
     /// # }
     /// ```
@@ -56,13 +149,19 @@ impl<M: Module> PeftModel<M> {
     /// # Errors
     ///
     /// Those of [`AdapterFile::from_model`], [`adapter_dir`] and [`AdapterFile::write`]. Nothing is left on disk then.
-    pub fn save_adapter(&self, name: &str, dir: &Path, options: &SaveOptions) -> Result<PathBuf> {
-        let dir = adapter_dir(dir, name)?;
+    pub fn save_adapter(
+        &self,
+        name: &str,
+        dir: impl AsRef<Path>,
+        options: &SaveOptions,
+    ) -> Result<PathBuf> {
+        let dir = adapter_dir(dir.as_ref(), name)?;
         let file = AdapterFile::from_model(self, name, options)?;
         file.write(
             &dir,
             &WriteOptions {
                 overwrite: options.overwrite,
+                keep_existing: options.keep_existing,
                 digest: options.digest,
             },
         )?;
@@ -90,10 +189,12 @@ impl AdapterFile {
     ) -> Result<Self> {
         let config = model.config(name)?;
         let (defaults, mut targets) = (&config.lora, config.targets.clone());
-        let parameters = model.parameters();
+        let parameters = model.parameters_with_head()?;
         let mut adapted = Vec::new();
         let mut file = Self::new(AdapterConfig::new(1, 1.0, targets.clone()), Vec::new());
         let (mut saved, mut tokens) = (SavedModules::default(), BTreeMap::new());
+        // The parameters whose base values are those of a frozen copy, and the embeddings that have a trained one.
+        let (mut based, mut embeddings) = (HashSet::new(), Vec::new());
         let mut experts: Vec<(String, &Parameter, Lora)> = Vec::new();
         for (path, change) in model.changes(name)? {
             let parameter = parameters.iter().find(|parameter| parameter.path == path);
@@ -118,10 +219,20 @@ impl AdapterFile {
                     file.tensors.push(tensors.tensors);
                 }
                 Change::Copy(copy) => {
-                    let (path, values) = (saved.path(parameter, module), copy.values.val());
-                    let data = host(values.without_autodiff(), &path)?;
-                    let data = parameter.in_file(data);
-                    file.copies.push(ParameterTensor { path, data });
+                    let own = parameter.path_in(&module);
+                    let data = host(copy.values.val().without_autodiff(), &own)?;
+                    let data = parameter.in_file(data, &config.origin.as_is);
+                    let values = ParameterTensor { path: own, data };
+                    if copy.is_frozen() {
+                        based.insert(parameter.path.clone());
+                        file.base_values.push(values);
+                        continue;
+                    }
+                    if parameter.layer == Some(LayerKind::Embedding) {
+                        embeddings.push(values.path.clone());
+                    }
+                    saved.add(parameter, module);
+                    file.copies.push(values);
                 }
                 Change::Rows(rows) => {
                     tokens.insert(module.clone(), rows.indices().to_vec());
@@ -171,8 +282,10 @@ impl AdapterFile {
             .with_use_rslora(defaults.rslora)
             .with_use_dora(defaults.dora);
         if config.ensure_weight_tying {
-            file.tie_head(&options.names.to_file(model.head())?)?;
+            file.tie_head(&options.names.to_file(model.head())?, &embeddings)?;
         }
+        let more = file.base_of(model, config, options, &parameters, &based)?;
+        file.base_values.extend(more);
         for (place, (module, parameter, lora)) in experts.iter().enumerate() {
             let path = format!("{module}.{}", parameter.torch_name);
             // The first of a module's tensors is innermost of PEFT's wrappers.
@@ -224,9 +337,88 @@ impl AdapterFile {
             // The converted form of those that begin with a part of the weight is a plain one.
             _ => InitLoraWeights::Flag(true),
         };
-        file.config.task_type = options.task_type.clone();
-        file.config.base_model_name_or_path = options.base_model_name_or_path.clone();
+        let changed = model.changes(name)?;
+        let is_conv1d = |parameter: &Parameter| {
+            parameter.conv1d == Some(true)
+                && changed.iter().any(|(path, _)| *path == parameter.path)
+        };
+        file.config.fan_in_fan_out =
+            config.origin.fan_in_fan_out || parameters.iter().any(is_conv1d);
+        file.describe_origin(&config.origin, options);
         Ok(file)
+    }
+
+    /// The base values that are stored beside the adapter, in the file's naming: of the parameters that its file had them of, and of the
+    /// modules that `options` name, without those that are `given`.
+    fn base_of<M: Module>(
+        &self,
+        model: &PeftModel<M>,
+        config: &PeftConfig,
+        options: &SaveOptions,
+        parameters: &[Parameter],
+        given: &HashSet<String>,
+    ) -> Result<Vec<ParameterTensor>> {
+        for name in &options.base_values {
+            let mut known = parameters.iter().filter(|parameter| !parameter.tied_head);
+            if !known.any(|parameter| is_named(parameter.module(), name)) {
+                return Err(PeftError::config(
+                    "base_values",
+                    format!("`{name}`"),
+                    "the paths of modules of the model, or their last segments",
+                ));
+            }
+        }
+        let is_stored = |parameter: &&Parameter| {
+            let mut named = options.base_values.iter();
+            let origin = options.keep_origin && config.origin.base_values.contains(&parameter.path);
+            !parameter.tied_head
+                && !given.contains(&parameter.path)
+                && (origin || named.any(|name| is_named(parameter.module(), name)))
+        };
+        let stored: Vec<&Parameter> = parameters.iter().filter(is_stored).collect();
+        let paths = stored
+            .iter()
+            .map(|parameter| parameter.path.clone())
+            .collect();
+        let values = model.dense_base(&paths);
+        let mut found = Vec::with_capacity(stored.len());
+        for parameter in stored {
+            let path = parameter.path_in(&options.names.to_file(parameter.module())?);
+            let Some(values) = values.get(&parameter.path) else {
+                return Err(PeftError::config(
+                    format!("base value of `{}`", parameter.path),
+                    "packed, or not initialised",
+                    "a dense one, to store it beside the adapter",
+                ));
+            };
+            let data = host(values.clone(), &path)?;
+            let data = parameter.in_file(data, &config.origin.as_is);
+            found.push(ParameterTensor { path, data });
+        }
+        Ok(found)
+    }
+
+    /// Says what the adapter's own file said, and what `options` say instead.
+    fn describe_origin(&mut self, origin: &Origin, options: &SaveOptions) {
+        let config = &mut self.config;
+        let kept = |own: &Option<String>| own.clone().filter(|_| options.keep_origin);
+        let or = |said: &Option<String>, own: &Option<String>| said.clone().or_else(|| kept(own));
+        let task = origin.task_type.clone().filter(|task| is_task_type(task));
+        config.task_type = or(&options.task_type, &task);
+        config.base_model_name_or_path = or(
+            &options.base_model_name_or_path,
+            &origin.base_model_name_or_path,
+        );
+        config.revision = or(&options.revision, &origin.revision);
+        if options.keep_origin {
+            for (key, value) in &origin.keys {
+                let keys = match fields::rule(key) {
+                    Some(_) => &mut config.inert,
+                    None => &mut config.unknown,
+                };
+                keys.insert(key.clone(), value.clone());
+            }
+        }
     }
 }
 
@@ -247,10 +439,19 @@ fn check_like(path: &str, lora: &Lora, defaults: &LoraConfig) -> Result<()> {
 }
 
 impl Parameter {
-    /// Row-major values of the whole parameter as a file has them.
-    fn in_file(&self, values: TensorData) -> TensorData {
+    /// Its path in a file that calls its module `module`.
+    fn path_in(&self, module: &str) -> String {
+        match module {
+            "" => self.torch_name.clone(),
+            module => format!("{module}.{}", self.torch_name),
+        }
+    }
+
+    /// Row-major values of the whole parameter as a file has them. `as_is` are the paths of those whose file had `[d_in, d_out]`.
+    fn in_file(&self, values: TensorData, as_is: &[String]) -> TensorData {
         let values = reshaped(values, &self.shape);
-        match self.is_transposed() {
+        let as_is = self.conv1d.unwrap_or_else(|| as_is.contains(&self.path));
+        match self.is_transposed() && !as_is {
             true => transposed(&values),
             false => values,
         }
@@ -264,15 +465,10 @@ struct SavedModules {
 }
 
 impl SavedModules {
-    /// The path of the parameter in the file.
-    fn path(&mut self, parameter: &Parameter, module: String) -> String {
-        let name = parameter.torch_name.clone();
-        let path = match module.as_str() {
-            "" => name.clone(),
-            module => format!("{module}.{name}"),
-        };
-        self.modules.entry(module).or_default().push(name);
-        path
+    /// Adds a parameter of the module that the file calls `module`.
+    fn add(&mut self, parameter: &Parameter, module: String) {
+        let names = self.modules.entry(module).or_default();
+        names.push(parameter.torch_name.clone());
     }
 
     /// The `modules_to_save` that PEFT needs to be told of: all but biases that `bias` tells of, and weights of adapted

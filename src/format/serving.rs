@@ -1,22 +1,30 @@
 //! What a serving system will make of an adapter.
 //!
 //! A server may refuse a part of an adapter, or pass over it and answer otherwise than the adapter was trained to. Known here, as
-//! of vLLM 0.11 (`lora/peft_helper.py`) and of llama.cpp's `convert_lora_to_gguf.py`:
+//! of vLLM 0.12 (`lora/peft_helper.py`, `lora/utils.py`, `lora/lora_model.py`) and of llama.cpp in autumn 2026
+//! (`convert_lora_to_gguf.py`, `src/llama-adapter.cpp`):
 //!
 //! | part | vLLM | llama.cpp |
 //! |---|---|---|
 //! | DoRA's magnitudes | refused | refused |
 //! | a bias of `B` (`lora_bias`) | refused | refused |
-//! | copies of modules or biases, rows of embeddings | refused | refused |
+//! | copies of modules or biases, rows of embeddings | refused | refused; copies of norms are dropped without a word |
+//! | experts in one tensor (`target_parameters`) | dropped without a word, or refused, unless the model declares such experts | refused |
+//! | base values of embeddings and heads (`base_layer`) | dropped without a word: the served base must have them | the same; refused where their key has no `base_layer` |
 //! | embeddings | models that list them | taken |
 //! | convolutions | refused | refused |
 //! | a scale `s` that differs by module (`alpha_pattern`, `rank_pattern`) | one for all: `lora_alpha` and `r` | `lora_alpha` over the rank of each module |
 //! | rsLoRA | honoured | `lora_alpha/r` all the same |
 //! | rank | at most 512, and as started with | any |
 //! | the output head | models that list it | not where it is the embedding |
+//!
+//! vLLM reads factors of experts by PEFT's layout of one of its versions, and drops or refuses them for most models: its pull requests 41384,
+//! 47088, 52194 and 52198.
 
 use super::adapter::AdapterFile;
-use super::keys::{Factor, tensor_key};
+use super::config::is_embedding;
+use super::fit::around_of;
+use super::keys::{Around, Factor, base_key, tensor_key};
 use crate::Result;
 
 /// Largest rank that vLLM can be started with.
@@ -78,8 +86,17 @@ impl AdapterFile {
             let reason = "it scales by lora_alpha/r; write α·√r as lora_alpha, without rsLoRA";
             add("use_rslora", Outcome::Wrong, reason.into());
         }
-        let whole = self
+        let (norms, copies): (Vec<_>, Vec<_>) = self
             .copies
+            .iter()
+            .partition(|copy| server == Server::LlamaCpp && is_norm_of_llama_cpp(&copy.path));
+        for norm in norms {
+            let reason =
+                "its converter takes the copy, and its server passes over it; merge the adapter";
+            add(&norm.path, Outcome::Wrong, reason.into());
+        }
+        self.add_base_values(server, &mut add);
+        let whole = copies
             .iter()
             .map(|copy| (&copy.path, "modules_to_save, bias"));
         let whole = whole.chain(
@@ -93,6 +110,21 @@ impl AdapterFile {
         }
         for tensors in &self.tensors {
             let path = &tensors.path;
+            if tensors.experts {
+                let (outcome, reason) = match server {
+                    Server::Vllm => (
+                        Outcome::Wrong,
+                        "factors of experts in one tensor (`target_parameters`) are dropped without a word, or refused, unless the model \
+                         declares such experts; merge the adapter",
+                    ),
+                    Server::LlamaCpp => (
+                        Outcome::Refused,
+                        "factors of experts in one tensor (`target_parameters`) are not supported; merge the adapter",
+                    ),
+                };
+                add(path, outcome, reason.into());
+                continue;
+            }
             if tensors.bias.is_some() {
                 let reason = "a bias of B is not supported; merge the adapter";
                 add(
@@ -142,6 +174,36 @@ impl AdapterFile {
         }
         Ok(obstacles)
     }
+
+    /// Adds what becomes of the base values that are stored beside the adapter.
+    fn add_base_values(&self, server: Server, add: &mut impl FnMut(&str, Outcome, String)) {
+        let around = self.modules();
+        for base in &self.base_values {
+            let around = around_of(&around, &base.path);
+            let of_embedding = base.path.rsplit_once('.');
+            let of_embedding = of_embedding.is_some_and(|(module, _)| is_embedding(module));
+            let passes = match server {
+                Server::Vllm => around == Around::Factors && of_embedding,
+                Server::LlamaCpp => matches!(around, Around::Factors | Around::Rows),
+            };
+            let (outcome, reason) = match passes {
+                true => (
+                    Outcome::Depends,
+                    "the base value is passed over: serve a base that has it, for instance with the same resized vocabulary",
+                ),
+                false => (
+                    Outcome::Refused,
+                    "a base value in the adapter's file: save the adapter without it, or merge the adapter",
+                ),
+            };
+            add(&base_key(&base.path, around), outcome, reason.into());
+        }
+    }
+}
+
+/// Whether llama.cpp's converter takes this for a norm, which its server passes over.
+fn is_norm_of_llama_cpp(path: &str) -> bool {
+    path.contains("_layernorm") || path.contains(".norm")
 }
 
 #[cfg(test)]
@@ -149,7 +211,7 @@ mod tests {
     use burn::tensor::TensorData;
 
     use super::*;
-    use crate::format::{AdapterConfig, LoraTensors};
+    use crate::format::{AdapterConfig, LoraTensors, ParameterTensor};
     use crate::model::TargetConfig;
 
     fn adapter(config: AdapterConfig, ranks: &[(&str, usize)]) -> AdapterFile {
@@ -230,5 +292,54 @@ mod tests {
             found(&head, Server::LlamaCpp),
             named(&[("lm_head", Depends)])
         );
+    }
+
+    #[test]
+    fn experts_norms_and_base_values_are_named() {
+        use Outcome::{Depends, Refused, Wrong};
+        let values = |path: &str| ParameterTensor {
+            path: path.into(),
+            data: TensorData::ones::<f32, _>([4]),
+        };
+        let config = AdapterConfig::new(4, 8.0, TargetConfig::list(["embed_tokens"]));
+        let mut file = adapter(config, &[("mlp.experts", 4), ("model.embed_tokens", 4)]);
+        file.config.target_parameters = vec!["mlp.experts.gate_up_proj".into()];
+        file.tensors[0].experts = true;
+        file.tensors[1].embedding = true;
+        file.copies = vec![values("model.norm.weight"), values("score.weight")];
+        file.base_values = vec![
+            values("model.embed_tokens.weight"),
+            values("lm_head.weight"),
+        ];
+        let based = "base_model.model.model.embed_tokens.base_layer.weight";
+        let head = "base_model.model.lm_head.weight";
+        let sorted = |server| {
+            let mut found = found(&file, server);
+            found.sort_by(|a, b| a.0.cmp(&b.0));
+            found
+        };
+        let own = |parts: &[(&str, Outcome)]| -> Vec<_> {
+            let parts = parts.iter();
+            parts
+                .map(|&(part, outcome)| (part.to_owned(), outcome))
+                .collect()
+        };
+        let expected = own(&[
+            (head, Refused),
+            (based, Depends),
+            ("mlp.experts", Wrong),
+            ("model.embed_tokens", Depends),
+            ("model.norm.weight", Refused),
+            ("score.weight", Refused),
+        ]);
+        assert_eq!(sorted(Server::Vllm), expected);
+        let expected = own(&[
+            (head, Refused),
+            (based, Depends),
+            ("mlp.experts", Refused),
+            ("model.norm.weight", Wrong),
+            ("score.weight", Refused),
+        ]);
+        assert_eq!(sorted(Server::LlamaCpp), expected);
     }
 }

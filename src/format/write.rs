@@ -6,23 +6,30 @@ use std::path::Path;
 use burn::tensor::TensorData;
 
 use super::adapter::AdapterFile;
-use super::atomic;
+use super::atomic::{self, Content, Existing};
 use super::config::{CONFIG_FILE, MAX_CONFIG_BYTES};
 use super::digest;
 use super::elements::{Stored, check_finite};
+use super::fit::{around_of, is_adapted};
 use super::header::Header;
-use super::keys::{is_path, parameter_key, parse_key, rows_key, tensor_key};
+use super::keys::{base_key, is_path, parameter_key, parse_key, rows_key, tensor_key};
 use super::limits::{FileLimits, MAX_HEADER_BYTES};
+use super::places;
+use super::ranks::Ranks;
 use super::read::{WEIGHTS_FILE, check_dtypes};
 use super::sites::check_shape;
 use super::tied::TiedHead;
 use crate::{PeftError, Result};
 
-/// How an adapter is written. The default overwrites nothing.
+/// How an adapter is written. The default replaces an older adapter and nothing else.
 #[derive(Clone, Debug, Default)]
 pub struct WriteOptions {
-    /// Whether the two files may replace older ones.
+    /// Whether the two files may replace whatever has their names. Otherwise they replace an adapter of this method, as the next epoch
+    /// of a run does, and refuse what may be something else: an adapter of another method or writer, a configuration that is none, tensors
+    /// without a configuration.
     pub overwrite: bool,
+    /// Whether nothing is replaced, not even an adapter of this method. [`overwrite`](Self::overwrite) has no effect then.
+    pub keep_existing: bool,
     /// Whether the metadata of the tensors' file holds a SHA-256 of both files, by which reading knows any damage to
     /// either, and files that do not belong together. PEFT passes over it. Without it the bytes are those of PEFT. A
     /// checkpoint has a digest of its own in any case.
@@ -37,12 +44,24 @@ pub(super) fn write(adapter: &AdapterFile, dir: &Path, options: &WriteOptions) -
         digest::seal(&mut weights, &config);
     }
     check_limits(&weights, &config)?;
+    let replaceable = |dir: &Path| match places::not_replaceable(dir) {
+        None => Ok(()),
+        Some((path, reason)) => Err(PeftError::Occupied { path, reason }),
+    };
+    let existing = match options {
+        WriteOptions {
+            keep_existing: true,
+            ..
+        } => Existing::Keep,
+        WriteOptions {
+            overwrite: true, ..
+        } => Existing::Replace,
+        _ => Existing::ReplaceIf(&replaceable),
+    };
     // The configuration comes last: a directory without it is no adapter.
-    atomic::write_files(
-        dir,
-        &[(WEIGHTS_FILE, &weights), (CONFIG_FILE, &config)],
-        options.overwrite,
-    )
+    let files = [(WEIGHTS_FILE, &weights), (CONFIG_FILE, &config)];
+    let files = files.map(|(name, bytes)| (name, Content::Bytes(bytes)));
+    atomic::write_contents(dir, files.into(), None, existing)
 }
 
 /// Checks that what is to be written is within the limits of what is read.
@@ -77,17 +96,17 @@ fn check_limits(weights: &[u8], config: &[u8]) -> Result<()> {
 
 /// The bytes of the file of tensors, in the order of PEFT's own: by element type, then by name.
 fn weights(adapter: &AdapterFile, digest: bool) -> Result<Vec<u8>> {
-    let matcher = adapter.config.validate()?;
+    let ranks = Ranks::new(&adapter.config)?;
+    let matcher = ranks.matcher();
     let tied = TiedHead::of(adapter);
     let mut tensors = Tensors::default();
     for module in &adapter.tensors {
         let path = &module.path;
-        let experts: Vec<_> = adapter.config.experts_at(path).collect();
-        let seen = match &experts[..] {
-            [only] if module.experts => only,
-            _ => path,
+        let experts = adapter.config.experts_of(path);
+        let r = match module.experts {
+            true => ranks.place(path, module.a.shape().first().copied())?.rank,
+            false => matcher.rank_for(path, adapter.config.r)?,
         };
-        let r = matcher.rank_for(seen, adapter.config.r)?;
         let shape = module.module_shape().of_experts(module.count_experts(r));
         for (key, found, expected) in [
             (
@@ -135,20 +154,20 @@ fn weights(adapter: &AdapterFile, digest: bool) -> Result<Vec<u8>> {
             ));
         }
     }
-    let adapted = adapter.adapted();
-    let adapted = |path: &str| {
-        let module = path.rsplit_once('.');
-        module.is_some_and(|(module, _)| adapted.contains(module))
-    };
+    let around = adapter.modules();
     for copy in &adapter.copies {
-        if !adapter.config.has_parameter(&copy.path) && !tied.has_copy(copy) {
+        if !adapter.config.trains_whole(&copy.path) && !tied.has_copy(copy) {
             return Err(bad_path(
                 &copy.path,
                 "a parameter that `modules_to_save` or `bias` means, or PEFT would not load it",
             ));
         }
-        let key = parameter_key(&copy.path, adapted(&copy.path));
+        let key = parameter_key(&copy.path, is_adapted(&around, &copy.path));
         tensors.add(&copy.path, key, &copy.data)?;
+    }
+    for base in &adapter.base_values {
+        let key = base_key(&base.path, around_of(&around, &base.path));
+        tensors.add(&base.path, key, &base.data)?;
     }
     for rows in &adapter.rows {
         tensors.add(&rows.path, rows_key(&rows.path), &rows.data)?;

@@ -8,19 +8,46 @@ use burn::module::Module;
 
 use super::active::Active;
 use super::config::PeftConfig;
-use super::fresh::{copies, dense_weights, fresh};
+use super::fresh::{Copies, Weights, fresh};
 use super::parameters::{biases, named_modules, target_parameters, tokens};
 use super::peft_model::{PeftModel, find, refuse_foreign};
 use super::report::AttachReport;
 use super::target::{TargetModules, TargetReport};
+use super::tied::{TiedPart, part_of};
 use super::traverse::Site;
 use super::weight::{NF4, NamedChange, PeftWeight};
 use crate::adapter::{Change, Lora};
 use crate::layer::WeightLayout;
 use crate::{PeftError, Result};
 
-/// Longest name of an adapter, in bytes.
-const MAX_NAME: usize = 128;
+/// Longest name of an adapter, in bytes: that of a file's name on most systems.
+const MAX_NAME: usize = 255;
+
+/// Checks the name of an adapter, which becomes a part of parameters' paths and of the path of its folder. PEFT takes the same names, and
+/// those with a slash, a backslash or a colon too.
+///
+/// # Errors
+///
+/// [`PeftError::AdapterName`].
+pub(crate) fn check_adapter_name(name: &str) -> Result<()> {
+    let forbidden = |c: &char| c.is_control() || matches!(c, '.' | '/' | '\\' | ':');
+    let reason = if name.is_empty() || name.len() > MAX_NAME {
+        format!("it must have 1 to {MAX_NAME} bytes")
+    } else if name == NF4 {
+        "it is the name of the packed base".into()
+    } else if let Some(c) = name.chars().find(forbidden) {
+        // A dot separates paths of parameters, the others those of files.
+        format!(
+            "it holds {c:?}; dots, slashes, backslashes, colons and control characters are not allowed"
+        )
+    } else {
+        return Ok(());
+    };
+    Err(PeftError::AdapterName {
+        name: name.into(),
+        reason,
+    })
+}
 
 impl<M: Module> PeftModel<M> {
     /// Adds a fresh adapter and makes it the active one.
@@ -33,7 +60,7 @@ impl<M: Module> PeftModel<M> {
     ///
     /// [`LoraConfig::init_on`]: crate::adapter::LoraConfig::init_on
     pub fn add_adapter(&mut self, name: &str, config: &PeftConfig) -> Result<AttachReport> {
-        let all = self.sites();
+        let all = self.sites_with_head()?;
         let saved = named_modules("modules_to_save", &all, &config.modules_to_save)?;
         let is_saved = |site: &Site| saved.iter().any(|saved| saved.path == site.path);
         let mut sites: Vec<&Site> = all.iter().filter(|site| site.is_target()).collect();
@@ -56,7 +83,9 @@ impl<M: Module> PeftModel<M> {
             }
         }
         let needing = matched.iter().filter(|_| config.lora.needs_weight());
-        let dense = dense_weights(self.module(), needing.copied());
+        let mut dense = Weights::of(needing.copied());
+        self.walk_with_head(&mut dense);
+        let dense = dense.found;
         let mut changes: Vec<(String, Change)> = Vec::with_capacity(matched.len());
         for site in &matched {
             let mut lora = config.lora.clone();
@@ -72,11 +101,14 @@ impl<M: Module> PeftModel<M> {
             }
         }
         let rows = tokens(&all, config.trainable_tokens.as_ref())?;
-        changes.extend(copies(self.module(), &copied, &rows, config.lora.dtype)?);
+        let mut seen = Copies::new(&copied, &rows, config.lora.dtype);
+        self.walk_with_head(&mut seen);
+        changes.extend(seen.changes?);
         self.insert_changes(name, config, changes)?;
         Ok(AttachReport {
             targets,
             model: self.report(),
+            notes: self.tied_notes(name),
         })
     }
 
@@ -177,30 +209,49 @@ impl<M: Module> PeftModel<M> {
         changes: Vec<(String, Change)>,
     ) -> Result<HashMap<String, PeftWeight>> {
         let sites = self.sites();
+        let head = self.head_site(&sites)?;
+        let rows_of_head = head.as_ref().is_some_and(|head| {
+            let mut changes = changes.iter();
+            changes.any(|(path, change)| *path == head.path && matches!(change, Change::Rows(_)))
+        });
         let mut states: HashMap<String, PeftWeight> = HashMap::new();
         for (path, change) in changes {
-            let site = sites.iter().find(|site| site.path == path);
+            let mut site = sites.iter().find(|site| site.path == path);
+            let (mut path, mut part) = (path, TiedPart::Both);
+            if let (None, Some(head)) = (site, head.as_ref().filter(|head| head.path == path)) {
+                check_fit(name, config, head, &change)?;
+                part = TiedPart::Head;
+                path = self.embedding_of_head(&head.path, &sites).unwrap_or(path);
+                site = sites.iter().find(|site| site.path == path);
+            }
             let site = site.ok_or_else(|| PeftError::UnknownModule { path: path.clone() })?;
             refuse_foreign(site)?;
-            check_fit(name, config, site, &change)?;
+            if part == TiedPart::Both {
+                check_fit(name, config, site, &change)?;
+                part = part_of(site, &change, config.ensure_weight_tying, rows_of_head);
+            }
+            self.check_part(site, &change, part, config)?;
             let old = site.state_or_new();
             let state = states.entry(path).or_insert_with(|| {
                 let mut state = old.clone();
                 state.layout = site.layout();
+                state.head = self.head_read(site);
                 // What has nothing new is gone, but the place among the adapters stays.
                 state.adapters.retain(|adapter| adapter.name != name);
                 state
             });
-            if state.changes(name).any(|other| other.is_like(&change)) {
+            let is_like = |other: &NamedChange| {
+                other.name == name && other.part == part && other.change.is_like(&change)
+            };
+            if state.adapters.iter().any(is_like) {
                 return Err(PeftError::AdapterName {
                     name: name.into(),
                     reason: format!("its factors name module `{}` twice", site.module()),
                 });
             }
-            let before = old.changes(name).find(|old| old.is_like(&change));
-            let change = match before {
-                Some(before) => change.with_ids_of(before),
-                None => change,
+            let change = match old.adapters.iter().find(|old| is_like(old)) {
+                Some(before) => change.clone().with_ids_of(&before.change),
+                None => change.clone(),
             };
             let first = old.adapters.iter().position(|adapter| adapter.name == name);
             let place = first.map_or(state.adapters.len(), |first| {
@@ -211,6 +262,7 @@ impl<M: Module> PeftModel<M> {
                 NamedChange {
                     name: name.into(),
                     change,
+                    part,
                 },
             );
         }
@@ -218,25 +270,14 @@ impl<M: Module> PeftModel<M> {
     }
 
     pub(super) fn check_new_name(&self, name: &str) -> Result<()> {
-        let reason = if name.is_empty() || name.len() > MAX_NAME {
-            format!("it must have 1 to {MAX_NAME} bytes")
-        } else if name == NF4 {
-            "it is the name of the packed base".into()
-        } else if let Some(c) = name
-            .chars()
-            .find(|c| !(c.is_alphanumeric() || "_-".contains(*c)))
-        {
-            // A dot separates paths of parameters, a slash those of files.
-            format!("it holds {c:?}; only letters, digits, `_` and `-` are allowed")
-        } else if self.adapters().any(|adapter| adapter == name) {
-            "the model has an adapter of that name".into()
-        } else {
-            return Ok(());
-        };
-        Err(PeftError::AdapterName {
-            name: name.into(),
-            reason,
-        })
+        check_adapter_name(name)?;
+        match self.adapters().any(|adapter| adapter == name) {
+            false => Ok(()),
+            true => Err(PeftError::AdapterName {
+                name: name.into(),
+                reason: "the model has an adapter of that name".into(),
+            }),
+        }
     }
 }
 
@@ -254,6 +295,11 @@ fn check_fit(name: &str, config: &PeftConfig, site: &Site, change: &Change) -> R
         Change::Lora(_) if site.layer.is_none() => Err(PeftError::UnknownModule {
             path: site.module().into(),
         }),
+        Change::Lora(_) if !site.path.contains('.') => Err(PeftError::config(
+            "the model",
+            "one layer, without a name of its own",
+            "a module that holds the layer in a field: PEFT names what it adapts by the path of that field",
+        )),
         Change::Lora(lora) => {
             let (dims, found) = (site.dims(), lora.dims());
             let slices = lora.config().slices.all_equal();

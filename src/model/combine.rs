@@ -55,7 +55,7 @@ impl<M: Module> PeftModel<M> {
                 .map_err(|source| module.error(source))?;
             factors.push((module.path, lora));
         }
-        self.insert_made(name, factors)
+        self.insert_made(name, adapters, factors)
     }
 
     /// The changes that these adapters make, each with its weight, module by module.
@@ -86,8 +86,13 @@ impl<M: Module> PeftModel<M> {
         Ok(modules)
     }
 
-    /// Inserts an adapter made of others, whose configuration follows from its factors.
-    pub(super) fn insert_made(&mut self, name: &str, factors: Vec<(String, Lora)>) -> Result<()> {
+    /// Inserts an adapter made of the adapters `of`, whose configuration follows from its factors.
+    pub(super) fn insert_made(
+        &mut self,
+        name: &str,
+        of: &[(&str, f64)],
+        factors: Vec<(String, Lora)>,
+    ) -> Result<()> {
         let Some((_, most)) = factors.iter().max_by_key(|(_, lora)| lora.rank()) else {
             return Err(PeftError::NoTargets {
                 candidates: 0,
@@ -102,6 +107,8 @@ impl<M: Module> PeftModel<M> {
         });
         let adapted: Vec<_> = adapted.collect();
         let targets = TargetConfig::listed(&adapted, lora.rank, lora.alpha);
-        self.insert_adapter(name, &PeftConfig::new(lora, targets), factors)
+        let config = PeftConfig::new(lora, targets)
+            .with_ensure_weight_tying(self.common_tying(of.iter().map(|(name, _)| *name))?);
+        self.insert_adapter(name, &config, factors)
     }
 }

@@ -37,10 +37,30 @@ pub struct PeftConfig {
     pub bias: BiasMode,
     /// The tokens whose embeddings are trained, likewise. Default: none.
     pub trainable_tokens: Option<TrainableTokens>,
-    /// Say in a saved file that the head of the model is its embedding, and has the embedding's changes: PEFT's
-    /// `ensure_weight_tying`. In Burn the two are one parameter then, and this changes files only: without it, PEFT would leave
-    /// the head as it is. The head is called as [`PeftModel::with_head`](super::PeftModel::with_head) says. Default: false.
+    /// Change the output head with the embedding whose weight it shares: PEFT's `ensure_weight_tying`. Without it, as in PEFT, LoRA or a copy
+    /// of the embedding changes the lookup of tokens alone, and a head that is computed by
+    /// [`attend_peft`](super::TiedHead::attend_peft) or [`sft_head_loss`](crate::objective::sft_head_loss) keeps the base. Trained tokens
+    /// change both in any case. The head is called as [`PeftModel::with_head`](super::PeftModel::with_head) says. Not with DoRA on the
+    /// embedding, of which PEFT gives the head a magnitude of its own. Default: false.
     pub ensure_weight_tying: bool,
+    /// What the file said that the adapter was loaded from, to be written back.
+    pub(crate) origin: Origin,
+}
+
+/// What a file says of an adapter beside its changes.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub(crate) struct Origin {
+    pub task_type: Option<String>,
+    pub base_model_name_or_path: Option<String>,
+    pub revision: Option<String>,
+    /// Keys of the configuration without meaning here, and unknown ones that were let pass.
+    pub keys: BTreeMap<String, serde_json::Value>,
+    /// The parameters, by their paths in the model, whose base values were stored beside the adapter.
+    pub base_values: Vec<String>,
+    /// Whether the adapter is of modules that hold their weights as `[d_in, d_out]`.
+    pub fan_in_fan_out: bool,
+    /// The parameters, by their paths in the model, of whose values the file has `[d_in, d_out]`.
+    pub as_is: Vec<String>,
 }
 
 /// Which biases of the base an adapter trains, as copies of its own.
@@ -78,6 +98,7 @@ impl PeftConfig {
             bias: BiasMode::None,
             trainable_tokens: None,
             ensure_weight_tying: false,
+            origin: Origin::default(),
         }
     }
 
@@ -105,7 +126,7 @@ impl PeftConfig {
         self
     }
 
-    /// Says in a saved file that the head is the embedding.
+    /// Changes the output head with the embedding whose weight it shares, or the lookup alone.
     pub fn with_ensure_weight_tying(mut self, tied: bool) -> Self {
         self.ensure_weight_tying = tied;
         self

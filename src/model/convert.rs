@@ -79,7 +79,7 @@ impl<M: Module> PeftModel<M> {
             factors.push((module.path.clone(), lora));
             reports.push((module.path, report));
         }
-        self.insert_made(name, factors)?;
+        self.insert_made(name, adapters, factors)?;
         Ok(reports)
     }
 

@@ -8,7 +8,7 @@ use super::active::Active;
 use super::weight::PeftWeight;
 use crate::adapter::{Change, FrozenLayer, FrozenMap, cast, layer_rows, layer_sum};
 use crate::fused::frozen_linear;
-use crate::layer::{Conv, ConvLayer, DenseMap, EmbeddingLayer, attend_low_rank, weight_dims};
+use crate::layer::{Conv, ConvLayer, DenseMap, EmbeddingLayer, weight_dims};
 use crate::tensor::{is_empty, linear};
 
 /// A forward pass that runs what is attached to a layer's weight factored and packed.
@@ -82,23 +82,32 @@ impl PeftForward<Tensor<2, Int>> for Embedding {
 
     fn forward_peft(&self, x: Tensor<2, Int>) -> Tensor<3> {
         let state = match self.weight.reparameterization::<PeftWeight>() {
-            Some(state) if state.is_changed() && !has_copy(state) => state,
+            Some(state) if state.is_changed() => state,
             _ => return self.forward(x),
         };
-        let weight = self.weight.base();
+        let base = self.weight.base();
+        let dtype = state.effective_dtype(base.dtype());
+        let old = state.frozen_values(base.clone());
         let layer = EmbeddingLayer {
-            weight: weight.clone(),
+            weight: state.whole_values(base),
         };
         let y = run(state, &layer, x.clone(), x.dims()[0], None);
-        let changes = state.in_use().unwrap_or_default().into_iter();
-        changes.fold(y, |y, (change, factor)| match change {
-            Change::Rows(rows) => {
-                let change = rows.change(x.clone(), &weight).mul_scalar(factor);
-                let change = cast(change, y.dtype().into());
-                y + change
-            }
-            _ => y,
-        })
+        let changes = state.in_use().unwrap_or_default();
+        let mut parts = changes.iter().filter(|(change, _)| !change.is_base());
+        // Rows of one adapter alone are looked up as they are: `E + (R - E)` is not `R` in every dtype.
+        let alone = matches!(parts.next(), Some((Change::Rows(_), 1.0))) && parts.next().is_none();
+        let y = changes
+            .into_iter()
+            .fold(y, |y, (change, factor)| match change {
+                Change::Rows(rows) if alone => rows.lookup(x.clone(), y, &old),
+                Change::Rows(rows) => {
+                    let change = rows.change(x.clone(), &old).mul_scalar(factor);
+                    let change = cast(change, y.dtype().into());
+                    y + change
+                }
+                _ => y,
+            });
+        cast(y, dtype)
     }
 }
 
@@ -128,21 +137,14 @@ fn convolution<const D: usize, C: Conv<D>>(
         state.note_groups(conv.groups());
     }
     match state {
-        Some(state) if state.is_changed() && !has_copy(state) => {
-            let weight = conv.weight().base();
+        Some(state) if state.is_changed() && !state.has_trained_copy() => {
+            let weight = state.whole_values(conv.weight().base());
             let batch = x.dims()[0];
             let layer = ConvLayer { conv, weight };
             run(state, &layer, x, batch, conv.bias())
         }
         _ => forward(conv, x),
     }
-}
-
-/// Values of an adapter's own are dense in any way of computing.
-fn has_copy(state: &PeftWeight) -> bool {
-    let changes = state.in_use().unwrap_or_default();
-    let mut changes = changes.iter();
-    changes.any(|(change, _)| matches!(change, Change::Copy(_)))
 }
 
 fn run<const D: usize, L: FrozenLayer<D>>(
@@ -159,45 +161,28 @@ fn run<const D: usize, L: FrozenLayer<D>>(
     }
 }
 
-/// The output head of a model whose head is its embedding, transposed.
+/// The output head of a model that shares the weight of the embedding, transposed.
 pub trait TiedHead {
     /// `x·Eᵀ` with `E [vocabulary, features]` as adapters change it: `[..., features] -> [..., vocabulary]`.
     ///
-    /// `embedding.attend_peft(x)` in place of `x.matmul(embedding.weight.val().transpose())`. Both give the same values; this
-    /// one never forms the changed `E`, nor the gradient of a frozen one: of a LoRA it computes `x·Eᵀ + s·(x·Bᵀ)·Aᵀ`.
+    /// `embedding.attend_peft(x)` in place of `x.matmul(embedding.weight.val().transpose())`. It never forms the changed `E`, nor the
+    /// gradient of a frozen one: of a LoRA it computes `x·Eᵀ + s·(x·Bᵀ)·Aᵀ`. And it knows that it is the head: what an adapter changes
+    /// in the lookup alone, as LoRA on the embedding without
+    /// [`ensure_weight_tying`](super::PeftConfig::ensure_weight_tying) does in PEFT too, is not in its `E`, and what an adapter changes in
+    /// the head alone is.
     ///
     /// # Panics
     ///
-    /// Panics if the last axis of `x` is not that of the features, and while the rows of a batch have adapters of their own.
+    /// Panics if the last axis of `x` is not that of the features, and while the rows of a batch have adapters of their own that change
+    /// the lookup and the head alike.
     fn attend_peft<const D: usize>(&self, x: Tensor<D>) -> Tensor<D>;
 }
 
 impl TiedHead for Embedding {
     fn attend_peft<const D: usize>(&self, x: Tensor<D>) -> Tensor<D> {
-        let state = self.weight.reparameterization::<PeftWeight>();
-        let factored = state.filter(|state| {
-            let dora = |(change, _): &(&Change, f64)| {
-                change.lora().is_some_and(|lora| lora.magnitude.is_some())
-            };
-            let changes = state.in_use();
-            !has_copy(state) && changes.is_some_and(|changes| !changes.iter().any(dora))
-        });
-        let Some(state) = factored else {
-            return frozen_linear(x, self.weight.val().transpose());
-        };
-        if state.is_changed() {
-            state.read_factored();
+        match self.weight.reparameterization::<PeftWeight>() {
+            Some(state) => state.attend(x, self.weight.base()),
+            None => frozen_linear(x, self.weight.val().transpose()),
         }
-        let weight = self.weight.base();
-        let y = frozen_linear(x.clone(), weight.clone().transpose());
-        let changes = state.in_use().unwrap_or_default().into_iter();
-        changes.fold(y, |y, (change, factor)| match change {
-            Change::Lora(lora) => {
-                let (a, b) = lora.factors();
-                y + attend_low_rank(&x, a, b, factor * lora.scale())
-            }
-            Change::Rows(rows) => rows.attend(&x, y, &weight, factor),
-            Change::Copy(_) => y,
-        })
     }
 }

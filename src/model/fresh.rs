@@ -3,8 +3,10 @@
 use std::collections::{BTreeMap, HashMap};
 
 use burn::module::{Module, Param};
-use burn::tensor::{Device, FloatDType, Tensor};
+use burn::tensor::{DType, Device, FloatDType, Tensor};
+use half::{bf16, f16};
 
+use super::tied::Wanted;
 use super::traverse::{See, Site, walk};
 use crate::adapter::{Change, Lora, LoraConfig, Slices, TrainedCopy, TrainedRows, cast};
 use crate::layer::{DenseMap, LayerKind, Nf4Map};
@@ -63,104 +65,173 @@ pub(super) fn fresh(
 
 /// The dense base weights at these sites as matrices `[d_in, d_out]`, by their paths, shared; initialises those that are not
 /// yet. A packed one is an empty matrix.
+#[cfg(feature = "faer")]
 pub(super) fn dense_weights<'a, M: Module>(
     module: &M,
     sites: impl IntoIterator<Item = &'a Site>,
 ) -> HashMap<String, Tensor<2>> {
-    struct Weights<'a> {
-        sites: HashMap<&'a str, &'a Site>,
-        found: HashMap<String, Tensor<2>>,
-    }
-
-    impl See for Weights<'_> {
-        fn see<const D: usize>(&mut self, path: &str, param: &Param<Tensor<D>>) {
-            if let Some(site) = self.sites.get(path) {
-                let weight = site.layout().to_matrix(param.base());
-                self.found.insert(path.to_owned(), weight);
-            }
-        }
-    }
-
-    let sites = sites.into_iter().map(|site| (site.path.as_str(), site));
-    let mut weights = Weights {
-        sites: sites.collect(),
-        found: HashMap::new(),
-    };
+    let mut weights = Weights::of(sites);
     if !weights.sites.is_empty() {
         walk(module, &mut weights);
     }
     weights.found
 }
 
-/// Copies of the parameters at `copied` in `dtype`, and of the rows of the embeddings at `rows`, by their paths; a packed weight
-/// is unpacked.
-pub(super) fn copies<M: Module>(
-    module: &M,
-    copied: &[&Site],
-    rows: &BTreeMap<String, (&Site, Vec<usize>)>,
+/// Collects dense base weights as matrices `[d_in, d_out]`, by their paths, shared; a packed one is an empty matrix.
+pub(super) struct Weights<'a> {
+    sites: HashMap<&'a str, &'a Site>,
+    pub found: HashMap<String, Tensor<2>>,
+}
+
+impl<'a> Weights<'a> {
+    /// To collect those at `sites`.
+    pub fn of(sites: impl IntoIterator<Item = &'a Site>) -> Self {
+        let sites = sites.into_iter().map(|site| (site.path.as_str(), site));
+        Self {
+            sites: sites.collect(),
+            found: HashMap::new(),
+        }
+    }
+}
+
+impl Wanted for Weights<'_> {
+    fn wants(&self, path: &str) -> bool {
+        self.sites.contains_key(path)
+    }
+}
+
+impl See for Weights<'_> {
+    fn see<const D: usize>(&mut self, path: &str, param: &Param<Tensor<D>>) {
+        if let Some(site) = self.sites.get(path) {
+            let weight = site.layout().to_matrix(param.base());
+            self.found.insert(path.to_owned(), weight);
+        }
+    }
+}
+
+/// Makes copies of parameters and of rows of embeddings, by their paths; a packed weight is unpacked.
+pub(super) struct Copies<'a> {
+    copied: HashMap<&'a str, &'a Site>,
+    rows: &'a BTreeMap<String, (&'a Site, Vec<usize>)>,
     dtype: FloatDType,
-) -> Result<Vec<(String, Change)>> {
-    struct Copies<'a> {
-        copied: HashMap<&'a str, &'a Site>,
+    pub changes: Result<Vec<(String, Change)>>,
+}
+
+impl<'a> Copies<'a> {
+    /// To copy the parameters at `copied`, and the rows of the embeddings at `rows`, in `dtype`.
+    pub fn new(
+        copied: &[&'a Site],
         rows: &'a BTreeMap<String, (&'a Site, Vec<usize>)>,
         dtype: FloatDType,
-        changes: Result<Vec<(String, Change)>>,
+    ) -> Self {
+        let copied = copied.iter().map(|site| (site.path.as_str(), *site));
+        Self {
+            copied: copied.collect(),
+            rows,
+            dtype,
+            changes: Ok(Vec::new()),
+        }
     }
+}
 
-    impl See for Copies<'_> {
-        fn see<const D: usize>(&mut self, path: &str, param: &Param<Tensor<D>>) {
-            if let Some(site) = self.copied.get(path) {
-                let value = param.base();
-                let device = value.device();
-                // It lives as long as its model: keep it out of the pools of transient tensors. Where nothing is cast, it
-                // shares the base's memory until the first step.
-                let copy = device.memory_persistent_allocations(value, |value| {
-                    cast(site.state_or_new().base(value), self.dtype)
-                });
-                let copy = TrainedCopy::new(copy).into();
-                if let Ok(changes) = &mut self.changes {
-                    changes.push((path.to_owned(), copy));
+impl Wanted for Copies<'_> {
+    fn wants(&self, path: &str) -> bool {
+        self.copied.contains_key(path) || self.rows.contains_key(path)
+    }
+}
+
+impl See for Copies<'_> {
+    fn see<const D: usize>(&mut self, path: &str, param: &Param<Tensor<D>>) {
+        if let Some(site) = self.copied.get(path) {
+            let value = param.base();
+            let (device, from) = (value.device(), value.dtype());
+            // It lives as long as its model: keep it out of the pools of transient tensors. Where nothing is cast, it
+            // shares the base's memory until the first step.
+            let copy = device.memory_persistent_allocations(value, |value| {
+                let value = site.state_or_new().base(value);
+                cast_finite(path, value, from, self.dtype)
+            });
+            match (copy, &mut self.changes) {
+                (Ok(copy), Ok(changes)) => {
+                    changes.push((path.to_owned(), TrainedCopy::new(copy).into()));
                 }
+                (Err(error), changes @ Ok(_)) => *changes = Err(error),
+                (_, Err(_)) => {}
             }
-            if let (Some((site, indices)), Ok(changes)) = (self.rows.get(path), &mut self.changes) {
-                let weight = site.state_or_new().base(param.base()).reshape(site.dims());
-                let weight = match site.is_linear() {
-                    true => weight.transpose(),
-                    false => weight,
-                };
-                let count = weight.dims()[0];
-                let rows = TrainedRows::of(&weight, indices).and_then(|rows| {
-                    let values = cast(rows.rows.val(), self.dtype);
-                    TrainedRows::with_rows(values, indices, count)
-                });
-                let rows = rows.map(|rows| match site.is_linear() {
-                    true => rows.of_head(),
-                    false => rows,
-                });
-                match rows {
-                    Ok(rows) => changes.push((path.to_owned(), rows.into())),
-                    Err(source) => {
-                        self.changes = Err(PeftError::InModule {
-                            path: site.module().to_owned(),
-                            source: Box::new(source),
-                        });
-                    }
+        }
+        if let (Some((site, indices)), Ok(changes)) = (self.rows.get(path), &mut self.changes) {
+            let base = param.base();
+            let from = base.dtype();
+            // Of a dense table only the rows are cast.
+            let weight = match (site.nf4(), from) {
+                (Some(_), _) | (_, DType::QFloat(_)) => site.state_or_new().base(base),
+                _ => base,
+            };
+            let weight = weight.reshape(site.dims());
+            let weight = match site.is_linear() {
+                true => weight.transpose(),
+                false => weight,
+            };
+            let count = weight.dims()[0];
+            let rows = TrainedRows::of(&weight, indices).and_then(|rows| {
+                let values = cast_finite(path, rows.rows.val(), from, self.dtype)?;
+                TrainedRows::with_rows(values, indices, count)
+            });
+            let rows = rows.map(|rows| match site.is_linear() {
+                true => rows.of_head(),
+                false => rows,
+            });
+            match rows {
+                Ok(rows) => changes.push((path.to_owned(), rows.into())),
+                Err(source) => {
+                    self.changes = Err(PeftError::InModule {
+                        path: site.module().to_owned(),
+                        source: Box::new(source),
+                    });
                 }
             }
         }
     }
+}
 
-    let mut seen = Copies {
-        copied: copied
-            .iter()
-            .map(|site| (site.path.as_str(), *site))
-            .collect(),
-        rows,
-        dtype,
-        changes: Ok(Vec::new()),
+/// The values of the parameter at `path`, or of a part of it, in `dtype`; the parameter has the type `from`.
+///
+/// # Errors
+///
+/// [`PeftError::Overflow`] if a finite value is infinite in `dtype`.
+fn cast_finite<const D: usize>(
+    path: &str,
+    values: Tensor<D>,
+    from: DType,
+    dtype: FloatDType,
+) -> Result<Tensor<D>> {
+    let is_infinite = |value: f32| match dtype {
+        FloatDType::F16 => f16::from_f32(value).is_infinite(),
+        FloatDType::BF16 => bf16::from_f32(value).is_infinite(),
+        _ => false,
     };
-    if !copied.is_empty() || !rows.is_empty() {
-        walk(module, &mut seen);
+    let is_half = matches!(dtype, FloatDType::F16 | FloatDType::BF16);
+    if is_half && from != dtype.into() && values.shape().num_elements() > 0 {
+        let detached = values.clone().detach();
+        let ends = [detached.clone().max(), detached.clone().min()];
+        if ends
+            .into_iter()
+            .any(|end| is_infinite(end.into_scalar::<f32>()))
+        {
+            let data = detached.into_data();
+            let mut values = data.iter::<f32>().enumerate();
+            if let Some((index, value)) =
+                values.find(|(_, value)| value.is_finite() && is_infinite(*value))
+            {
+                return Err(PeftError::Overflow {
+                    tensor: path.to_owned(),
+                    index,
+                    value: value.into(),
+                    dtype: format!("{dtype:?}"),
+                    way_out: "choose F32, or BF16, which has the range of F32, for `LoraConfig::dtype`",
+                });
+            }
+        }
     }
-    seen.changes
+    Ok(cast(values, dtype))
 }

@@ -4,7 +4,7 @@ use burn::nn::{Embedding, Linear};
 use burn::tensor::{DType, Int, Tensor, TensorData};
 
 use super::active::Active;
-use super::forward::PeftForward;
+use super::forward::{PeftForward, TiedHead};
 use super::weight::PeftWeight;
 use crate::adapter::{Change, Lora, cast};
 use crate::fused::cross_entropy as of_logits;
@@ -26,9 +26,10 @@ use crate::tensor::{matmul, reshape};
 /// | trained rows (tokens) | the same, of the rank of their number | of the rows |
 /// | a trained copy | `x·V + b` | of `V`, dense |
 /// | DoRA without dropout | the effective weight is composed once, dense | that of it, dense |
-/// | DoRA with dropout or beside a bias of `B`; of a `Linear` also rows of a batch under adapters of their own | the logits as a whole | by `forward_peft` |
+/// | DoRA with dropout or beside a bias of `B`; rows of a batch under adapters of their own | the logits as a whole | by `forward_peft` or `attend_peft` |
 ///
-/// A weight of Burn's own quantisation is dequantised once.
+/// Base values that an adapter brings with it (frozen) take the place of the base. Of a tied head, only what changes the head counts: see
+/// [`PeftModel::with_tied_head`](super::PeftModel::with_tied_head). A weight of Burn's own quantisation is dequantised once.
 pub trait HeadLoss {
     /// `[features, vocabulary]`.
     fn head_dims(&self) -> [usize; 2];
@@ -39,7 +40,7 @@ pub trait HeadLoss {
     /// # Panics
     ///
     /// If `hidden` is not of the head's features, there is no label, or one is outside of `hidden` or the vocabulary. If rows of the batch
-    /// use adapters of their own on a tied head, which has no such forward pass.
+    /// use adapters of their own on a tied head that change the lookup and the head alike.
     fn head_cross_entropy(
         &self,
         hidden: Tensor<3>,
@@ -116,44 +117,41 @@ impl HeadLoss for Embedding {
         labels: Vec<(usize, usize)>,
         chunks: &HeadChunks,
     ) -> Tensor<1> {
-        let state = self.weight.reparameterization::<PeftWeight>();
-        let factored = state.filter(|state| {
-            let changes = state.in_use();
-            let changed_whole = |(change, _): &(&Change, f64)| match change {
-                Change::Lora(lora) => lora.magnitude.is_some(),
-                Change::Copy(_) => true,
-                Change::Rows(_) => false,
-            };
-            changes.is_some_and(|changes| !changes.iter().any(changed_whole))
-        });
-        let rows = Rows::new(hidden, labels);
-        let mut terms = Terms::default();
-        let weight = match factored {
-            None => self.weight.val(),
-            Some(state) => {
-                if state.is_changed() {
-                    state.read_factored();
-                }
-                let weight = self.weight.base();
-                for (change, factor) in state.in_use().unwrap_or_default() {
-                    match change {
-                        // Turned: `x·(E + s·A·B)ᵀ = x·Eᵀ + s·(x·Bᵀ)·Aᵀ`.
-                        Change::Lora(lora) => {
-                            let (a, b) = lora.factors();
-                            let scale = factor * lora.scale();
-                            terms.add(&rows.x, b.transpose(), a.transpose(), scale);
-                        }
-                        Change::Rows(own) => {
-                            let [a, b] = own.factors(&weight);
-                            terms.add(&rows.x, a, b, factor);
-                        }
-                        Change::Copy(_) => {}
-                    }
-                }
-                weight
-            }
+        let Some(state) = self.weight.reparameterization::<PeftWeight>() else {
+            let weight = dense(self.weight.val().transpose());
+            return Rows::new(hidden, labels).loss(weight, Terms::default(), None, chunks);
         };
-        rows.loss(dense(weight.transpose()), terms, None, chunks)
+        let Some(changes) = state.head_changes() else {
+            return whole(self.attend_peft(hidden), labels);
+        };
+        state.note_attended();
+        let base = self.weight.base();
+        let dtype = state.effective_dtype(base.dtype());
+        if changes.has_magnitudes() {
+            if changes.depends_on_input(&hidden) {
+                return whole(self.attend_peft(hidden), labels);
+            }
+            let weight = cast(state.effective_head(base), dtype).transpose();
+            return Rows::new(hidden, labels).loss(dense(weight), Terms::default(), None, chunks);
+        }
+        let rows = Rows::new(hidden, labels);
+        let old = changes.frozen(base.clone(), dtype);
+        let turned = changes.base(base, dtype).transpose();
+        let mut terms = Terms::of_loras(&rows.x, &changes.head);
+        for (lora, factor) in &changes.both {
+            // Turned: `x·(E + s·A·B)ᵀ = x·Eᵀ + s·(x·Bᵀ)·Aᵀ`.
+            let (a, b) = lora.factors();
+            let x = lora.dropout.forward(rows.x.clone());
+            terms.add(&x, b.transpose(), a.transpose(), factor * lora.scale());
+        }
+        for (own, factor) in &changes.rows {
+            let [a, b] = match own.is_of_head() {
+                true => own.factors(&old.clone().transpose()),
+                false => own.factors(&old),
+            };
+            terms.add(&rows.x, a, b, *factor);
+        }
+        rows.loss(dense(turned), terms, shift(&changes.head), chunks)
     }
 }
 
@@ -161,29 +159,26 @@ impl PeftWeight {
     /// The dense base of a head with what adapters have of their own: values instead of it, or rows as another term.
     fn own_head(&self, base: Tensor<2>, x: &Tensor<2>, terms: &mut Terms) -> HeadWeight<'static> {
         let dtype = self.effective_dtype(base.dtype());
-        let own: Vec<_> = self
-            .in_use()
-            .unwrap_or_default()
-            .into_iter()
-            .filter(|(change, _)| change.lora().is_none())
-            .collect();
-        let rows = |(change, _): &(&Change, f64)| matches!(change, Change::Rows(_));
-        match own[..] {
-            [] => return dense(base),
-            // As it is: not by way of f32.
-            [(Change::Copy(copy), 1.0)] => return dense(cast(copy.value(), dtype)),
-            _ => {}
+        let changes = self.in_use().unwrap_or_default().into_iter();
+        let rows = changes.filter_map(|(change, factor)| match change {
+            Change::Rows(rows) => Some((rows, factor)),
+            _ => None,
+        });
+        let rows: Vec<_> = rows.collect();
+        let has_whole = self.has_whole_values();
+        if (self.nf4.is_some() && !has_whole) || (!rows.is_empty() && self.has_trained_copy()) {
+            return dense(self.own_base(base));
         }
-        if self.nf4.is_some() || !own.iter().all(rows) {
-            return dense(cast(self.with_own_values(base), dtype));
+        let weight = match has_whole {
+            // As they are: not by way of f32.
+            true => cast(self.whole_values(base), dtype),
+            false => base,
+        };
+        for (rows, factor) in rows {
+            let [a, b] = rows.factors(&weight);
+            terms.add(x, a, b, factor);
         }
-        for (change, factor) in own {
-            if let Change::Rows(rows) = change {
-                let [a, b] = rows.factors(&base);
-                terms.add(x, a, b, factor);
-            }
-        }
-        dense(base)
+        dense(weight)
     }
 }
 

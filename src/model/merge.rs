@@ -10,6 +10,7 @@ use burn::tensor::{FloatDType, Tensor};
 
 use super::active::Active;
 use super::peft_model::{PeftModel, refuse_foreign};
+use super::tied::TiedPart;
 use super::traverse::{See, Site, collect, edit, walk};
 use super::weight::{Materialize, NamedChange, PeftWeight};
 use crate::adapter::{TrainedCopy, cast};
@@ -48,7 +49,8 @@ impl<M: Module> PeftModel<M> {
     ///
     /// # Errors
     ///
-    /// [`PeftError::NotFinite`] with the path of a weight that would hold a NaN or an infinity;
+    /// [`PeftError::NotFinite`] with the path of a weight that would hold a NaN or an infinity, and [`PeftError::Overflow`] where only its
+    /// dtype makes the sum infinite;
     /// [`PeftError::Config`] while the rows of a batch have adapters of their own, for a bias of `B` on a layer without a bias, and
     /// for an adapter of PEFT on a convolution of several groups;
     /// [`PeftError::ForeignReparameterization`], as Burn would fold that one in too.
@@ -132,6 +134,7 @@ impl<M: Module> PeftModel<M> {
         let sites = collect(self.module());
         sites.iter().try_for_each(refuse_foreign)?;
         sites.iter().try_for_each(refuse_mixing)?;
+        sites.iter().try_for_each(refuse_split)?;
         let mut shifts: HashMap<String, Tensor<1>> = HashMap::new();
         for site in &sites {
             let state = site.state.as_ref();
@@ -171,6 +174,20 @@ fn refuse_mixing(site: &Site) -> Result<()> {
             format!("groups of `{}`", site.module()),
             "a change that sees the channels of all",
             "a change of the weight, which has the channels of one group",
+        )),
+    }
+}
+
+/// What changes only the lookup or only the head of an embedding that both share cannot become one weight.
+fn refuse_split(site: &Site) -> Result<()> {
+    let state = site.state.as_ref();
+    match state.is_some_and(|state| state.is_split() && state.is_head()) {
+        false => Ok(()),
+        true => Err(PeftError::config(
+            format!("merge of `{}`", site.module()),
+            "changes of the lookup alone, or of the output head alone, which share this weight",
+            "`ensure_weight_tying` on the adapter, or a model whose head has a weight of its own: load the base into one with \
+             `BaseOptions::with_tied`, and the adapter onto it",
         )),
     }
 }
@@ -217,8 +234,28 @@ impl See for Check {
         }
         let stored = cast(cast(exact.clone(), dtype), FloatDType::F32);
         let count = stored.shape().num_elements();
-        self.result = Nf4Weight::check_finite(path, stored.clone().reshape([1, count]));
+        let checked = Nf4Weight::check_finite(path, stored.clone().reshape([1, count]));
+        self.result = checked.map_err(|error| overflow(error, exact.clone(), dtype));
         self.max_cast_error = self.max_cast_error.max(largest(stored - exact));
+    }
+}
+
+/// The error of a value that is infinite once it is cast to `dtype`, in place of one that says only that it is not finite.
+fn overflow<const D: usize>(error: PeftError, exact: Tensor<D>, dtype: FloatDType) -> PeftError {
+    let PeftError::NotFinite { tensor, index, .. } = &error else {
+        return error;
+    };
+    let count = exact.shape().num_elements();
+    let value = exact.reshape([count]).slice([*index..index + 1]);
+    match value.into_scalar::<f32>() {
+        value if value.is_finite() => PeftError::Overflow {
+            tensor: tensor.clone(),
+            index: *index,
+            value: value.into(),
+            dtype: format!("{dtype:?}"),
+            way_out: "load the base in F32, or in BF16, which has the range of F32",
+        },
+        _ => error,
     }
 }
 
@@ -267,7 +304,15 @@ impl See for LargestChange {
         let base = param.base();
         let change = (state.effective(base.clone()) - state.base(base.clone())).detach();
         let shift = shift(state).map_or(0.0, largest);
-        let (change, most) = (largest(change).max(shift), largest(state.base(base)));
+        let of_head = match state.is_split() {
+            true => {
+                let base = WeightLayout::Matrix.to_matrix(base.clone());
+                largest((state.effective_head(base.clone()) - state.base(base)).detach())
+            }
+            false => 0.0,
+        };
+        let change = largest(change).max(shift).max(of_head);
+        let most = largest(state.base(base));
         // Of a NaN neither is true.
         if change <= NO_CHANGE * most {
             return;
@@ -311,6 +356,7 @@ fn remove<M: Module>(
             state.adapters = vec![NamedChange {
                 name: MERGED.into(),
                 change: bias.into(),
+                part: TiedPart::Both,
             }];
             state.active = Active::one(MERGED);
             state.enabled = true;

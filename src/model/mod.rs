@@ -29,6 +29,7 @@ mod resize;
 mod storage;
 mod stored_base;
 mod target;
+mod tied;
 mod transparent;
 mod traverse;
 mod vocabulary;
@@ -36,7 +37,9 @@ mod weight;
 
 pub use active::Active;
 pub use adapters_only::AdaptersOnly;
+pub(crate) use attach::check_adapter_name;
 pub(crate) use base::{BaseParameter, NewBase, base_parameters, choose_linear, replace_bases};
+pub(crate) use config::Origin;
 pub use config::{BiasMode, PeftConfig, TrainableTokens};
 #[cfg(feature = "faer")]
 pub use eva::EvaModule;
@@ -52,10 +55,11 @@ pub use report::{AdapterReport, AttachReport, Base, ChangeKind, ModelReport, Wei
 pub use resize::{ResizeReport, ResizedTable};
 pub use storage::{Amount, Storage, Stored};
 pub(crate) use stored_base::{StoredParameter, StoredValue};
-pub(crate) use target::Adapted;
+pub(crate) use target::{Adapted, OldPatterns};
 pub use target::{
     ModuleNames, PatternMap, TargetConfig, TargetMatch, TargetMatcher, TargetModules, TargetReport,
     UnmatchedPattern,
 };
+pub use tied::TiedPart;
 pub(crate) use vocabulary::{input_embedding, output_head};
 pub use weight::{PeftWeight, Way};

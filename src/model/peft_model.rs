@@ -1,9 +1,9 @@
 //! A model of any kind with adapters, as PEFT's `PeftModel` in Python.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 
-use burn::module::{Module, ParamGroup, list_param_ids};
-use burn::tensor::Device;
+use burn::module::{Module, Param, ParamGroup, list_param_ids};
+use burn::tensor::{DType, Device, FloatDType, Tensor};
 
 use super::active::Active;
 use super::config::PeftConfig;
@@ -13,7 +13,8 @@ use super::parameters::is_named;
 use super::quantize::{self, QuantizeReport};
 use super::report::ModelReport;
 use super::target::{TargetConfig, TargetReport};
-use super::traverse::{Site, collect, edit};
+use super::tied::{SharedHead, TiedPart};
+use super::traverse::{See, Site, collect, edit, walk};
 use super::vocabulary::{DEFAULT_HEAD, TokenLayer, output_head};
 use super::weight::PeftWeight;
 use crate::adapter::{Change, Lora};
@@ -61,6 +62,10 @@ pub struct PeftModel<M> {
     pub(super) experts: ExpertLayout,
     /// How many groups convolutions have, by their paths or the ends of those.
     pub(super) groups: BTreeMap<String, usize>,
+    /// The embedding whose weight the output head shares, where that is known.
+    pub(super) shared_head: Option<SharedHead>,
+    /// The linear layers whose weights PyTorch holds as `[d_in, d_out]`, by their paths or the ends of those, where that is known.
+    pub(super) conv1d: Option<Vec<String>>,
 }
 
 /// A float parameter of a model, as files need to know it.
@@ -76,6 +81,12 @@ pub(crate) struct Parameter {
     pub layer: Option<LayerKind>,
     /// How many groups a convolution has, where that was seen; else 1.
     pub groups: usize,
+    /// Dtype of its dense value; unknown while it is not initialised.
+    pub dtype: Option<FloatDType>,
+    /// Whether it is no parameter of the model, but the weight that an output head shares with an embedding.
+    pub tied_head: bool,
+    /// Whether PyTorch holds it as `[d_in, d_out]`, as transformers' `Conv1D` does; unknown unless the model was told.
+    pub conv1d: Option<bool>,
     /// Where it lies.
     pub device: Device,
 }
@@ -98,6 +109,8 @@ impl<M: Module> PeftModel<M> {
             head: None,
             experts: ExpertLayout::default(),
             groups: BTreeMap::new(),
+            shared_head: None,
+            conv1d: None,
         }
     }
 
@@ -121,6 +134,20 @@ impl<M: Module> PeftModel<M> {
     pub fn with_conv_groups(mut self, path: impl Into<String>, groups: usize) -> Self {
         self.groups.insert(path.into(), groups);
         self
+    }
+
+    /// Says which linear layers are transformers' `Conv1D` in PyTorch, as all those of a GPT-2 block are: by their paths, or the ends of
+    /// those. Files hold the weights of such modules as `[d_in, d_out]`, so that copies and base values of them are read and written
+    /// without a transpose. Factors of adapters do not depend on it. Default: told by the shapes, where those tell it.
+    pub fn with_conv1d<S: Into<String>>(mut self, modules: impl IntoIterator<Item = S>) -> Self {
+        let known = self.conv1d.get_or_insert_default();
+        known.extend(modules.into_iter().map(Into::into));
+        self
+    }
+
+    /// Whether the output head has a weight of its own.
+    pub(crate) fn has_own_head(&self) -> bool {
+        self.head_path().is_some()
     }
 
     /// Name of the output head, as it was given or as most models have it.
@@ -228,7 +255,8 @@ impl<M: Module> PeftModel<M> {
         Ok(factors.collect())
     }
 
-    /// All changes of an adapter with the paths of their parameters, in the order of the model. Tensors are shared.
+    /// All changes of an adapter with the paths of their parameters, in the order of the model. Tensors are shared. What changes a tied
+    /// output head alone has the path that the head's weight would have.
     ///
     /// # Errors
     ///
@@ -237,8 +265,14 @@ impl<M: Module> PeftModel<M> {
         self.config(name)?;
         let mut found = Vec::new();
         for site in collect(self.module()) {
-            let changes = site.state.iter().flat_map(|state| state.changes(name));
-            found.extend(changes.map(|change| (site.path.clone(), change.clone())));
+            let own = site.state.iter().flat_map(|state| &state.adapters);
+            for own in own.filter(|own| own.name == name) {
+                let path = match own.part {
+                    TiedPart::Head => self.head_weight(),
+                    _ => site.path.clone(),
+                };
+                found.push((path, own.change.clone()));
+            }
         }
         Ok(found)
     }
@@ -249,6 +283,7 @@ impl<M: Module> PeftModel<M> {
         let sites = collect(self.module());
         let states = sites.iter().filter_map(|site| site.state.as_ref());
         let changes = states.flat_map(|state| &state.adapters);
+        let changes = changes.filter(|adapter| !adapter.change.is_base());
         ParamGroup::from_ids(
             changes
                 .flat_map(|adapter| list_param_ids(&adapter.change))
@@ -276,15 +311,71 @@ impl<M: Module> PeftModel<M> {
     /// Every float parameter, in the model's order.
     pub(crate) fn parameters(&self) -> Vec<Parameter> {
         let sites = self.sites();
-        let parameters = sites.iter().map(|site| Parameter {
+        sites.iter().map(|site| self.parameter(site)).collect()
+    }
+
+    /// Every float parameter, and the weight of an output head that shares an embedding's, as a file of PEFT sees them.
+    ///
+    /// # Errors
+    ///
+    /// [`PeftError::Config`] for a tied head that was declared and cannot be.
+    pub(crate) fn parameters_with_head(&self) -> Result<Vec<Parameter>> {
+        let sites = self.sites();
+        let mut parameters: Vec<_> = sites.iter().map(|site| self.parameter(site)).collect();
+        if let Some(head) = self.head_site(&sites)? {
+            parameters.push(Parameter {
+                tied_head: true,
+                ..self.parameter(&head)
+            });
+        }
+        Ok(parameters)
+    }
+
+    /// The base values of these parameters that are dense and initialised, flat, shared, by their paths.
+    pub(crate) fn dense_base(&self, paths: &HashSet<String>) -> HashMap<String, Tensor<1>> {
+        struct Flat<'a> {
+            paths: &'a HashSet<String>,
+            found: HashMap<String, Tensor<1>>,
+        }
+
+        impl See for Flat<'_> {
+            fn see<const D: usize>(&mut self, path: &str, param: &Param<Tensor<D>>) {
+                if self.paths.contains(path) && param.is_initialized() {
+                    let base = param.base().without_autodiff();
+                    let count = base.shape().num_elements();
+                    self.found.insert(path.to_owned(), base.reshape([count]));
+                }
+            }
+        }
+
+        let mut flat = Flat {
+            paths,
+            found: HashMap::new(),
+        };
+        if !paths.is_empty() {
+            walk(self.module(), &mut flat);
+        }
+        flat.found
+    }
+
+    fn parameter(&self, site: &Site) -> Parameter {
+        Parameter {
             path: site.path.clone(),
             torch_name: site.torch_name().to_owned(),
             shape: site.dense_shape(),
             layer: site.layer,
             groups: self.groups_of(site),
+            dtype: match (&site.state, site.dtype) {
+                (Some(state), _) if state.nf4.is_some() => Some(state.dtype),
+                (_, Some(DType::QFloat(_)) | None) => None,
+                (_, Some(dtype)) => Some(dtype.into()),
+            },
+            tied_head: false,
+            conv1d: self.conv1d.as_ref().map(|names| {
+                site.is_linear() && names.iter().any(|name| is_named(site.module(), name))
+            }),
             device: self.device_of(site),
-        });
-        parameters.collect()
+        }
     }
 
     /// How many groups a convolution is known to have: as was said, or seen.

@@ -8,6 +8,7 @@ use burn::tensor::{DType, Device, FloatDType};
 use super::active::Active;
 use super::storage::bytes;
 use super::target::TargetReport;
+use super::tied::TiedPart;
 use super::traverse::Site;
 use super::weight::{NamedChange, Way};
 use crate::adapter::Change;
@@ -19,12 +20,17 @@ pub struct AttachReport {
     pub targets: TargetReport,
     /// The whole model afterwards.
     pub model: ModelReport,
+    /// What a reader of the numbers should know: see [`PeftModel::with_tied_head`](super::PeftModel::with_tied_head).
+    pub notes: Vec<String>,
 }
 
 impl fmt::Display for AttachReport {
     fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
         writeln!(f, "{} modules matched", self.targets.matched.len())?;
-        self.model.fmt(f)
+        self.model.fmt(f)?;
+        self.notes
+            .iter()
+            .try_for_each(|note| write!(f, "\nnote: {note}"))
     }
 }
 
@@ -52,6 +58,8 @@ pub enum ChangeKind {
     },
     /// A copy of its own, trained whole.
     Copy,
+    /// Base values that came with the adapter's file, frozen: its other changes start from them.
+    BaseValues,
     /// Rows of its own in an embedding.
     Rows {
         /// How many.
@@ -67,6 +75,7 @@ impl fmt::Display for ChangeKind {
                 write!(f, "{kind} r {rank}, scale {scale:.3}")
             }
             Self::Copy => f.write_str("own copy"),
+            Self::BaseValues => f.write_str("base values of its own"),
             Self::Rows { count } => write!(f, "{count} rows"),
         }
     }
@@ -79,6 +88,8 @@ pub struct AdapterReport {
     pub name: String,
     /// What it does.
     pub kind: ChangeKind,
+    /// Which use of an embedding it is for, where the output head may share the embedding's weight.
+    pub part: TiedPart,
     /// Whether the parameter uses it while adapters are enabled.
     pub active: bool,
     /// Whether its parameters require a gradient; `None` if only some do.
@@ -91,7 +102,7 @@ pub struct AdapterReport {
 
 impl AdapterReport {
     fn new(adapter: &NamedChange, active: &Active) -> Self {
-        let NamedChange { name, change } = adapter;
+        let NamedChange { name, change, part } = adapter;
         let (kind, trained, device) = match change {
             Change::Lora(lora) => {
                 let kind = ChangeKind::Lora {
@@ -107,11 +118,11 @@ impl AdapterReport {
             }
             Change::Copy(copy) => {
                 let values = copy.values.val();
-                (
-                    ChangeKind::Copy,
-                    vec![values.is_require_grad()],
-                    values.device(),
-                )
+                let kind = match copy.is_frozen() {
+                    true => ChangeKind::BaseValues,
+                    false => ChangeKind::Copy,
+                };
+                (kind, vec![values.is_require_grad()], values.device())
             }
             Change::Rows(rows) => {
                 let count = rows.indices().len();
@@ -127,6 +138,7 @@ impl AdapterReport {
         Self {
             name: name.clone(),
             kind,
+            part: *part,
             active: active.uses(name),
             requires_grad: all_like.then_some(trained[0]),
             dtype: change.dtype(),
@@ -144,7 +156,12 @@ impl fmt::Display for AdapterReport {
             None => "trains in part",
         };
         let Self { name, kind, .. } = self;
-        write!(f, "{name}{active} ({kind}, {trains})")
+        let part = match self.part {
+            TiedPart::Both => "",
+            TiedPart::Lookup => ", lookup only",
+            TiedPart::Head => ", head only",
+        };
+        write!(f, "{name}{active} ({kind}{part}, {trains})")
     }
 }
 

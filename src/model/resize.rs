@@ -9,6 +9,7 @@ use burn::tensor::{DType, FloatDType, Tensor, TensorData};
 use super::base::{NewBase, replace_bases};
 use super::new_rows::{NewRows, Table};
 use super::peft_model::{PeftModel, refuse_foreign};
+use super::tied::TiedPart;
 use super::traverse::{See, Site, as_matrix, collect, edit, walk};
 use super::vocabulary::{TokenLayer, input_embedding, output_head};
 use super::weight::NamedChange;
@@ -156,8 +157,12 @@ impl<M: Module> PeftModel<M> {
             let new = old.new_rows(&site.path, tokens, new_rows)?;
             let mut adapters = Vec::new();
             if let Some(mut state) = site.state.clone() {
-                for NamedChange { name, change } in &mut state.adapters {
-                    *change = new.change(change, tokens, &old);
+                for NamedChange {
+                    name, change, part, ..
+                } in &mut state.adapters
+                {
+                    let turned = *part == TiedPart::Head;
+                    *change = new.change(change, tokens, &old, turned);
                     if !adapters.contains(name) {
                         adapters.push(name.clone());
                     }
@@ -207,10 +212,14 @@ fn check(site: &Site, tokens: usize) -> Result<()> {
             "one of floats",
         );
     }
-    for NamedChange { name, change } in site.state.iter().flat_map(|state| &state.adapters) {
+    for own in site.state.iter().flat_map(|state| &state.adapters) {
+        let NamedChange {
+            name, change, part, ..
+        } = own;
         match change {
             Change::Lora(lora) => {
-                if let Some(why) = lora.fixed_rows(is_head(site)) {
+                let is_head = is_head(site) || *part == TiedPart::Head;
+                if let Some(why) = lora.fixed_rows(is_head) {
                     return refused(
                         format!("those of adapter `{name}`: {why}"),
                         "an adapter that can follow: delete this one, or resize before it is added",
@@ -356,8 +365,9 @@ impl Old {
 }
 
 impl New {
-    /// A change of the table that `old` was, of one with these rows.
-    fn change(&self, change: &Change, tokens: usize, old: &Old) -> Change {
+    /// A change of the table that `old` was, of one with these rows. `turned`: it is a change of the transposed table, of an output head
+    /// that shares an embedding's weight.
+    fn change(&self, change: &Change, tokens: usize, old: &Old, turned: bool) -> Change {
         match change {
             Change::Lora(lora) => {
                 let norms = self.0.as_ref().map(|new| {
@@ -366,7 +376,8 @@ impl New {
                     new.square().sum_dim(1).sqrt().reshape([added])
                 });
                 let lora = lora.clone();
-                lora.with_table_rows(tokens, old.is_head, norms).into()
+                lora.with_table_rows(tokens, old.is_head || turned, norms)
+                    .into()
             }
             // Of a new token it has what the base has.
             Change::Copy(copy) if old.is_bias => {
@@ -376,7 +387,12 @@ impl New {
                 copy.with_value(value.reshape([tokens])).into()
             }
             Change::Copy(copy) => {
-                let value = old.with(copy.value::<2>().detach(), tokens, self);
+                let turn = |value: Tensor<2>| match turned {
+                    true => value.transpose(),
+                    false => value,
+                };
+                let value = turn(copy.value::<2>().detach());
+                let value = turn(old.with(value, tokens, self));
                 copy.with_value(value).into()
             }
             Change::Rows(rows) => rows.clone().into(),

@@ -51,6 +51,8 @@ impl<M: Module> Module for PeftModel<M> {
             head: self.head.clone(),
             experts: self.experts,
             groups: self.groups.clone(),
+            shared_head: self.shared_head.clone(),
+            conv1d: self.conv1d.clone(),
         }
     }
 

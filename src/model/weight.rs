@@ -6,12 +6,13 @@
 
 use std::cell::RefCell;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU8, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicUsize, Ordering};
 
 use burn::module::{Devices, Module, ModuleMapper, ModuleVisitor, Param, Reparameterization};
 use burn::tensor::{DType, Device, FloatDType, Tensor};
 
 use super::active::Active;
+use super::tied::{HeadRead, TiedPart};
 use crate::adapter::{Change, FrozenMap, Lora, cast, forward_rows, forward_sum, merge_sum};
 use crate::layer::{DenseMap, Nf4Map, WeightLayout};
 use crate::nf4::Nf4Weight;
@@ -21,6 +22,15 @@ pub(super) const NF4: &str = "nf4";
 
 /// Container that traversals are told of what is attached to a weight: the packed base and each adapter.
 pub(super) const CONTAINER: &str = "PeftWeight";
+
+/// Container of base values that belong to an adapter and never train.
+pub(super) const BASE_CONTAINER: &str = "PeftBase";
+
+/// Name, below an adapter's, of its frozen base values: `weight.peft.NAME.base.values`.
+const BASE: &str = "base";
+
+/// Name, below an adapter's, of what changes the output head alone: `weight.peft.NAME.head.a`.
+const HEAD: &str = "head";
 
 /// Container that Burn names when it traverses a reparameterization.
 pub(super) const REPARAMETERIZATION: &str = "Reparameterization";
@@ -41,6 +51,20 @@ pub enum Way {
 pub(super) struct NamedChange {
     pub name: String,
     pub change: Change,
+    /// Which use of an embedding it changes, where the output head shares the embedding's weight.
+    pub part: TiedPart,
+}
+
+impl NamedChange {
+    /// The modules, name and container, that traversals find it in.
+    fn modules(&self) -> Vec<(&str, &'static str)> {
+        let name = self.name.as_str();
+        match self.part {
+            _ if self.change.is_base() => vec![(name, BASE_CONTAINER), (BASE, BASE_CONTAINER)],
+            TiedPart::Head => vec![(name, CONTAINER), (HEAD, CONTAINER)],
+            _ => vec![(name, CONTAINER)],
+        }
+    }
 }
 
 /// What `materialize` is to make of a state.
@@ -70,6 +94,10 @@ pub struct PeftWeight {
     way: Arc<AtomicU8>,
     /// How many groups a convolution has, once `forward_peft` has seen it; 0 before. Burn shows it to no visitor.
     groups: Arc<AtomicUsize>,
+    /// How the output head reads this weight, where the weight is an embedding's that the head shares.
+    pub(super) head: HeadRead,
+    /// Whether the output head was seen to read this weight.
+    pub(super) attended: Arc<AtomicBool>,
 }
 
 impl PeftWeight {
@@ -84,6 +112,8 @@ impl PeftWeight {
             materialize: None,
             way: Arc::default(),
             groups: Arc::default(),
+            head: HeadRead::default(),
+            attended: Arc::default(),
         }
     }
 
@@ -118,20 +148,32 @@ impl PeftWeight {
             let train = self.active.trains(&adapter.name);
             self.adapters.push(NamedChange {
                 change: adapter.change.set_trainable(train),
-                name: adapter.name,
+                ..adapter
             });
         }
     }
 
-    /// The changes in use with their weights, or `None` where every row of a batch has its own.
+    /// The changes in use with their weights, or `None` where every row of a batch has its own. Of an embedding that the output
+    /// head shares, these are the changes of the lookup.
     pub(super) fn in_use(&self) -> Option<Vec<(&Change, f64)>> {
+        self.in_use_where(|adapter| adapter.part != TiedPart::Head)
+    }
+
+    /// As [`in_use`](Self::in_use), of the changes that are `chosen`.
+    pub(super) fn in_use_where(
+        &self,
+        chosen: impl Fn(&NamedChange) -> bool,
+    ) -> Option<Vec<(&Change, f64)>> {
         let Active::Sum(active) = &self.active else {
             return None;
         };
-        let active = active.iter().filter(|_| self.enabled);
-        let changes =
-            active.flat_map(|(name, weight)| self.changes(name).map(|change| (change, *weight)));
-        Some(changes.collect())
+        let mut found = Vec::new();
+        for (name, weight) in active.iter().filter(|_| self.enabled) {
+            let own = self.adapters.iter().filter(|own| own.name == *name);
+            let own = own.filter(|own| chosen(own));
+            found.extend(own.map(|own| (&own.change, *weight)));
+        }
+        Some(found)
     }
 
     /// The low-rank ones of those in use.
@@ -148,6 +190,15 @@ impl PeftWeight {
     ///
     /// Panics if an input has another number of rows than were given adapters.
     pub(super) fn row_groups(&self, batch: usize) -> Vec<(&Lora, Vec<usize>)> {
+        self.row_groups_of(batch, |part| part != TiedPart::Head)
+    }
+
+    /// As [`row_groups`](Self::row_groups), of the parts of a tied embedding that are `chosen`.
+    pub(super) fn row_groups_of(
+        &self,
+        batch: usize,
+        chosen: impl Fn(TiedPart) -> bool,
+    ) -> Vec<(&Lora, Vec<usize>)> {
         let Active::Rows(rows) = &self.active else {
             return Vec::new();
         };
@@ -158,7 +209,8 @@ impl PeftWeight {
         );
         self.adapters
             .iter()
-            .filter_map(|NamedChange { name, change }| {
+            .filter(|adapter| chosen(adapter.part))
+            .filter_map(|NamedChange { name, change, .. }| {
                 Some((change.lora()?, self.active.rows_of(name)))
             })
             .filter(|(_, rows)| !rows.is_empty())
@@ -198,9 +250,7 @@ impl PeftWeight {
         self.read_factored();
         if self.has_own_values() {
             // Values of the adapter's own are dense, and so is their gradient.
-            let base = base.base();
-            let dtype = self.effective_dtype(base.dtype());
-            let weight = cast(self.with_own_values(base), dtype);
+            let weight = self.own_base(base.base());
             return self.changed(x, &DenseMap { weight, bias });
         }
         match &self.nf4 {
@@ -263,32 +313,82 @@ impl PeftWeight {
         self.layout.of_matrix(matrix, dims)
     }
 
-    /// `P + Σ_i w_i·(V_i - P)`, the base with the values `V_i` that adapters have of their own, in f32; `V` itself where one alone
-    /// has the weight 1.
-    pub(super) fn with_own_values<const D: usize>(&self, base: Tensor<D>) -> Tensor<D> {
-        let changes = self.in_use().unwrap_or_default().into_iter();
-        let own: Vec<_> = changes
-            .filter(|(change, _)| change.lora().is_none())
-            .collect();
-        if let [(Change::Copy(copy), 1.0)] = own[..] {
-            return cast(copy.value(), FloatDType::F32);
+    /// The base with the values that adapters have of their own, in the dtype of the effective weight. Nothing is computed, and no
+    /// second dense weight is formed, where the values are those of one adapter in that dtype.
+    pub(super) fn own_base<const D: usize>(&self, base: Tensor<D>) -> Tensor<D> {
+        let dtype = self.effective_dtype(base.dtype());
+        match self.own_values()[..] {
+            [(Change::Copy(copy), 1.0)] => cast(copy.value(), dtype),
+            _ => cast(self.with_own_values(base), dtype),
         }
-        let base = self.base(base);
-        let value = |change: &Change| match change {
-            Change::Copy(copy) => cast(copy.value(), FloatDType::F32),
-            Change::Rows(rows) => {
-                let dims = base.dims();
-                let matrix = base.clone().reshape([dims[0], dims[D - 1]]);
-                rows.replace(matrix).reshape(dims)
+    }
+
+    /// The base with the values that adapters have of their own for all of it: in the dtype of those values where they are one
+    /// adapter's, so that a whole embedding is not cast for the rows of a batch.
+    pub(super) fn whole_values<const D: usize>(&self, base: Tensor<D>) -> Tensor<D> {
+        let dtype = self.effective_dtype(base.dtype());
+        let mut whole = self.own_values();
+        whole.retain(|(change, _)| matches!(change, Change::Copy(_)));
+        let (frozen, trained): (Vec<_>, Vec<_>) =
+            whole.into_iter().partition(|(change, _)| change.is_base());
+        match (&frozen[..], &trained[..]) {
+            ([], []) => base,
+            (_, [(Change::Copy(copy), 1.0)]) | ([(Change::Copy(copy), 1.0)], []) => copy.value(),
+            _ => {
+                let base = with_values(self.base(base), &frozen);
+                cast(with_values(base, &trained), dtype)
             }
-            Change::Lora(_) => base.clone(),
-        };
-        match own[..] {
+        }
+    }
+
+    /// The base with the values that adapters bring with them: what trained values and rows take the place of.
+    pub(super) fn frozen_values<const D: usize>(&self, base: Tensor<D>) -> Tensor<D> {
+        let dtype = self.effective_dtype(base.dtype());
+        let mut frozen = self.own_values();
+        frozen.retain(|(change, _)| change.is_base());
+        match frozen[..] {
             [] => base,
-            [(change, 1.0)] => value(change),
-            _ => own.iter().fold(base.clone(), |sum, (change, weight)| {
-                sum + (value(change) - base.clone()).mul_scalar(*weight)
-            }),
+            [(Change::Copy(copy), 1.0)] => copy.value(),
+            _ => cast(with_values(self.base(base), &frozen), dtype),
+        }
+    }
+
+    /// Whether an adapter in use has values of its own for the whole parameter, frozen or trained.
+    pub(super) fn has_whole_values(&self) -> bool {
+        let own = self.own_values();
+        let mut own = own.iter();
+        own.any(|(change, _)| matches!(change, Change::Copy(_)))
+    }
+
+    /// Whether an adapter in use trains values of its own for the whole parameter.
+    pub(super) fn has_trained_copy(&self) -> bool {
+        let own = self.own_values();
+        let mut own = own.iter();
+        own.any(|(change, _)| matches!(change, Change::Copy(_)) && !change.is_base())
+    }
+
+    /// What adapters in use have of their own, without low-rank changes: frozen base values, trained values and rows.
+    fn own_values(&self) -> Vec<(&Change, f64)> {
+        let mut own = self.in_use().unwrap_or_default();
+        own.retain(|(change, _)| change.lora().is_none());
+        own
+    }
+
+    /// `P' + Σ_i w_i·(V_i - P')` in f32: `V_i` are the values that adapters train, and `P' = P + Σ_j w_j·(F_j - P)` is the base `P`
+    /// with the adapters' frozen base values `F_j`. `V` itself where one alone has the weight 1.
+    pub(super) fn with_own_values<const D: usize>(&self, base: Tensor<D>) -> Tensor<D> {
+        let own = self.own_values();
+        let (frozen, trained): (Vec<_>, Vec<_>) =
+            own.into_iter().partition(|(change, _)| change.is_base());
+        match (&frozen[..], &trained[..]) {
+            // As they are: the base need not be formed.
+            (_, [(Change::Copy(copy), 1.0)]) | ([(Change::Copy(copy), 1.0)], []) => {
+                cast(copy.value(), FloatDType::F32)
+            }
+            ([(Change::Copy(copy), 1.0)], _) => {
+                with_values(cast(copy.value(), FloatDType::F32), &trained)
+            }
+            _ => with_values(with_values(self.base(base), &frozen), &trained),
         }
     }
 
@@ -321,17 +421,48 @@ impl PeftWeight {
     fn each(
         self,
         mut nf4: impl FnMut(Nf4Weight) -> Nf4Weight,
-        mut change: impl FnMut(&str, Change) -> Change,
+        mut change: impl FnMut(&[(String, &'static str)], Change) -> Change,
     ) -> Self {
-        let changed = |NamedChange { name, change: own }| NamedChange {
-            change: change(&name, own),
-            name,
+        let changed = |own: NamedChange| {
+            let NamedChange { name, part, .. } = &own;
+            let (name, part) = (name.clone(), *part);
+            let modules: Vec<_> = own.modules();
+            let modules: Vec<(String, &'static str)> = modules
+                .into_iter()
+                .map(|(name, container)| (name.to_owned(), container))
+                .collect();
+            NamedChange {
+                change: change(&modules, own.change),
+                name,
+                part,
+            }
         };
         Self {
             nf4: self.nf4.map(&mut nf4),
             adapters: self.adapters.into_iter().map(changed).collect(),
             ..self
         }
+    }
+}
+
+/// `P + Σ_i w_i·(V_i - P)` of a `P` in f32 and values `V_i` that adapters have of their own; `V` itself where one alone has the
+/// weight 1.
+pub(super) fn with_values<const D: usize>(base: Tensor<D>, own: &[(&Change, f64)]) -> Tensor<D> {
+    let value = |change: &Change| match change {
+        Change::Copy(copy) => cast(copy.value(), FloatDType::F32),
+        Change::Rows(rows) => {
+            let dims = base.dims();
+            let matrix = base.clone().reshape([dims[0], dims[D - 1]]);
+            rows.replace(matrix).reshape(dims)
+        }
+        Change::Lora(_) => base.clone(),
+    };
+    match own {
+        [] => base.clone(),
+        [(change, 1.0)] => value(change),
+        _ => own.iter().fold(base.clone(), |sum, (change, weight)| {
+            sum + (value(change) - base.clone()).mul_scalar(*weight)
+        }),
     }
 }
 
@@ -344,6 +475,7 @@ impl Reparameterization for PeftWeight {
             return base;
         }
         if self.materialize.is_none() {
+            self.refuse_to_compose_tied();
             assert!(
                 !self.loras().iter().any(|(lora, _)| lora.bias.is_some()),
                 "an adapter with a bias of B is no change of a weight alone: call `forward_peft`"
@@ -402,9 +534,14 @@ impl Module for PeftWeight {
             visitor.exit_module(NF4, CONTAINER);
         }
         for adapter in &self.adapters {
-            visitor.enter_module(&adapter.name, CONTAINER);
+            let modules = adapter.modules();
+            for (name, container) in &modules {
+                visitor.enter_module(name, container);
+            }
             adapter.change.visit(visitor);
-            visitor.exit_module(&adapter.name, CONTAINER);
+            for (name, container) in modules.iter().rev() {
+                visitor.exit_module(name, container);
+            }
         }
     }
 
@@ -422,11 +559,15 @@ impl Module for PeftWeight {
                 mapper.exit_module(NF4, CONTAINER);
                 nf4
             },
-            |name, change| {
+            |modules, change| {
                 let mapper = &mut *mapper.borrow_mut();
-                mapper.enter_module(name, CONTAINER);
+                for (name, container) in modules {
+                    mapper.enter_module(name, container);
+                }
                 let change = change.map(*mapper);
-                mapper.exit_module(name, CONTAINER);
+                for (name, container) in modules.iter().rev() {
+                    mapper.exit_module(name, container);
+                }
                 change
             },
         )

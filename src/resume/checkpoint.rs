@@ -318,10 +318,7 @@ mod tests {
             seed: Seed(1),
             step: 1,
         };
-        let keep = WriteOptions {
-            overwrite: false,
-            digest: false,
-        };
+        let keep = WriteOptions::default();
         checkpoint.save(&path, &model, &optimizer, &keep).unwrap();
         let before = content(&optimizer);
         let changes: [(&str, Change); 9] = [

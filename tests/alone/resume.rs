@@ -26,10 +26,12 @@ use burn_peft::resume::{Checkpoint, Seed};
 
 const KEEP: WriteOptions = WriteOptions {
     overwrite: false,
+    keep_existing: false,
     digest: false,
 };
 const REPLACE: WriteOptions = WriteOptions {
     overwrite: true,
+    keep_existing: false,
     digest: false,
 };
 

@@ -1,10 +1,17 @@
 //! PEFT's adapter directory: reading what PEFT wrote, writing what PEFT reads, and refusing the rest.
 
+mod base_values;
 mod config;
+mod conv1d;
+mod folders;
 mod golden;
+mod keys;
 mod kinds;
+mod loading;
 mod model;
+mod public;
 mod tensors;
+mod tied;
 mod writers;
 
 use crate::kinds_model;

@@ -159,13 +159,13 @@ struct Block {
 }
 
 #[derive(Module, Debug)]
-struct Net {
+pub(super) struct Net {
     blocks: Vec<Block>,
     head: Linear,
 }
 
 impl Net {
-    fn forward(&self, x: Tensor<2>) -> Tensor<2> {
+    pub(super) fn forward(&self, x: Tensor<2>) -> Tensor<2> {
         let attend = |x: Tensor<2>, block: &Block| {
             x.clone() + block.query.forward(x.clone()) * block.value.forward(x)
         };
@@ -173,7 +173,7 @@ impl Net {
     }
 }
 
-fn net() -> PeftModel<Net> {
+pub(super) fn net() -> PeftModel<Net> {
     let linear = |d_out| LinearConfig::new(6, d_out).init(&device());
     let block = || Block {
         query: linear(6),
@@ -411,7 +411,7 @@ fn names_that_are_taken_or_unknown_are_errors() {
     let taken = attach(&mut model, &renamed(), &options).unwrap_err();
     assert!(matches!(taken, PeftError::AdapterName { .. }), "{taken}");
     let unknown = model
-        .save_adapter("other", "unused".as_ref(), &SaveOptions::default())
+        .save_adapter("other", "unused", &SaveOptions::default())
         .unwrap_err();
     assert!(
         matches!(unknown, PeftError::UnknownAdapter { .. }),

@@ -70,7 +70,8 @@ fn all_tensors_that_do_not_fit_are_listed() {
     let PeftError::Incomplete { report } = inside(&error, WEIGHTS_FILE) else {
         panic!("{error}")
     };
-    assert_eq!(report.loaded, [QB, other]);
+    assert!(report.loaded.is_empty(), "{report}");
+    assert_eq!(report.left_out, [QB, other]);
     assert_eq!(
         report.missing,
         ["base_model.model.layers.0.v.lora_A.weight"]
@@ -131,28 +132,27 @@ fn a_file_that_is_larger_than_allowed_is_not_read() {
 }
 
 #[test]
-fn nothing_is_overwritten_unless_asked() {
+fn an_older_adapter_is_replaced_unless_it_is_to_be_kept() {
     let scratch = Scratch::new();
     let content = || [CONFIG_FILE, WEIGHTS_FILE].map(|name| fs::read(scratch.file(name)).unwrap());
     let before = content();
     let mut other = adapter();
     other.config.lora_alpha = 99.0;
     other.tensors.pop();
-    let error = other
-        .write(scratch.path(), &WriteOptions::default())
-        .unwrap_err();
-    assert!(matches!(error, PeftError::Exists { .. }), "{error}");
-    assert_eq!(content(), before);
+    for overwrite in [false, true] {
+        let keep = WriteOptions {
+            keep_existing: true,
+            overwrite,
+            ..Default::default()
+        };
+        let error = other.write(scratch.path(), &keep).unwrap_err();
+        assert!(matches!(error, PeftError::Exists { .. }), "{error}");
+        assert_eq!(content(), before);
+    }
 
-    other
-        .write(
-            scratch.path(),
-            &WriteOptions {
-                overwrite: true,
-                ..Default::default()
-            },
-        )
-        .unwrap();
+    // The second epoch's save.
+    let options = WriteOptions::default();
+    other.write(scratch.path(), &options).unwrap();
     let found = read(scratch.path()).unwrap();
     assert_eq!((found.config.lora_alpha, found.tensors.len()), (99.0, 1));
     assert_eq!(

@@ -65,8 +65,8 @@ pub fn seeds() -> Vec<Vec<u8>> {
             [false, true].map(|digest| {
                 let dir = tempfile::tempdir().unwrap();
                 let options = WriteOptions {
-                    overwrite: false,
                     digest,
+                    ..Default::default()
                 };
                 adapter(dtype, dora).write(dir.path(), &options).unwrap();
                 fs::read(dir.path().join(WEIGHTS_FILE)).unwrap()
@@ -166,6 +166,7 @@ fn check_in(input: &[u8], dir: &TempDir, out: Option<&TempDir>) -> String {
     let options = WriteOptions {
         overwrite: true,
         digest: input.len().is_multiple_of(2),
+        ..Default::default()
     };
     again
         .write(out.path(), &options)

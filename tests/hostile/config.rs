@@ -301,10 +301,11 @@ fn an_expression_that_explodes_is_stopped_and_named() {
         }
         other => panic!("{other}"),
     }
-    // The same without look-around runs in linear time, and matches nothing: then the tensors decide.
+    // The same without look-around runs in linear time, and matches nothing: then the tensors have no place.
     let scratch = Scratch::new();
     scratch.set("target_modules", json!(r"(blocks|(\w|\.)*)*z"));
-    assert!(Victim::new().load(scratch.path()).is_ok());
+    let error = Victim::new().refuses(scratch.path());
+    assert!(error.to_string().contains("4 unexpected"), "{error}");
 }
 
 // H10

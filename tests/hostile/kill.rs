@@ -27,6 +27,7 @@ fn savers_that_are_killed_leave_one_whole_adapter_or_none() {
         let options = WriteOptions {
             overwrite: true,
             digest: digest == "true",
+            ..Default::default()
         };
         println!("\nsaving");
         loop {

@@ -64,6 +64,7 @@ fn adapter(first: f32) -> AdapterFile {
 
 const OVERWRITE: WriteOptions = WriteOptions {
     overwrite: true,
+    keep_existing: false,
     digest: false,
 };
 

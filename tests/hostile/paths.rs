@@ -68,13 +68,13 @@ fn a_directory_without_files_is_refused() {
     // A file in the directory's place.
     let error = Victim::new().refuses(&scratch.file(CONFIG_FILE));
     assert!(
-        matches!(&error, PeftError::Io { path, .. } if path.ends_with(CONFIG_FILE)),
+        matches!(&error, PeftError::Malformed { path, reason } if path.ends_with(CONFIG_FILE) && reason.contains("the directory that holds")),
         "{error}"
     );
 }
 
 /// Names that lead elsewhere, break PEFT's keys, or would be obeyed by a terminal.
-const NAMES: [&str; 16] = [
+const NAMES: [&str; 15] = [
     "",
     ".",
     "..",
@@ -89,7 +89,6 @@ const NAMES: [&str; 16] = [
     "a\nb",
     "a\u{1b}b",
     "v1.0",
-    "lora_A",
     "\u{202e}x.",
 ];
 
@@ -99,16 +98,13 @@ fn names_that_are_paths_are_refused_on_loading_and_saving() {
     let scratch = Scratch::new();
     let out = scratch.file("out");
     for name in NAMES {
-        let loaded = name != "lora_A";
-        if loaded {
-            let error = Victim::new().fails(4096, |model| {
-                model.load_adapter(name, scratch.path(), &LoadOptions::default())
-            });
-            assert!(
-                matches!(error, PeftError::AdapterName { .. }),
-                "{name:?}: {error}"
-            );
-        }
+        let error = Victim::new().fails(4096, |model| {
+            model.load_adapter(name, scratch.path(), &LoadOptions::default())
+        });
+        assert!(
+            matches!(error, PeftError::AdapterName { .. }),
+            "{name:?}: {error}"
+        );
         let error = Victim::new().fails(4096, |model| {
             model.save_adapter(name, &out, &SaveOptions::default())
         });
@@ -121,7 +117,7 @@ fn names_that_are_paths_are_refused_on_loading_and_saving() {
             Err(PeftError::AdapterName { .. })
         ));
     }
-    let long = "x".repeat(129);
+    let long = "x".repeat(256);
     let error = Victim::new().fails(4096, |model| {
         model.load_adapter(&long, scratch.path(), &LoadOptions::default())
     });

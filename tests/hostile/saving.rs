@@ -142,11 +142,15 @@ fn a_full_disk_leaves_the_old_files_and_no_scratch() {
 
 // S2
 #[test]
-fn nothing_is_overwritten_unless_asked() {
-    for there in [
-        &[WEIGHTS_FILE, CONFIG_FILE][..],
-        &[WEIGHTS_FILE],
-        &[CONFIG_FILE],
+fn what_may_be_no_adapter_is_not_replaced_unless_asked() {
+    let keep = WriteOptions {
+        keep_existing: true,
+        ..Default::default()
+    };
+    for (there, occupied) in [
+        (&[WEIGHTS_FILE, CONFIG_FILE][..], CONFIG_FILE),
+        (&[WEIGHTS_FILE], WEIGHTS_FILE),
+        (&[CONFIG_FILE], CONFIG_FILE),
     ] {
         let dir = tempfile::tempdir().unwrap();
         for file in there {
@@ -154,6 +158,15 @@ fn nothing_is_overwritten_unless_asked() {
         }
         let options = WriteOptions::default();
         let error = adapter(0.75).write(dir.path(), &options).unwrap_err();
+        assert!(
+            matches!(&error, PeftError::Occupied { path, .. } if path.ends_with(occupied)),
+            "{error}"
+        );
+        assert!(
+            error.to_string().contains("`overwrite` replaces it"),
+            "{error}"
+        );
+        let error = adapter(0.75).write(dir.path(), &keep).unwrap_err();
         assert!(
             matches!(&error, PeftError::Exists { path } if path.ends_with(there[0])),
             "{error}"
@@ -178,6 +191,15 @@ fn a_name_that_is_taken_at_the_last_moment_is_not_overwritten() {
         let error = adapter(0.5)
             .write(dir.path(), &WriteOptions::default())
             .unwrap_err();
+        assert!(
+            matches!(&error, PeftError::Occupied { path, .. } if *path == link),
+            "{error}"
+        );
+        let keep = WriteOptions {
+            keep_existing: true,
+            ..Default::default()
+        };
+        let error = adapter(0.5).write(dir.path(), &keep).unwrap_err();
         assert!(
             matches!(&error, PeftError::Exists { path } if *path == link),
             "{error}"

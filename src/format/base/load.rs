@@ -8,13 +8,14 @@ use burn::tensor::{DType, FloatDType, Tensor, TensorData};
 use half::{bf16, f16};
 
 use super::checkpoint::BaseCheckpoint;
-use super::options::BaseOptions;
+use super::options::{BaseOptions, Tie};
 use super::plan::{Form, Job, Plan};
 use super::progress::Meter;
 use super::report::{BaseMismatch, BaseReport};
 use super::stream::{self, Source, Stored, Stream};
 use crate::Result;
-use crate::model::{NewBase, NewRows, PeftModel, Table, replace_bases};
+use crate::format::NameMap;
+use crate::model::{NewBase, NewRows, PeftModel, Table, is_named, replace_bases};
 use crate::nf4::{Nf4Scales, Nf4Weight};
 
 impl BaseCheckpoint {
@@ -82,7 +83,22 @@ impl<M: Module> PeftModel<M> {
     ) -> Result<BaseReport> {
         let checkpoint = BaseCheckpoint::open_with(path, options)?;
         let head = self.named_head().map(str::to_owned);
-        load(&checkpoint, self.module_mut(), head.as_deref(), options)
+        let report = load(&checkpoint, self.module_mut(), head.as_deref(), options)?;
+        self.note_tied(&options.tied, &options.names);
+        Ok(report)
+    }
+
+    /// Notes the embedding that an output head without a parameter of its own was said to be tied to.
+    fn note_tied(&mut self, tied: &[Tie], names: &NameMap) {
+        let module = |tensor: &str| names.to_model(tensor.strip_suffix(".weight")?).ok();
+        for tie in tied {
+            if let (Some(copy), Some(source)) = (module(&tie.copy), module(&tie.source))
+                && is_named(&copy, self.head())
+                && !self.has_own_head()
+            {
+                self.note_shared_head(&source);
+            }
+        }
     }
 }
 

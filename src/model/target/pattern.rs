@@ -70,6 +70,13 @@ impl Pattern {
         Self::new(option, text, &format!(r"\A(?:(.*\.)?({body})$)"))
     }
 
+    /// Compiles a key of the patterns as PEFT before 0.15 did: `re.match(r".*\.KEY$", path)`.
+    pub(super) fn old_key(option: &'static str, text: &str) -> Result<Self> {
+        check_length(option, text)?;
+        let body = from_python(option, text)?;
+        Self::new(option, text, &format!(r"\A(?:.*\.{body}$)"))
+    }
+
     /// Compiles one of PEFT's `layers_pattern`: `re.match(r"(?:^|.*?\.)PATTERN\.(?P<idx>\d+)\.", path)`.
     pub(super) fn layer_index(option: &'static str, text: &str) -> Result<Self> {
         check_length(option, text)?;

@@ -75,6 +75,18 @@ CASES = {
         "`target_parameters` of experts stored as [E, in, out]",
         dict(target_parameters=["experts.weight", "experts.gate"]),
     ),
+    # A bare name that a rank of another module stands beside.
+    "experts-bare": (
+        "`target_parameters` by a bare name, beside a module with a rank of its own",
+        dict(target_modules=["up"], target_parameters=["gate"], rank_pattern={"up": 2}),
+    ),
+    "experts-patterns": (
+        "`target_parameters`: two tensors of one module, each with a rank and an alpha of its own",
+        dict(
+            target_parameters=["gate", "experts.weight"], rank_pattern={"experts.gate": 2, "experts.weight": 4},
+            alpha_pattern={"weight": 7},
+        ),
+    ),
     "everything": (
         "LoRA on every layer and on experts, trained biases, a saved norm, ranks by pattern",
         dict(
