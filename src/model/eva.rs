@@ -7,7 +7,7 @@ use burn::tensor::Tensor;
 
 use super::config::PeftConfig;
 use super::fresh::{dense_weights, fresh};
-use super::peft_model::{PeftModel, find};
+use super::peft_model::{PeftModel, targets_by_module};
 use super::target::TargetConfig;
 use crate::adapter::{Directions, LoraConfig, LoraInit, cast, share_out};
 use crate::{PeftError, Result};
@@ -59,8 +59,9 @@ impl<M: Module> PeftModel<M> {
             ));
         }
         let sites = self.linear_sites();
-        for path in inputs.keys() {
-            find(&sites, path)?;
+        let known = targets_by_module(sites.iter());
+        if let Some(path) = inputs.keys().find(|path| !known.contains_key(path.as_str())) {
+            return Err(PeftError::UnknownModule { path: path.clone() });
         }
         // In the model's order, so that equal shares are always shared out alike.
         let mut modules = Vec::with_capacity(inputs.len());

@@ -9,6 +9,7 @@ use burn::module::{Module, Param};
 use burn::tensor::{FloatDType, Tensor};
 
 use super::active::Active;
+use super::dense_look::{mappers, restore_mappers};
 use super::peft_model::{PeftModel, refuse_foreign};
 use super::traverse::{See, Site, collect, edit, walk};
 use super::weight::{Materialize, NamedChange, PeftWeight};
@@ -206,7 +207,7 @@ impl See for Check {
             return;
         }
         let base = param.base();
-        let bare = PeftWeight::new(WeightLayout::Matrix);
+        let bare = PeftWeight::new(path, WeightLayout::Matrix);
         let state = state.unwrap_or(&bare);
         let dtype = state.effective_dtype(base.dtype());
         let mut exact = state.effective(base).detach();
@@ -287,6 +288,12 @@ fn largest<const D: usize>(x: Tensor<D>) -> f32 {
     }
 }
 
+/// Folds in whatever is attached to parameters. Those that were packed are as they were before they were packed.
+pub(super) fn materialize<M: Module>(module: M) -> M {
+    let mappers = mappers(&module);
+    restore_mappers(module.materialize(), mappers)
+}
+
 /// What a merge has computed beforehand, by parameter paths.
 #[derive(Default)]
 struct Merged {
@@ -311,6 +318,7 @@ fn remove<M: Module>(
             state.adapters = vec![NamedChange {
                 name: MERGED.into(),
                 change: bias.into(),
+                trainable: false,
             }];
             state.active = Active::one(MERGED);
             state.enabled = true;
@@ -329,9 +337,8 @@ fn remove<M: Module>(
                     .remove(&site.path)
                     .or_else(|| state.nf4.clone())
                 {
-                    let mut bare = PeftWeight::new(state.layout);
-                    bare.dtype = state.dtype;
-                    bare.nf4 = Some(nf4);
+                    let mut bare = PeftWeight::new(&site.path, state.layout);
+                    bare.pack(nf4, state.dtype, state.mapper.clone());
                     again.insert(site.path.clone(), bare);
                 }
                 Materialize::KeepBase
@@ -339,5 +346,7 @@ fn remove<M: Module>(
         });
         last.insert(site.path, state);
     }
-    Ok(edit(edit(module, last).materialize(), again))
+    let mappers = mappers(&module);
+    let module = edit(module, last).materialize();
+    Ok(edit(restore_mappers(module, mappers), again))
 }

@@ -11,9 +11,12 @@ mod attach;
 mod base;
 mod choose;
 mod combine;
+mod compose;
 mod config;
 #[cfg(feature = "faer")]
 mod convert;
+mod dense_look;
+mod describe;
 #[cfg(feature = "faer")]
 mod eva;
 mod forward;
@@ -24,6 +27,7 @@ mod parameters;
 mod peft_model;
 mod quantize;
 mod report;
+mod shown_groups;
 mod storage;
 mod stored_base;
 mod target;
@@ -32,13 +36,16 @@ mod traverse;
 mod weight;
 
 pub use active::Active;
+pub(crate) use attach::Joining;
 pub use adapters_only::AdaptersOnly;
 pub(crate) use base::{BaseParameter, NewBase, base_parameters, choose_linear, replace_bases};
+pub use compose::ComposeOptions;
 pub use config::{BiasMode, PeftConfig, TrainableTokens};
 #[cfg(feature = "faer")]
 pub use eva::EvaModule;
 pub use forward::{PeftForward, TiedHead};
 pub use head_loss::HeadLoss;
+pub(crate) use describe::{Content, Description, NO_TARGETS, Naming, by_path};
 pub(crate) use parameters::is_named;
 pub use peft_model::{DEFAULT_ADAPTER, PeftModel};
 pub(crate) use peft_model::{DEFAULT_HEAD, Parameter};

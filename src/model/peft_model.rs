@@ -6,12 +6,14 @@ use burn::module::{Module, ParamGroup, list_param_ids};
 use burn::tensor::Device;
 
 use super::active::Active;
+use super::compose::ComposeOptions;
 use super::config::PeftConfig;
 #[cfg(feature = "faer")]
 use super::fresh::dense_weights;
 use super::parameters::is_named;
 use super::quantize::{self, QuantizeReport};
 use super::report::ModelReport;
+use super::shown_groups::shown_groups;
 use super::target::{TargetConfig, TargetReport};
 use super::traverse::{Site, collect, edit};
 use super::weight::PeftWeight;
@@ -47,13 +49,25 @@ pub(crate) const DEFAULT_HEAD: &str = "lm_head";
 pub struct PeftModel<M> {
     /// Empty only inside an operation that takes the module by value.
     pub(super) module: Option<M>,
-    pub(super) adapters: Vec<(String, PeftConfig)>,
+    pub(super) adapters: Vec<Adapter>,
     pub(super) active: Active,
     pub(super) enabled: bool,
+    pub(super) compose: ComposeOptions,
     pub(super) head: String,
     pub(super) experts: ExpertLayout,
     /// How many groups convolutions have, by their paths or the ends of those.
     pub(super) groups: BTreeMap<String, usize>,
+}
+
+/// An adapter of a model, beside what is attached to the parameters.
+#[derive(Clone, Debug)]
+pub(super) struct Adapter {
+    pub name: String,
+    pub config: PeftConfig,
+    /// Whether it trains while it is in use.
+    pub trainable: bool,
+    /// Whether its values were taken of the base as it was when the adapter was added: DoRA's magnitude, the factors of PiSSA.
+    pub of_base: bool,
 }
 
 /// A float parameter of a model, as files need to know it.
@@ -88,6 +102,7 @@ impl<M: Module> PeftModel<M> {
             adapters: Vec::new(),
             active: Active::none(),
             enabled: true,
+            compose: ComposeOptions::default(),
             head: DEFAULT_HEAD.into(),
             experts: ExpertLayout::default(),
             groups: BTreeMap::new(),
@@ -107,9 +122,11 @@ impl<M: Module> PeftModel<M> {
         self
     }
 
-    /// Says how many groups the convolution of this path, or of a path that ends so, has: Burn shows that to no one who walks a
-    /// model, and PEFT's files of adapters on such a convolution have shapes that follow from it. Default: 1, until
-    /// [`forward_peft`](super::PeftForward::forward_peft) has run an adapter on it.
+    /// Says how many groups the convolution of this path, or of a path that ends so, has. PEFT's files of adapters on such a
+    /// convolution have shapes that follow from it, and Burn does not show it to code that walks a model.
+    ///
+    /// It is needed for a model that does not derive `Debug` only: the groups are read from that, and from the first pass by
+    /// [`forward_peft`](super::PeftForward::forward_peft).
     pub fn with_conv_groups(mut self, path: impl Into<String>, groups: usize) -> Self {
         self.groups.insert(path.into(), groups);
         self
@@ -167,17 +184,47 @@ impl<M: Module> PeftModel<M> {
     /// [`PeftError::UnknownAdapter`].
     pub fn delete_adapter(&mut self, name: &str) -> Result<()> {
         self.config(name)?;
-        self.change(|state| state.adapters.retain(|adapter| adapter.name != name));
-        self.adapters.retain(|(adapter, _)| adapter != name);
-        let mut active = self.active.clone();
-        active.retain(|adapter| adapter != name);
-        self.use_adapters(active);
+        self.adapters.retain(|adapter| adapter.name != name);
+        self.active.retain(|adapter| adapter != name);
+        self.change(|state| {
+            state.adapters.retain(|adapter| adapter.name != name);
+            state.active.retain(|adapter| adapter != name);
+        });
+        Ok(())
+    }
+
+    /// Gives an adapter another name. Whether it is in use, and whether it trains, stay as they are.
+    ///
+    /// # Errors
+    ///
+    /// [`PeftError::UnknownAdapter`]; [`PeftError::AdapterName`] if the new name is not one or is taken. The model has not changed
+    /// then.
+    pub fn rename_adapter(&mut self, name: &str, new_name: &str) -> Result<()> {
+        self.config(name)?;
+        if name == new_name {
+            return Ok(());
+        }
+        self.check_new_name(new_name)?;
+        for adapter in &mut self.adapters {
+            if adapter.name == name {
+                adapter.name = new_name.into();
+            }
+        }
+        self.active.rename(name, new_name);
+        self.change(|state| {
+            for adapter in &mut state.adapters {
+                if adapter.name == name {
+                    adapter.name = new_name.into();
+                }
+            }
+            state.active.rename(name, new_name);
+        });
         Ok(())
     }
 
     /// Names of all adapters, in the order they were added.
     pub fn adapters(&self) -> impl Iterator<Item = &str> {
-        self.adapters.iter().map(|(name, _)| name.as_str())
+        self.adapters.iter().map(|adapter| adapter.name.as_str())
     }
 
     /// The configuration of an adapter.
@@ -186,9 +233,13 @@ impl<M: Module> PeftModel<M> {
     ///
     /// [`PeftError::UnknownAdapter`].
     pub fn config(&self, name: &str) -> Result<&PeftConfig> {
-        let found = self.adapters.iter().find(|(adapter, _)| adapter == name);
-        found
-            .map(|(_, config)| config)
+        self.adapter(name).map(|adapter| &adapter.config)
+    }
+
+    pub(super) fn adapter(&self, name: &str) -> Result<&Adapter> {
+        let mut adapters = self.adapters.iter();
+        adapters
+            .find(|adapter| adapter.name == name)
             .ok_or_else(|| PeftError::UnknownAdapter {
                 name: name.into(),
                 adapters: self.adapters().map(str::to_owned).collect(),
@@ -256,27 +307,37 @@ impl<M: Module> PeftModel<M> {
 
     /// Every float parameter, in the model's order.
     pub(crate) fn parameters(&self) -> Vec<Parameter> {
-        let sites = self.sites();
+        self.parameters_of(&self.sites())
+    }
+
+    /// The parameters at these sites.
+    pub(super) fn parameters_of(&self, sites: &[Site]) -> Vec<Parameter> {
+        let shown = shown_groups(self.module(), sites);
         let parameters = sites.iter().map(|site| Parameter {
             path: site.path.clone(),
             torch_name: site.torch_name().to_owned(),
-            shape: site.dense_shape(),
+            shape: site.shape.clone(),
             layer: site.layer,
-            groups: self.groups_of(site),
+            groups: self.groups_of(site, &shown),
             device: self.device_of(site),
         });
         parameters.collect()
     }
 
-    /// How many groups a convolution is known to have: as was said, or seen.
-    fn groups_of(&self, site: &Site) -> usize {
+    /// How many groups a convolution is known to have: as was said, seen by a forward pass, or shown.
+    fn groups_of(&self, site: &Site, shown: &HashMap<String, usize>) -> usize {
+        if site.layer != Some(LayerKind::Conv) {
+            return 1;
+        }
         let mut said = self.groups.iter();
         let said = said.find(|(name, _)| is_named(site.module(), name));
-        let seen = site.state.as_ref().map_or(1, PeftWeight::groups);
-        said.map_or(seen, |(_, groups)| (*groups).max(1))
+        let said = said.map(|(_, groups)| (*groups).max(1));
+        let seen = || site.state.as_ref().and_then(PeftWeight::groups);
+        let shown = || shown.get(&site.path).copied();
+        said.or_else(seen).or_else(shown).unwrap_or(1)
     }
 
-    /// The dense weights of the modules at these paths, `[d_in, d_out]`, shared; a packed one is an empty matrix.
+    /// The dense weights of the modules at these paths, `[d_in, d_out]`, shared. Packed weights are left out.
     #[cfg(feature = "faer")]
     pub(crate) fn dense_weights(
         &self,
@@ -309,19 +370,12 @@ impl<M: Module> PeftModel<M> {
     }
 
     pub(super) fn device_of(&self, site: &Site) -> Device {
-        match site.nf4() {
-            Some(nf4) => nf4.device(),
-            None => site.device.clone(),
-        }
+        site.device.clone()
     }
 
     pub(super) fn use_adapters(&mut self, active: Active) {
-        let enabled = self.enabled;
-        self.change(|state| {
-            state.activate(&active);
-            state.enabled = enabled;
-        });
-        self.active = active;
+        self.active = active.clone();
+        self.change(|state| state.activate(&active));
     }
 
     /// Changes the state of every weight that has one.
@@ -357,12 +411,12 @@ fn module_of(path: &str) -> &str {
     path.strip_suffix(".weight").unwrap_or(path)
 }
 
-/// The weight of the module at `path`.
-pub(super) fn find<'a, S: std::borrow::Borrow<Site>>(sites: &'a [S], path: &str) -> Result<&'a S> {
-    let mut sites = sites.iter();
-    sites
-        .find(|site| (*site).borrow().is_target() && (*site).borrow().module() == path)
-        .ok_or_else(|| PeftError::UnknownModule { path: path.into() })
+/// The weights that targets can name, by the paths of their modules.
+pub(super) fn targets_by_module<'a>(
+    sites: impl Iterator<Item = &'a Site>,
+) -> HashMap<&'a str, &'a Site> {
+    let targets = sites.filter(|site| site.is_target());
+    targets.map(|site| (site.module(), site)).collect()
 }
 
 /// Burn puts an attached reparameterization back whatever is attached in its place.

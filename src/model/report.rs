@@ -91,7 +91,7 @@ pub struct AdapterReport {
 
 impl AdapterReport {
     fn new(adapter: &NamedChange, active: &Active) -> Self {
-        let NamedChange { name, change } = adapter;
+        let NamedChange { name, change, .. } = adapter;
         let (kind, trained, device) = match change {
             Change::Lora(lora) => {
                 let kind = ChangeKind::Lora {
@@ -197,26 +197,25 @@ impl ModelReport {
             adapter_bytes: 0,
         };
         for site in sites {
-            let stored: usize = site.shape.iter().product();
-            report.total_params += stored + site.foreign_params;
-            report.dense_bytes += bytes(site.dtype, stored);
+            let values: usize = site.shape.iter().product();
+            report.total_params += values + site.foreign_params;
             if site.trainable {
-                report.trainable_params += stored;
+                report.trainable_params += values;
             }
-            let (module, shape) = (site.module().to_owned(), site.dense_shape());
+            match site.nf4() {
+                Some(nf4) => report.nf4_bytes += nf4.num_bytes(),
+                None => report.dense_bytes += bytes(site.dtype, values),
+            }
+            let (module, shape) = (site.module().to_owned(), site.shape.clone());
             let Some(state) = site.state else {
                 continue;
             };
-            if let Some(nf4) = &state.nf4 {
-                report.total_params += nf4.num_weights();
-                report.nf4_bytes += nf4.num_bytes();
-            }
             for adapter in &state.adapters {
                 let params = adapter.change.num_params();
                 let dtype = DType::from(FloatDType::from(adapter.change.dtype()));
                 report.total_params += params;
                 report.adapter_bytes += params * dtype.size();
-                if state.active.trains(&adapter.name) {
+                if state.trains(adapter) {
                     report.trainable_params += adapter.change.trainable_params();
                 }
             }

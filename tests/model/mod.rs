@@ -1,5 +1,6 @@
 //! Adapters on whole models.
 
+mod dense_look;
 mod kinds;
 mod lifecycle;
 mod quantize;
