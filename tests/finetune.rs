@@ -1,16 +1,4 @@
-//! The parts of the examples `finetune` and `make_data` that can be wrong unseen, and the data in the repository.
-
-// The examples' own unit tests run here: Cargo does not run those of an example.
-#![allow(dead_code)]
-
-#[path = "../examples/finetune/estimate.rs"]
-mod estimate;
-#[path = "../examples/make_data/main.rs"]
-mod make_data;
-#[path = "../examples/finetune/rouge.rs"]
-mod rouge;
-#[path = "../examples/finetune/schedule.rs"]
-mod schedule;
+//! The data of the example `finetune` that is in the repository.
 
 use std::collections::HashSet;
 use std::path::PathBuf;

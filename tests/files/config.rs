@@ -59,7 +59,7 @@ fn samples() -> Vec<(&'static str, Value)> {
 /// Every row of the published table: what is honoured or inert comes back as it was, what is refused is by its name.
 #[test]
 fn every_key_is_treated_as_the_table_says() {
-    let table = std::fs::read_to_string("docs/peft-config.md").unwrap();
+    let table = std::fs::read_to_string(crate::repository().join("docs/peft-config.md")).unwrap();
     let rows: Vec<(&str, &str)> = table
         .lines()
         .filter_map(|line| line.strip_prefix("| `")?.split_once("` | "))

@@ -16,8 +16,6 @@ use safetensors::{Dtype, SafeTensors};
 use super::kinds_model::Kinds;
 use llama::model::LlamaForCausalLm;
 
-const DIR: &str = "tests/golden/kinds";
-
 /// The cases on the small model, and whether their experts are `[E, in, out]`.
 const CASES: [(&str, bool); 20] = [
     ("embedding", false),
@@ -46,7 +44,7 @@ const CASES: [(&str, bool); 20] = [
 const FACTORED_ONLY: [&str; 4] = ["lora-bias", "grouped", "everything", "everything-bias"];
 
 fn dir(case: &str) -> PathBuf {
-    Path::new(DIR).join(case)
+    crate::golden("kinds").join(case)
 }
 
 fn model(transposed: bool, device: &Device) -> PeftModel<Kinds> {
@@ -54,7 +52,7 @@ fn model(transposed: bool, device: &Device) -> PeftModel<Kinds> {
         true => ExpertLayout::InOut,
         false => ExpertLayout::OutIn,
     };
-    let model = Kinds::load(Path::new(DIR), transposed, device).unwrap();
+    let model = Kinds::load(&crate::golden("kinds"), transposed, device).unwrap();
     PeftModel::new(model)
         .with_expert_layout(layout)
         .with_conv_groups("grouped", 3)
@@ -272,7 +270,7 @@ fn what_peft_does_not_have_is_not_saved() {
 fn an_adapter_of_other_groups_than_the_convolution_has_does_not_fit() {
     let device = Device::flex();
     for groups in [None, Some(1), Some(2), Some(4), Some(usize::MAX)] {
-        let model = Kinds::load(Path::new(DIR), false, &device).unwrap();
+        let model = Kinds::load(&crate::golden("kinds"), false, &device).unwrap();
         let mut model = PeftModel::new(model);
         if let Some(groups) = groups {
             model = model.with_conv_groups("grouped", groups);
