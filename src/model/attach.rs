@@ -260,7 +260,7 @@ impl<M: Module> PeftModel<M> {
     }
 
     /// These factors by the paths of their parameters: that of a module's weight, or of a tensor of experts.
-    fn of_weights(&self, factors: Vec<(String, Lora)>) -> Vec<(String, Change)> {
+    pub(super) fn of_weights(&self, factors: Vec<(String, Lora)>) -> Vec<(String, Change)> {
         let sites = self.sites();
         let paths: HashSet<&str> = sites.iter().map(|site| site.path.as_str()).collect();
         factors

@@ -8,6 +8,7 @@ use burn::module::Module;
 use super::active::Active;
 use super::attach::refuse_own_values;
 use super::peft_model::PeftModel;
+use super::statistics::with_own_statistics;
 use crate::{PeftError, Result};
 
 impl<M: Module> PeftModel<M> {
@@ -187,8 +188,10 @@ impl<M: Module> PeftModel<M> {
     }
 
     /// A frozen snapshot to train against, as the reference policy of DPO or PPO: it answers as the model does now, without
-    /// dropout, whatever becomes of the model. Tensors are shared until the model's change.
+    /// dropout, whatever becomes of the model. Tensors are shared until the model's change. Running statistics are its own.
     pub fn reference(&self) -> Self {
-        self.clone().freeze()
+        let mut reference = self.clone().freeze();
+        reference.module = reference.module.map(with_own_statistics);
+        reference
     }
 }

@@ -22,7 +22,7 @@ use super::traverse::Site;
 use crate::{PeftError, Result};
 
 /// PEFT's word for no target at all: a string that no module is called.
-pub(crate) const NO_TARGETS: &str = "dummy-target-modules";
+const NO_TARGETS: &str = "dummy-target-modules";
 
 /// What a file says of where an adapter is.
 #[derive(Clone, Debug, PartialEq)]
@@ -47,6 +47,8 @@ pub(crate) struct Naming<'a> {
     modules: BTreeSet<String>,
     /// Every tensor of experts.
     experts: Vec<String>,
+    /// Modules that have running statistics beside their parameters.
+    statistics: HashSet<String>,
     /// Whether modules are called as in the model, so that the adapter's own patterns mean what they meant there.
     own: bool,
 }
@@ -62,6 +64,7 @@ impl<'a> Naming<'a> {
             leaves: BTreeMap::new(),
             modules: BTreeSet::new(),
             experts: Vec::new(),
+            statistics: HashSet::new(),
             own,
         };
         for parameter in parameters {
@@ -74,6 +77,9 @@ impl<'a> Naming<'a> {
             };
             if let Some(LayerKind::Experts(_)) = parameter.layer {
                 naming.experts.push(join(&module, &parameter.torch_name));
+            }
+            if parameter.has_statistics {
+                naming.statistics.insert(module.clone());
             }
             let known = naming.leaves.entry(module).or_default();
             known.push(&parameter.torch_name);
@@ -368,6 +374,14 @@ impl Content {
                     "modules_to_save",
                     format!("{found:?} of `{module}`"),
                     format!("a module's every parameter: {all:?}"),
+                ));
+            }
+            if naming.statistics.contains(*module) {
+                return Err(PeftError::config(
+                    "modules_to_save",
+                    format!("`{module}`, which has running statistics"),
+                    "modules without: Burn has the statistics once for the whole model, not once per adapter; train the layer's bias \
+                     by `bias`, or the layer as a part of the model",
                 ));
             }
             if adapted.contains(module) {

@@ -24,8 +24,9 @@ pub struct EvaModule {
 }
 
 impl<M: Module> PeftModel<M> {
-    /// Adds an adapter whose `A` are the main directions of the `inputs [rows, d_in]` of each module, by its path, and makes it
-    /// the active one: [EVA](https://arxiv.org/abs/2410.07170). `B` is zero, so a fresh adapter changes nothing.
+    /// Adds an adapter whose `A` are the main directions of the `inputs [rows, d_in]` of each module, by its path:
+    /// [EVA](https://arxiv.org/abs/2410.07170). `B` is zero, so a fresh adapter changes nothing. It becomes the active one if the
+    /// model had none.
     ///
     /// The inputs are what the modules are called with in your own forward pass over a batch or a few: keep the tensor
     /// that goes into each and flatten it to rows. Unlike PEFT, nothing is subtracted from them: what LoRA multiplies is the

@@ -11,6 +11,7 @@ use burn::tensor::{FloatDType, Tensor};
 use super::active::Active;
 use super::dense_look::{mappers, restore_mappers};
 use super::peft_model::{PeftModel, refuse_foreign};
+use super::statistics::with_own_statistics;
 use super::traverse::{See, Site, collect, edit, walk};
 use super::weight::{Materialize, NamedChange, PeftWeight};
 use crate::adapter::{TrainedCopy, cast};
@@ -33,7 +34,7 @@ impl<M: Module> PeftModel<M> {
     ///
     /// # Errors
     ///
-    /// As [`merged`](Self::merged); the model is lost, keep a clone.
+    /// As [`merged`](Self::merged), which keeps the model; here an error drops it.
     pub fn merge_and_unload(self) -> Result<(M, MergeReport)> {
         let (report, biases) = self.check_merge()?;
         let merged = Merged {
@@ -54,7 +55,9 @@ impl<M: Module> PeftModel<M> {
     /// for an adapter of PEFT on a convolution of several groups;
     /// [`PeftError::ForeignReparameterization`], as Burn would fold that one in too.
     pub fn merged(&self) -> Result<(M, MergeReport)> {
-        self.clone().merge_and_unload()
+        let mut own = self.clone();
+        own.module = own.module.map(with_own_statistics);
+        own.merge_and_unload()
     }
 
     /// Merges the active adapters and takes the plain module with its packed weights packed: those under an adapter are
@@ -65,7 +68,7 @@ impl<M: Module> PeftModel<M> {
     ///
     /// # Errors
     ///
-    /// As [`merged`](Self::merged); the model is lost, keep a clone.
+    /// As [`merged`](Self::merged), which keeps the model; here an error drops it.
     pub fn merge_into_nf4(self, config: &Nf4Config) -> Result<(M, Vec<(String, Nf4MergeReport)>)> {
         let (_, biases) = self.check_merge()?;
         let mut requantizer = Requantizer {
@@ -113,7 +116,7 @@ impl<M: Module> PeftModel<M> {
         };
         walk(self.module(), &mut changes);
         changes.result?;
-        Ok(self.disabled().freeze())
+        Ok(self.disabled().reference())
     }
 
     fn refuse_rows(&self) -> Result<()> {

@@ -29,8 +29,10 @@ mod quantize;
 mod report;
 mod shown_groups;
 mod storage;
+mod statistics;
 mod stored_base;
 mod target;
+mod training;
 mod transparent;
 mod traverse;
 mod weight;
@@ -45,15 +47,17 @@ pub use config::{BiasMode, PeftConfig, TrainableTokens};
 pub use eva::EvaModule;
 pub use forward::{PeftForward, TiedHead};
 pub use head_loss::HeadLoss;
-pub(crate) use describe::{Content, Description, NO_TARGETS, Naming, by_path};
+pub(crate) use describe::{Content, Description, Naming, by_path};
 pub(crate) use parameters::is_named;
 pub use peft_model::{DEFAULT_ADAPTER, PeftModel};
 pub(crate) use peft_model::{DEFAULT_HEAD, Parameter};
 pub use quantize::QuantizeReport;
 pub use report::{AdapterReport, AttachReport, Base, ChangeKind, ModelReport, WeightReport};
 pub use storage::{Amount, Storage, Stored};
+pub(crate) use statistics::is_statistic;
 pub(crate) use stored_base::{StoredParameter, StoredValue};
 pub(crate) use target::Adapted;
+pub(crate) use training::nothing_trains;
 pub use target::{
     ModuleNames, PatternMap, TargetConfig, TargetMatch, TargetMatcher, TargetModules, TargetReport,
     UnmatchedPattern,

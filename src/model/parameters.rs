@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet, HashSet};
 
 use super::config::{BiasMode, TrainableTokens};
 use super::describe::Ends;
+use super::statistics::is_statistic;
 use super::target::{UnmatchedPattern, ends, unmatched};
 use super::traverse::Site;
 use crate::layer::LayerKind;
@@ -51,7 +52,8 @@ pub(super) fn named_modules<'a>(
         let module = site.path.rsplit_once('.');
         module.is_some_and(|(module, _)| saved.contains(module))
     };
-    Ok(sites.iter().filter(is_saved).collect())
+    let is_parameter = |site: &&Site| !is_statistic(&site.path);
+    Ok(sites.iter().filter(is_parameter).filter(is_saved).collect())
 }
 
 /// The paths of the modules around a parameter, the innermost first.

@@ -1,6 +1,6 @@
 //! A model of any kind with adapters, as PEFT's `PeftModel` in Python.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 
 use burn::module::{Module, ParamGroup, list_param_ids};
 use burn::tensor::Device;
@@ -14,9 +14,10 @@ use super::parameters::is_named;
 use super::quantize::{self, QuantizeReport};
 use super::report::ModelReport;
 use super::shown_groups::shown_groups;
+use super::statistics::is_statistic;
 use super::target::{TargetConfig, TargetReport};
 use super::traverse::{Site, collect, edit};
-use super::weight::PeftWeight;
+use super::weight::{NamedChange, PeftWeight};
 use crate::adapter::{Change, Lora};
 use crate::layer::{ExpertLayout, LayerKind};
 use crate::nf4::Nf4Config;
@@ -36,7 +37,9 @@ pub(crate) const DEFAULT_HEAD: &str = "lm_head";
 /// factors of the active adapter require a gradient; everything that was in the model when it was wrapped is frozen.
 ///
 /// Every operation that can fail plans first and leaves the model as it was on an error. Clones are cheap (tensors are
-/// shared) and independent: activating an adapter in one does not show in another.
+/// shared) and independent: activating an adapter in one does not show in another. Running statistics are the exception: as with any
+/// module of Burn, clones share those of a `BatchNorm`, and a forward pass in training by one changes them for all. A
+/// [`reference`](Self::reference) and a [`merged`](Self::merged) module have their own.
 ///
 /// # The two ways
 ///
@@ -85,6 +88,8 @@ pub(crate) struct Parameter {
     pub groups: usize,
     /// Where it lies.
     pub device: Device,
+    /// Whether its module has running statistics too.
+    pub has_statistics: bool,
 }
 
 impl Parameter {
@@ -162,7 +167,9 @@ impl<M: Module> PeftModel<M> {
     /// # Errors
     ///
     /// [`PeftError::NotFinite`] with the path of the weight; [`PeftError::AlreadyQuantized`] for one that is packed
-    /// already; [`PeftError::ForeignReparameterization`]; and those of the targets. Nothing has changed then (only the
+    /// already; [`PeftError::Config`] for one with an adapter whose values were taken of the dense weight (DoRA's magnitude, the
+    /// factors of PiSSA and the like): pack first, then add the adapter, so that it is of the weight that it will change;
+    /// [`PeftError::ForeignReparameterization`]; and those of the targets. Nothing has changed then (only the
     /// initialiser of a weight not yet initialised can still fail later, by yielding what is not finite).
     pub fn quantize_nf4(
         &mut self,
@@ -171,10 +178,36 @@ impl<M: Module> PeftModel<M> {
     ) -> Result<QuantizeReport> {
         let sites = self.linear_sites();
         let chosen = self.resolve(targets, &sites)?;
+        self.refuse_of_base(&sites, &chosen)?;
         let module = self.module.take().expect("only empty inside an operation");
         let (module, report) = quantize::quantize(module, sites, &chosen, config);
         self.module = Some(module);
         report
+    }
+
+    /// Packing changes a weight. An adapter that was made for the weight as it was would no longer be none at the start.
+    fn refuse_of_base(&self, sites: &[Site], chosen: &TargetReport) -> Result<()> {
+        let of_base = self.adapters.iter().filter(|adapter| adapter.of_base);
+        let of_base: Vec<&str> = of_base.map(|adapter| adapter.name.as_str()).collect();
+        if of_base.is_empty() {
+            return Ok(());
+        }
+        let chosen = chosen.matched.iter().map(|target| target.path.as_str());
+        let chosen: HashSet<&str> = chosen.collect();
+        for site in sites.iter().filter(|site| chosen.contains(site.module())) {
+            let adapters = site.state.iter().flat_map(|state| &state.adapters);
+            let mut made = adapters.filter(|adapter| {
+                adapter.change.lora().is_some() && of_base.contains(&adapter.name.as_str())
+            });
+            if let Some(NamedChange { name, .. }) = made.next() {
+                return Err(PeftError::config(
+                    format!("weight of `{}`", site.module()),
+                    format!("dense, with values of adapter `{name}` that were computed from it"),
+                    "no such adapter: pack the weight first and add the adapter then, or delete the adapter",
+                ));
+            }
+        }
+        Ok(())
     }
 
     /// Removes an adapter, and takes it out of use.
@@ -313,13 +346,18 @@ impl<M: Module> PeftModel<M> {
     /// The parameters at these sites.
     pub(super) fn parameters_of(&self, sites: &[Site]) -> Vec<Parameter> {
         let shown = shown_groups(self.module(), sites);
-        let parameters = sites.iter().map(|site| Parameter {
+        let module = |site: &Site| site.path.rsplit_once('.').map(|(module, _)| module.to_owned());
+        let statistics = sites.iter().filter(|site| is_statistic(&site.path));
+        let with_statistics: HashSet<_> = statistics.map(module).collect();
+        let parameters = sites.iter().filter(|site| !is_statistic(&site.path));
+        let parameters = parameters.map(|site| Parameter {
             path: site.path.clone(),
             torch_name: site.torch_name().to_owned(),
             shape: site.shape.clone(),
             layer: site.layer,
             groups: self.groups_of(site, &shown),
             device: self.device_of(site),
+            has_statistics: with_statistics.contains(&module(site)),
         });
         parameters.collect()
     }

@@ -6,6 +6,7 @@ use burn::module::Module;
 use burn::tensor::{DType, Device, FloatDType};
 
 use super::active::Active;
+use super::statistics::is_statistic;
 use super::storage::bytes;
 use super::target::TargetReport;
 use super::traverse::Site;
@@ -197,6 +198,10 @@ impl ModelReport {
             adapter_bytes: 0,
         };
         for site in sites {
+            if is_statistic(&site.path) {
+                report.dense_bytes += bytes(site.dtype, site.shape.iter().product());
+                continue;
+            }
             let values: usize = site.shape.iter().product();
             report.total_params += values + site.foreign_params;
             if site.trainable {
