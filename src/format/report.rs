@@ -172,6 +172,7 @@ mod tests {
                 expected: vec![4, 2],
                 found: vec![2, 4],
             }],
+            ..LoadReport::default()
         };
         let text = report.strict().unwrap_err().to_string();
         for part in [

@@ -114,7 +114,8 @@ impl AdapterFile {
                 }
                 Change::Lora(lora) => {
                     check_like(&module, &lora, defaults)?;
-                    file.tensors.push(LoraTensors::of(&lora, module, parameter)?);
+                    file.tensors
+                        .push(LoraTensors::of(&lora, module, parameter)?);
                 }
                 Change::Copy(copy) => {
                     let path = match module.as_str() {

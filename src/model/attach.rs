@@ -281,8 +281,10 @@ impl<M: Module> PeftModel<M> {
         changes: Vec<(String, Change)>,
         trainable: bool,
     ) -> Result<HashMap<String, PeftWeight>> {
-        let by_path: HashMap<&str, &Site> =
-            sites.iter().map(|site| (site.path.as_str(), site)).collect();
+        let by_path: HashMap<&str, &Site> = sites
+            .iter()
+            .map(|site| (site.path.as_str(), site))
+            .collect();
         let mut states: HashMap<String, PeftWeight> = HashMap::with_capacity(changes.len());
         for (path, change) in changes {
             let Some(&site) = by_path.get(path.as_str()) else {
@@ -399,7 +401,11 @@ fn check_fit(name: &str, config: &PeftConfig, site: &Site, change: &Change) -> R
             let own = lora.config();
             for (what, found, expected) in [
                 ("DoRA", own.dora.to_string(), config.lora.dora.to_string()),
-                ("bias of B", own.bias.to_string(), config.lora.bias.to_string()),
+                (
+                    "bias of B",
+                    own.bias.to_string(),
+                    config.lora.bias.to_string(),
+                ),
                 (
                     "rsLoRA",
                     own.rslora.to_string(),

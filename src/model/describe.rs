@@ -16,9 +16,9 @@ use burn::module::Module;
 use super::config::{BiasMode, PeftConfig};
 use super::peft_model::{Parameter, PeftModel};
 use super::target::{Adapted, ModuleNames, TargetConfig, TargetModules, condensed, ends};
+use super::traverse::Site;
 use crate::adapter::{Change, Lora, converted_alpha};
 use crate::layer::{LayerKind, WeightLayout};
-use super::traverse::Site;
 use crate::{PeftError, Result};
 
 /// PEFT's word for no target at all: a string that no module is called.
@@ -191,14 +191,22 @@ impl Content {
     }
 
     fn check_combinations(&self, config: &PeftConfig, adapted: &HashSet<&str>) -> Result<()> {
-        if let Some(path) = self.rows.iter().find(|path| adapted.contains(path.as_str())) {
+        if let Some(path) = self
+            .rows
+            .iter()
+            .find(|path| adapted.contains(path.as_str()))
+        {
             return Err(PeftError::config(
                 "trainable_token_indices",
                 format!("tokens of `{path}`, which has factors too"),
                 "one of the two, as in PEFT: exclude the module by `exclude_modules`, or train the tokens in another adapter",
             ));
         }
-        if let Some(path) = self.rows.iter().find(|path| self.copies.contains_key(*path)) {
+        if let Some(path) = self
+            .rows
+            .iter()
+            .find(|path| self.copies.contains_key(*path))
+        {
             return Err(PeftError::config(
                 "trainable_token_indices",
                 format!("tokens of `{path}`, which is saved whole too"),
@@ -356,9 +364,7 @@ impl Content {
                 BiasMode::LoraOnly => adapted.contains(module),
             },
             // PEFT has the base's own weight beside the factors of an embedding.
-            [only] if only == "weight" => {
-                adapted.contains(module) && is_input_or_output(module)
-            }
+            [only] if only == "weight" => adapted.contains(module) && is_input_or_output(module),
             _ => false,
         };
         let saved: BTreeMap<&str, &Vec<String>> = self
@@ -430,7 +436,10 @@ impl Content {
         }
         let ends = Ends::new(naming.modules.iter().map(String::as_str));
         for module in &self.rows {
-            if let Some(other) = ends.ending_with(module).find(|other| !self.rows.contains(*other)) {
+            if let Some(other) = ends
+                .ending_with(module)
+                .find(|other| !self.rows.contains(*other))
+            {
                 return Err(PeftError::config(
                     "trainable_token_indices",
                     format!("tokens of `{module}` without `{other}`"),
@@ -486,7 +495,11 @@ fn stored_rank(lora: &Lora, parameter: &Parameter, module: &str) -> Result<(usiz
                     ),
                 ));
             }
-            if mixes { groups } else { groups * lora.growth() }
+            if mixes {
+                groups
+            } else {
+                groups * lora.growth()
+            }
         }
         _ => lora.growth(),
     };

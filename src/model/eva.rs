@@ -61,7 +61,10 @@ impl<M: Module> PeftModel<M> {
         }
         let sites = self.linear_sites();
         let known = targets_by_module(sites.iter());
-        if let Some(path) = inputs.keys().find(|path| !known.contains_key(path.as_str())) {
+        if let Some(path) = inputs
+            .keys()
+            .find(|path| !known.contains_key(path.as_str()))
+        {
             return Err(PeftError::UnknownModule { path: path.clone() });
         }
         // In the model's order, so that equal shares are always shared out alike.

@@ -28,8 +28,8 @@ mod peft_model;
 mod quantize;
 mod report;
 mod shown_groups;
-mod storage;
 mod statistics;
+mod storage;
 mod stored_base;
 mod target;
 mod training;
@@ -38,28 +38,28 @@ mod traverse;
 mod weight;
 
 pub use active::Active;
-pub(crate) use attach::Joining;
 pub use adapters_only::AdaptersOnly;
+pub(crate) use attach::Joining;
 pub(crate) use base::{BaseParameter, NewBase, base_parameters, choose_linear, replace_bases};
 pub use compose::ComposeOptions;
 pub use config::{BiasMode, PeftConfig, TrainableTokens};
+pub(crate) use describe::{Content, Description, Naming, by_path};
 #[cfg(feature = "faer")]
 pub use eva::EvaModule;
 pub use forward::{PeftForward, TiedHead};
 pub use head_loss::HeadLoss;
-pub(crate) use describe::{Content, Description, Naming, by_path};
 pub(crate) use parameters::is_named;
 pub use peft_model::{DEFAULT_ADAPTER, PeftModel};
 pub(crate) use peft_model::{DEFAULT_HEAD, Parameter};
 pub use quantize::QuantizeReport;
 pub use report::{AdapterReport, AttachReport, Base, ChangeKind, ModelReport, WeightReport};
-pub use storage::{Amount, Storage, Stored};
 pub(crate) use statistics::is_statistic;
+pub use storage::{Amount, Storage, Stored};
 pub(crate) use stored_base::{StoredParameter, StoredValue};
 pub(crate) use target::Adapted;
-pub(crate) use training::nothing_trains;
 pub use target::{
     ModuleNames, PatternMap, TargetConfig, TargetMatch, TargetMatcher, TargetModules, TargetReport,
     UnmatchedPattern,
 };
+pub(crate) use training::nothing_trains;
 pub use weight::{PeftWeight, Way};

@@ -33,7 +33,10 @@ pub(super) fn named_modules<'a>(
     if names.is_empty() {
         return Ok(Vec::new());
     }
-    let modules: BTreeSet<&str> = sites.iter().flat_map(|site| ancestors(&site.path)).collect();
+    let modules: BTreeSet<&str> = sites
+        .iter()
+        .flat_map(|site| ancestors(&site.path))
+        .collect();
     let ends = Ends::new(modules.into_iter());
     let patterns = names
         .iter()

@@ -346,7 +346,11 @@ impl<M: Module> PeftModel<M> {
     /// The parameters at these sites.
     pub(super) fn parameters_of(&self, sites: &[Site]) -> Vec<Parameter> {
         let shown = shown_groups(self.module(), sites);
-        let module = |site: &Site| site.path.rsplit_once('.').map(|(module, _)| module.to_owned());
+        let module = |site: &Site| {
+            site.path
+                .rsplit_once('.')
+                .map(|(module, _)| module.to_owned())
+        };
         let statistics = sites.iter().filter(|site| is_statistic(&site.path));
         let with_statistics: HashSet<_> = statistics.map(module).collect();
         let parameters = sites.iter().filter(|site| !is_statistic(&site.path));

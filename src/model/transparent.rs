@@ -48,7 +48,9 @@ impl<M: Module> Module for PeftModel<M> {
 
     fn valid(&self) -> Self {
         Self {
-            module: Some(without_bases(self.module().clone(), |module| module.valid())),
+            module: Some(without_bases(self.module().clone(), |module| {
+                module.valid()
+            })),
             adapters: self.adapters.clone(),
             active: self.active.clone(),
             enabled: self.enabled,

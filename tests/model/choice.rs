@@ -1,5 +1,6 @@
 //! Which adapters are active and which train, as in PEFT 0.21.2: `add_adapter`, `load_adapter`, `set_adapter`, `set_requires_grad`.
 
+use burn::module::Module;
 use burn::optim::GradientsParams;
 use burn_peft::PeftError;
 use burn_peft::adapter::LoraConfig;
@@ -49,9 +50,15 @@ fn adapters_are_active_and_trainable_when_they_are_in_peft() {
     let report = model
         .load_adapter("three", &saved, &LoadOptions::new())
         .unwrap();
-    assert_eq!((report.active, report.trainable), (Some(false), Some(false)));
+    assert_eq!(
+        (report.active, report.trainable),
+        (Some(false), Some(false))
+    );
     let text = report.to_string();
-    assert!(text.contains("frozen") && text.contains("not active"), "{text}");
+    assert!(
+        text.contains("frozen") && text.contains("not active"),
+        "{text}"
+    );
     let three = ["one", "two", "three"];
     assert_eq!(state(&model, &three), of("one", &[true, false, false]));
     model.set_adapter("three").unwrap();
@@ -112,7 +119,10 @@ fn a_frozen_adapter_can_stand_beside_one_that_trains() {
     check(&model.valid().train(), "valid and train");
     check(&model.clone().fork(&device), "fork");
     let choice = [("old", 0.5), ("new", 1.0)];
-    check(&model.with_adapters(&choice).unwrap(), "a choice for one call");
+    check(
+        &model.with_adapters(&choice).unwrap(),
+        "a choice for one call",
+    );
     // A choice by `activate` leaves it frozen; `set_adapter` lets it train, as PEFT does.
     model.activate(&[("old", 1.0)]).unwrap();
     assert_eq!(grad(&model, "old"), Some(false));
@@ -148,9 +158,11 @@ fn a_backward_in_which_nothing_trains_panics_with_the_adapters() {
     model.set_trainable("served", false).unwrap();
     let run = Checkpointing::by_block(1);
     let (y, tape) = run
-        .forward(&model.blocks, input(&device).repeat_dim(1, 4), |block, x| {
-            x.clone() + super::run_block(block, x)
-        })
+        .forward(
+            &model.blocks,
+            input(&device).repeat_dim(1, 4),
+            |block, x| x.clone() + super::run_block(block, x),
+        )
         .unwrap();
     tape.backward(&y.sum(), &model);
 }
@@ -205,7 +217,10 @@ fn an_adapter_may_have_no_low_rank_change() {
         let mut model = PeftModel::new(net.clone());
         let report = model.add_adapter("default", &config).unwrap();
         assert_eq!(report.targets.matched.len(), 0);
-        assert_eq!(params(&model).iter().filter(|(.., grad)| *grad).count(), count);
+        assert_eq!(
+            params(&model).iter().filter(|(.., grad)| *grad).count(),
+            count
+        );
         assert_eq!(values(&model.forward_peft(x.clone())), base);
         let changes = model.changes("default").unwrap().into_iter();
         let moved = changes.map(|(path, change)| (path, super::moved(change)));

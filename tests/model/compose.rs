@@ -43,7 +43,10 @@ fn a_composition_that_is_denied_names_the_layer_and_the_way_out() {
         let allowed = model.forward(x.clone());
         model.deny_composed();
         let text = panic_of(|| model.forward(x.clone()));
-        says(&text, &["`blocks.0.down.weight`", "deny_composed", "forward_peft"]);
+        says(
+            &text,
+            &["`blocks.0.down.weight`", "deny_composed", "forward_peft"],
+        );
         // Factored it runs, also in what follows from the model.
         let y = model.forward_peft(x.clone());
         assert!(max_diff(&y, &allowed) < 1e-4);
@@ -51,14 +54,17 @@ fn a_composition_that_is_denied_names_the_layer_and_the_way_out() {
         says(&text, &["`blocks.0.down.weight`"]);
         // What is added later is denied too, and it can be taken back for one call.
         adapted(&mut model, "later", TargetConfig::list(["up"]));
-        let text = panic_of(|| model.blocks[1].up.forward(Tensor::ones([1, 32], &device)));
+        let text = panic_of(|| {
+            model.blocks[1]
+                .up
+                .forward(Tensor::<2>::ones([1, 32], &device))
+        });
         says(&text, &["`blocks.1.up.weight`"]);
         let once = model.with_compose_options(ComposeOptions::new());
         once.forward(x.clone());
         assert!(!once.compose_options().deny && model.compose_options().deny);
     }
 }
-
 
 #[test]
 fn dropout_that_a_composed_weight_has_not_is_an_error_unless_allowed() {
@@ -71,7 +77,13 @@ fn dropout_that_a_composed_weight_has_not_is_an_error_unless_allowed() {
     let text = panic_of(|| model.forward(x.clone()));
     says(
         &text,
-        &["`blocks.0.up.weight`", "`noisy`", "dropout", "allow_without_dropout", "forward_peft"],
+        &[
+            "`blocks.0.up.weight`",
+            "`noisy`",
+            "dropout",
+            "allow_without_dropout",
+            "forward_peft",
+        ],
     );
     // Where dropout does not act there is nothing to leave out.
     let quiet = model.valid();
@@ -94,7 +106,13 @@ fn a_bias_of_b_that_a_composed_weight_has_not_is_an_error_unless_allowed() {
     let text = panic_of(|| model.forward(x.clone()));
     says(
         &text,
-        &["`blocks.0.up.weight`", "`biased`", "bias of B", "allow_without_bias", "forward_peft"],
+        &[
+            "`blocks.0.up.weight`",
+            "`biased`",
+            "bias of B",
+            "allow_without_bias",
+            "forward_peft",
+        ],
     );
     let allowed = model.with_compose_options(ComposeOptions::new().with_allow_without_bias(true));
     // The fresh bias is zero, so that both ways agree.

@@ -89,8 +89,16 @@ fn shape_dtype_device_count_and_display_are_those_of_the_dense_weight() {
 fn the_raw_base_is_nan_and_never_part_of_a_result() {
     let device = device();
     let (_, model) = packed(LinearLayout::Row, &device);
-    assert!(values(&model.c_q.weight.base()).iter().all(|value| value.is_nan()));
-    assert!(values(&model.c_q.weight.val()).iter().all(|value| value.is_finite()));
+    assert!(
+        values(&model.c_q.weight.base())
+            .iter()
+            .all(|value| value.is_nan())
+    );
+    assert!(
+        values(&model.c_q.weight.val())
+            .iter()
+            .all(|value| value.is_finite())
+    );
 }
 
 #[test]
@@ -105,7 +113,10 @@ fn records_are_small_and_those_of_empty_bases_load() {
         assert!(bytes.len() < packed_bytes + 4096, "{}", bytes.len());
         // What versions before this one wrote is the same: a base of `[0, 0]`.
         let shapes = shapes(model.clone().into_record());
-        assert!(shapes.contains(&("c_q.weight".into(), vec![0, 0])), "{shapes:?}");
+        assert!(
+            shapes.contains(&("c_q.weight".into(), vec![0, 0])),
+            "{shapes:?}"
+        );
         let (_, other) = packed(layout, &device);
         // Twice, and after the shape was read.
         let mut other = other;
@@ -114,7 +125,10 @@ fn records_are_small_and_those_of_empty_bases_load() {
             let record = ModuleRecord::from_bytes(bytes.clone()).unwrap();
             other = other.load_record(record);
         }
-        assert_eq!(values(&other.c_q.weight.val()), values(&model.c_q.weight.val()));
+        assert_eq!(
+            values(&other.c_q.weight.val()),
+            values(&model.c_q.weight.val())
+        );
         assert_eq!(other.c_q.weight.id, model.c_q.weight.id);
         assert_eq!(other.c_q.weight.dims(), [96, 64]);
     }
@@ -207,7 +221,11 @@ fn walks_see_dense_shapes_and_a_cast_is_one_of_the_dense_weight() {
     let rounded = Tensor::<1>::from_floats(&exact[..], &device).cast(FloatDType::BF16);
     assert_eq!(values(&cast.c_q.weight.val()), values(&rounded));
     let back = cast.map(&mut Cast(DType::F32));
-    assert_eq!(values(&back.c_q.weight.val()), exact, "the codes kept theirs");
+    assert_eq!(
+        values(&back.c_q.weight.val()),
+        exact,
+        "the codes kept theirs"
+    );
 }
 
 #[test]

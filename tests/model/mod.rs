@@ -3,11 +3,12 @@
 mod choice;
 mod compose;
 mod dense_look;
+mod generated;
 mod kinds;
 mod lifecycle;
 mod quantize;
-mod several;
 mod scale;
+mod several;
 mod slices;
 mod statistics;
 mod storage;
@@ -119,11 +120,11 @@ fn config(targets: TargetConfig) -> PeftConfig {
 }
 
 /// Adds an adapter whose `B` is not zero, and makes it the active one.
-fn adapted(model: &mut PeftModel<Net>, name: &str, targets: TargetConfig) {
+fn adapted<M: Module>(model: &mut PeftModel<M>, name: &str, targets: TargetConfig) {
     adapted_as(model, name, &config(targets));
 }
 
-fn adapted_as(model: &mut PeftModel<Net>, name: &str, config: &PeftConfig) {
+fn adapted_as<M: Module>(model: &mut PeftModel<M>, name: &str, config: &PeftConfig) {
     model.add_adapter(name, config).unwrap();
     let factors = model.factors(name).unwrap();
     model.delete_adapter(name).unwrap();

@@ -102,14 +102,19 @@ fn whole_life(modules: usize) {
     let dir = tempfile::tempdir().unwrap();
     for (name, names) in [
         ("own", NameMap::new()),
-        ("renamed", NameMap::new().with_prefix("model.layers", "layers")),
+        (
+            "renamed",
+            NameMap::new().with_prefix("model.layers", "layers"),
+        ),
     ] {
         let save = SaveOptions {
             names: names.clone(),
             ..Default::default()
         };
         let at = dir.path().join(name);
-        let at = timed("save", || model.save_adapter("default", &at, &save).unwrap());
+        let at = timed("save", || {
+            model.save_adapter("default", &at, &save).unwrap()
+        });
         let load = LoadOptions {
             names,
             ..Default::default()

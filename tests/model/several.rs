@@ -153,7 +153,10 @@ fn combinations_are_those_of_peft() {
             .add_weighted_adapter(&name, &adapters, combination)
             .unwrap();
         // As in PEFT, what was active stays active, and the new adapter is frozen.
-        assert_eq!(model.active_adapter(), Some(golden.adapters[0].name.as_str()));
+        assert_eq!(
+            model.active_adapter(),
+            Some(golden.adapters[0].name.as_str())
+        );
         assert!(!model.is_trainable(&name).unwrap());
         let factors = model.factors(&name).unwrap();
         let [(path, lora)] = &factors[..] else {

@@ -48,7 +48,11 @@ mod tests {
     #[test]
     fn long_lists_become_the_shortest_names_that_tell_modules_apart() {
         let paths = |names: &[&str]| -> Vec<String> {
-            let of_layer = |layer| names.iter().map(move |name| format!("layers.{layer}.{name}"));
+            let of_layer = |layer| {
+                names
+                    .iter()
+                    .map(move |name| format!("layers.{layer}.{name}"))
+            };
             (0..12).flat_map(of_layer).collect()
         };
         let targets = paths(&["attn.q", "attn.out.0", "mlp.out"]);

@@ -79,7 +79,10 @@ impl<V> Keys<V> {
             // A dot of the key that stands for another character is one that the end does not have.
             let dots = end.matches('.').count();
             let more = of_length.into_iter().flatten();
-            tried.extend(more.take_while(|(own, _)| *own > dots).map(|(_, place)| place));
+            tried.extend(
+                more.take_while(|(own, _)| *own > dots)
+                    .map(|(_, place)| place),
+            );
         }
         tried.sort_unstable();
         tried.dedup();

@@ -151,8 +151,18 @@ impl TargetMatcher {
             Some(Names::Regex(p)) => unused.add("exclude_modules", [p.text()], &used.exclude, all),
             None => {}
         }
-        unused.add("rank_pattern", self.rank_pattern.texts(), &used.rank.0, chosen);
-        unused.add("alpha_pattern", self.alpha_pattern.texts(), &used.alpha.0, chosen);
+        unused.add(
+            "rank_pattern",
+            self.rank_pattern.texts(),
+            &used.rank.0,
+            chosen,
+        );
+        unused.add(
+            "alpha_pattern",
+            self.alpha_pattern.texts(),
+            &used.alpha.0,
+            chosen,
+        );
         unused.patterns
     }
 }
