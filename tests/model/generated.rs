@@ -20,7 +20,7 @@ use super::moved;
 
 /// A module whose fields have names that are known at run time only.
 #[derive(Clone, Debug)]
-struct Tree {
+pub(super) struct Tree {
     children: Vec<(String, Node)>,
 }
 
@@ -60,6 +60,16 @@ macro_rules! node {
 }
 
 impl Tree {
+    /// # Panics
+    ///
+    /// Panics if the shape is that of a layer.
+    pub fn new(shape: &Shape, device: &Device) -> Self {
+        match shape.node(device) {
+            Node::Tree(tree) => tree,
+            other => panic!("one layer: {other:?}"),
+        }
+    }
+
     fn each(self, mut change: impl FnMut(&str, Node) -> Node) -> Self {
         let children = self.children.into_iter();
         let children = children.map(|(name, node)| {
@@ -129,7 +139,7 @@ impl ModuleDisplay for Tree {}
 
 /// What a node is, without its values.
 #[derive(Clone, Debug)]
-enum Shape {
+pub(super) enum Shape {
     Tree(Vec<(String, Shape)>),
     Linear(bool),
     Embedding,
@@ -329,9 +339,7 @@ proptest! {
         adapter in adapter(),
     ) {
         let device = super::device();
-        let Node::Tree(base) = Shape::Tree(children).node(&device) else {
-            unreachable!()
-        };
+        let base = Tree::new(&Shape::Tree(children), &device);
         let fresh = || {
             let mut model = PeftModel::new(base.clone());
             if adapter.packed {

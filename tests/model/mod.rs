@@ -3,6 +3,7 @@
 mod choice;
 mod compose;
 mod dense_look;
+mod description;
 mod generated;
 mod kinds;
 mod lifecycle;
