@@ -2,10 +2,10 @@
 
 use burn::nn::conv::{Conv1d, Conv2d};
 use burn::nn::{Embedding, Linear};
-use burn::tensor::{Int, Tensor, assert_shape, module::linear};
+use burn::tensor::{Int, Tensor, assert_shape, module::embedding, module::linear};
 
 use super::active::Active;
-use super::weight::PeftWeight;
+use super::weight::{PeftWeight, composed_value};
 use crate::adapter::{Change, FrozenLayer, FrozenMap, cast, layer_rows, layer_sum};
 use crate::fused::frozen_linear;
 use crate::layer::{Conv, ConvLayer, DenseMap, EmbeddingLayer, weight_dims};
@@ -136,7 +136,8 @@ fn convolution<const D: usize, C: Conv<D>>(
             let layer = ConvLayer { conv, weight };
             run(state, &layer, x, batch, conv.bias())
         }
-        _ => forward(conv, x),
+        Some(_) => forward(&conv.with_weight(composed_value(conv.weight())), x),
+        None => forward(conv, x),
     }
 }
 
