@@ -87,7 +87,7 @@ fn other_base_values_are_a_frozen_base_of_the_adapter_s_own() {
     let device = Device::flex().autodiff();
     let mut model = llama(&device);
     let file = file(true);
-    let report = file.attach(&mut model, "default", &LoadOptions::default()).unwrap();
+    let report = file.attach(&mut model, "default", &LoadOptions::new().with_trainable(true)).unwrap();
     assert_eq!(report.base_values.len(), 2, "{report}");
     assert!(report.to_string().contains("base values that the adapter keeps for itself"));
 
@@ -101,7 +101,7 @@ fn other_base_values_are_a_frozen_base_of_the_adapter_s_own() {
     expected = doubled.into_peft();
     let mut plain = file.clone();
     plain.base_values.clear();
-    plain.attach(&mut expected, "default", &LoadOptions::default()).unwrap();
+    plain.attach(&mut expected, "default", &LoadOptions::new().with_trainable(true)).unwrap();
     let logits = model.forward(tokens(&device));
     let of_expected = expected.forward(tokens(&device));
     check("logits", &logits.clone().into_data(), &of_expected.clone().into_data(), 1e-6);

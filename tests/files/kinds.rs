@@ -62,7 +62,7 @@ fn model(transposed: bool, device: &Device) -> PeftModel<Kinds> {
 
 fn loaded(case: &str, transposed: bool, device: &Device) -> PeftModel<Kinds> {
     let mut model = model(transposed, device);
-    let report = model.load_adapter("default", &dir(case), &LoadOptions::default());
+    let report = model.load_adapter("default", &dir(case), &LoadOptions::new().with_trainable(true));
     report.unwrap_or_else(|error| panic!("{case}: {error}"));
     model
 }
