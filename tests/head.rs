@@ -258,8 +258,11 @@ fn values_of_an_adapters_own() {
     // The copies of the weight and the bias; of the embedding's factors nothing is used.
     check_linear(&model, model.module(), 2);
     let copy = on(LoraConfig::new(2), "lm_head").with_modules_to_save(["embed"]);
-    let model = adapted(&copy);
+    let model = adapted(&copy.clone().with_ensure_weight_tying(true));
     check_tied(&model, model.module(), 1);
+    // Without it, the copy is of the lookup alone.
+    let model = adapted(&copy);
+    check_tied(&model, model.module(), 0);
     let tokens = TrainableTokens::Input(vec![4, 30, 11]);
     let rows = on(LoraConfig::new(2), "lm_head").with_trainable_tokens(tokens);
     let model = adapted(&rows);
@@ -275,12 +278,24 @@ fn values_of_an_adapters_own() {
 
 #[test]
 fn a_tied_head() {
-    let model = adapted(&on(LoraConfig::new(3), "embed"));
+    let model = adapted(&on(LoraConfig::new(3), "embed").with_ensure_weight_tying(true));
     check_tied(&model, model.module(), 2);
     let off = model.disabled();
     check_tied(&off, off.module(), 0);
-    let model = adapted(&on(LoraConfig::new(3).with_dora(true), "embed"));
-    check_tied(&model, model.module(), 3);
+    // Without it, the lookup changes alone.
+    for dora in [false, true] {
+        let model = adapted(&on(LoraConfig::new(3).with_dora(dora), "embed"));
+        check_tied(&model, model.module(), 0);
+    }
+    // And the head alone, as a target of its own.
+    for (dora, gradients) in [(false, 2), (true, 3)] {
+        let model = PeftModel::new(Model::new(LinearLayout::Row, &device()));
+        let mut model = model.with_head("tied").with_tied_head("embed");
+        let config = on(LoraConfig::new(3).with_dora(dora), "tied");
+        model.add_adapter("default", &config).unwrap();
+        let model = model.map(&mut Noise);
+        check_tied(&model, model.module(), gradients);
+    }
 }
 
 #[test]

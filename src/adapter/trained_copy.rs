@@ -65,6 +65,14 @@ impl TrainedCopy {
         }
     }
 
+    /// Frozen as `other` is.
+    pub(crate) fn with_frozen_of(self, other: &Self) -> Self {
+        Self {
+            frozen: other.frozen,
+            ..self
+        }
+    }
+
     /// Whether the values are a base that never trains.
     pub fn is_frozen(&self) -> bool {
         self.frozen

@@ -246,7 +246,11 @@ mod tests {
         let tokens = Tensor::<2, Int>::from_data([[5, 0, 1], [6, 5, 5]], &device);
         let features = embedding(weight.clone(), tokens.clone());
         let features = features + trained.change(tokens.clone(), &weight);
-        let exact = trained.lookup(tokens.clone(), embedding(weight.clone(), tokens.clone()), &weight);
+        let exact = trained.lookup(
+            tokens.clone(),
+            embedding(weight.clone(), tokens.clone()),
+            &weight,
+        );
         let expected = embedding(found.clone(), tokens.clone());
         assert_eq!(exact.into_data(), expected.into_data());
         let error = features - embedding(found, tokens);

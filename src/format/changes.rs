@@ -106,7 +106,11 @@ impl Fit<'_> {
         };
         let vector = |factor, data: &TensorData| {
             let count = data.num_elements();
-            self.tensor::<1>(&key(factor), elements::reshaped(data.clone(), &[count]), dtype)
+            self.tensor::<1>(
+                &key(factor),
+                elements::reshaped(data.clone(), &[count]),
+                dtype,
+            )
         };
         let mut config = config.clone().with_alpha(alpha);
         config.rank = rank;
@@ -129,7 +133,9 @@ impl Fit<'_> {
                     let of_outputs: Tensor<3> = a.reshape([shape.d_out, experts, rank]);
                     (
                         of_inputs.reshape([shape.d_in, experts * rank]),
-                        of_outputs.permute([2, 1, 0]).reshape([rank, experts * shape.d_out]),
+                        of_outputs
+                            .permute([2, 1, 0])
+                            .reshape([rank, experts * shape.d_out]),
                     )
                 }
             };
@@ -187,11 +193,7 @@ impl Fit<'_> {
 /// # Errors
 ///
 /// Those of [`elements::converted`].
-fn in_dtype<'a>(
-    key: &str,
-    data: &'a TensorData,
-    dtype: FloatDType,
-) -> Result<Cow<'a, TensorData>> {
+fn in_dtype<'a>(key: &str, data: &'a TensorData, dtype: FloatDType) -> Result<Cow<'a, TensorData>> {
     match data.dtype() == dtype.into() {
         true => Ok(Cow::Borrowed(data)),
         false => elements::converted(key, data.clone(), dtype.into()).map(Cow::Owned),

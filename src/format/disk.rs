@@ -123,7 +123,9 @@ pub(super) fn copy(dir: &Path, path: &Path) -> io::Result<TempPath> {
     step()?;
     let mut file = File::open(path)?;
     io::copy(&mut file, &mut scratch)?;
-    scratch.as_file().set_permissions(file.metadata()?.permissions())?;
+    scratch
+        .as_file()
+        .set_permissions(file.metadata()?.permissions())?;
     sync(scratch.as_file())?;
     Ok(scratch.into_temp_path())
 }

@@ -87,8 +87,9 @@ pub(super) fn converted(tensor: &str, data: TensorData, dtype: DType) -> Result<
         Some((index, value)) => Err(PeftError::Overflow {
             tensor: tensor.to_owned(),
             index,
-            value,
+            value: value.into(),
             dtype: format!("{dtype:?}"),
+            way_out: "choose F32, or BF16, which has the range of F32",
         }),
     }
 }

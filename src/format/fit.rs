@@ -83,6 +83,8 @@ struct Parameters {
     experts: Vec<(String, Parameter)>,
     /// The path of an output head that shares an embedding's weight.
     tied_head: Option<String>,
+    /// The weight of that embedding.
+    shared: Option<Parameter>,
 }
 
 impl Parameters {
@@ -95,7 +97,9 @@ impl Parameters {
             bases: HashMap::new(),
             experts: Vec::new(),
             tied_head: None,
+            shared: None,
         };
+        let shared = model.tied_embedding();
         for parameter in model.parameters_with_head()? {
             let path = match parameter.module() {
                 "" => parameter.torch_name.clone(),
@@ -115,6 +119,9 @@ impl Parameters {
                     }
                 },
             };
+            if shared.as_ref() == Some(&parameter.path) {
+                found.shared = Some(parameter.clone());
+            }
             if parameter.is_experts() {
                 found.experts.push((path.clone(), parameter.clone()));
             }
@@ -177,7 +184,9 @@ impl AdapterFile {
         }
         fitting.bases(model, options)?;
         fitting.missing()?;
-        fitting.tying.note(&mut fitting.report, &fitting.head, is_declared);
+        fitting
+            .tying
+            .note(&mut fitting.report, &fitting.head, is_declared);
         fitting.report.missing.sort();
         Ok(Fitted {
             ensure_weight_tying: fitting.tying.is_together(),
@@ -195,7 +204,10 @@ impl AdapterFile {
                 modules.insert(module, Around::Copy);
             }
         }
-        let rows = self.rows.iter().map(|rows| (rows.path.as_str(), Around::Rows));
+        let rows = self
+            .rows
+            .iter()
+            .map(|rows| (rows.path.as_str(), Around::Rows));
         modules.extend(rows);
         let factors = self.tensors.iter();
         modules.extend(factors.map(|module| (module.path.as_str(), Around::Factors)));
@@ -218,9 +230,13 @@ pub(super) fn around_of(around: &HashMap<&str, Around>, path: &str) -> Around {
 /// Whether `layers_to_transform` may have meant another layer of this module to the PEFT that wrote the file: before 0.20, of two indices
 /// in a path the last counted.
 fn is_doubtful(config: &AdapterConfig, path: &str) -> bool {
-    let numbers = path.split('.').filter(|segment| segment.parse::<u64>().is_ok());
+    let numbers = path
+        .split('.')
+        .filter(|segment| segment.parse::<u64>().is_ok());
     config.targets.layers_to_transform.is_some()
-        && config.version().is_none_or(|version| version < FIRST_LAYER_INDEX)
+        && config
+            .version()
+            .is_none_or(|version| version < FIRST_LAYER_INDEX)
         && numbers.count() > 1
 }
 
@@ -258,7 +274,9 @@ impl<'a> Fitting<'a> {
             return Ok(());
         }
         let found = match tensors.experts {
-            true => self.parameters.take_experts(path, &config.target_parameters),
+            true => self
+                .parameters
+                .take_experts(path, &config.target_parameters),
             false => None,
         };
         let found = found.or_else(|| {
@@ -385,7 +403,10 @@ impl<'a> Fitting<'a> {
         frozen: bool,
     ) -> Result<()> {
         let (expected, as_is) = self.in_file(&parameter, tensor)?;
-        if self.report.judge(check_shape(key, tensor.data.shape(), expected)) {
+        if self
+            .report
+            .judge(check_shape(key, tensor.data.shape(), expected))
+        {
             let values = Values::Copy {
                 tensor,
                 as_is,
@@ -428,10 +449,25 @@ impl<'a> Fitting<'a> {
         elements::to_file(&key, rows.data.dtype())?;
         let indices = self.file.indices_of(&rows.path);
         // PEFT stores the rows of a tied head once more with `save_embedding_layers`.
-        let others = self.file.rows.iter().filter(|other| other.path != rows.path);
-        let mut others = others.filter(|other| self.parameters.bases.contains_key(&format!("{}.weight", other.path)));
-        let is_own = self.parameters.bases.contains_key(&format!("{}.weight", rows.path));
-        if !is_own && others.any(|other| other.data == rows.data && self.file.indices_of(&other.path) == indices) {
+        let others = self
+            .file
+            .rows
+            .iter()
+            .filter(|other| other.path != rows.path);
+        let mut others = others.filter(|other| {
+            self.parameters
+                .bases
+                .contains_key(&format!("{}.weight", other.path))
+        });
+        let is_own = self
+            .parameters
+            .bases
+            .contains_key(&format!("{}.weight", rows.path));
+        if !is_own
+            && others.any(|other| {
+                other.data == rows.data && self.file.indices_of(&other.path) == indices
+            })
+        {
             self.report.loaded.push(key);
             return Ok(());
         }
@@ -442,7 +478,10 @@ impl<'a> Fitting<'a> {
         };
         let features = parameter.shape[usize::from(!parameter.is_transposed())];
         let expected = vec![indices.len(), features];
-        if self.report.judge(check_shape(key, rows.data.shape(), expected)) {
+        if self
+            .report
+            .judge(check_shape(key, rows.data.shape(), expected))
+        {
             let (tensor, indices) = (rows, indices.to_vec());
             let values = Values::Rows { tensor, indices };
             self.fits.push(Fit { parameter, values });
@@ -455,7 +494,7 @@ impl<'a> Fitting<'a> {
         let file = self.file;
         let mut wanted = HashSet::new();
         for base in &file.base_values {
-            if let Some(parameter) = self.parameters.bases.get(&base.path) {
+            if let Some(parameter) = self.base_of(base) {
                 wanted.insert(parameter.path.clone());
             }
         }
@@ -465,11 +504,14 @@ impl<'a> Fitting<'a> {
             let around = around_of(&self.around, &base.path);
             let key = base_key(&base.path, around);
             elements::to_file(&key, base.data.dtype())?;
-            let Some(parameter) = self.parameters.bases.get(&base.path).cloned() else {
-                match self.is_shared_base(base) {
-                    true => self.report.loaded.push(key),
-                    false => self.report.unexpected.push(key),
-                }
+            let is_own = self.parameters.bases.contains_key(&base.path);
+            let tied_copy = self.tying.is_together() && self.tied.has_copy(base);
+            if !is_own && (tied_copy || self.is_shared_base(base)) {
+                self.report.loaded.push(key);
+                continue;
+            }
+            let Some(parameter) = self.base_of(base) else {
+                self.report.unexpected.push(key);
                 continue;
             };
             let is_head = is_named(module, model.head());
@@ -492,7 +534,9 @@ impl<'a> Fitting<'a> {
                     continue;
                 }
             }
-            self.base_values.push(parameter.path.clone());
+            if is_own {
+                self.base_values.push(parameter.path.clone());
+            }
             let before = self.fits.len();
             self.whole(key.clone(), base, parameter, true)?;
             let Some(fit) = self.fits.get(before) else {
@@ -507,6 +551,18 @@ impl<'a> Fitting<'a> {
             }
         }
         Ok(())
+    }
+
+    /// The parameter that has this base value: of an output head that shares an embedding's weight, the embedding's.
+    fn base_of(&self, base: &ParameterTensor) -> Option<Parameter> {
+        let parameters = &self.parameters;
+        let is_head = || {
+            let module = base.path.strip_suffix(".weight");
+            module.is_some() && module == parameters.tied_head.as_deref()
+        };
+        let own = parameters.bases.get(&base.path);
+        own.or_else(|| parameters.shared.as_ref().filter(|_| is_head()))
+            .cloned()
     }
 
     /// Whether this is the base value of a head that shares an embedding's weight, with the values that the file has of the embedding.
@@ -548,7 +604,12 @@ impl<'a> Fitting<'a> {
         } = self;
         let config = &file.config;
         let matcher = ranks.matcher();
-        let reported: HashSet<_> = report.left_out.iter().chain(&report.missing).cloned().collect();
+        let reported: HashSet<_> = report
+            .left_out
+            .iter()
+            .chain(&report.missing)
+            .cloned()
+            .collect();
         let reported: HashSet<_> = report
             .mismatched
             .iter()
@@ -574,11 +635,15 @@ impl<'a> Fitting<'a> {
         if config.targets.target_modules != TargetModules::AllLinear {
             for (path, parameter) in &left.targets {
                 let file_path = format!("{path}.{}", parameter.torch_name);
-                let is_target = !saved(&file_path) && !doubtful.contains(path) && matcher.matches(path)?;
+                let is_target =
+                    !saved(&file_path) && !doubtful.contains(path) && matcher.matches(path)?;
                 if is_target && tied_head != Some(path) {
                     let embedding = parameter.layer == Some(LayerKind::Embedding);
                     let factors = Factor::of(embedding, config.lora_bias, config.use_dora);
-                    let keys: Vec<_> = factors.iter().map(|&factor| tensor_key(path, factor)).collect();
+                    let keys: Vec<_> = factors
+                        .iter()
+                        .map(|&factor| tensor_key(path, factor))
+                        .collect();
                     if !keys.iter().any(|key| reported.contains(key)) {
                         report.missing.extend(keys);
                     }

@@ -233,9 +233,7 @@ fn read_other(segments: &[&str]) -> Option<ReadKey> {
         [path @ .., TOKEN_ADAPTER, TOKENS] | [path @ .., TOKEN_ADAPTER, TOKENS, _] => {
             of_path(path, Role::Rows)
         }
-        [module @ .., TOKEN_ADAPTER, BASE_LAYER, name] => {
-            parameter(module, name, Role::Original)
-        }
+        [module @ .., TOKEN_ADAPTER, BASE_LAYER, name] => parameter(module, name, Role::Original),
         _ => {
             let inside = |name: &str| segments.iter().position(|segment| *segment == name);
             if let Some(place) = inside(ORIGINAL).filter(|place| place + 1 < segments.len()) {
@@ -243,7 +241,10 @@ fn read_other(segments: &[&str]) -> Option<ReadKey> {
                 return of_path(&path, Role::Original);
             }
             if let Some(place) = inside(SAVED).filter(|place| place + 1 < segments.len()) {
-                let rest: Vec<_> = segments[place + 1..].iter().map(|s| (*s).to_owned()).collect();
+                let rest: Vec<_> = segments[place + 1..]
+                    .iter()
+                    .map(|s| (*s).to_owned())
+                    .collect();
                 return match rest.iter().all(|segment| is_path(segment)) {
                     true => of_path(&segments[..place], Role::Saved(rest)),
                     false => None,
@@ -337,7 +338,11 @@ mod tests {
             ),
         ] {
             let found = read_key(key).unwrap();
-            assert_eq!((&found.path[..], found.role), (path, Role::Factor(factor)), "{key}");
+            assert_eq!(
+                (&found.path[..], found.role),
+                (path, Role::Factor(factor)),
+                "{key}"
+            );
             assert!(!found.transposed, "{key}");
         }
         for (key, factor, transposed) in [
@@ -349,19 +354,30 @@ mod tests {
             ("a.q.lora_b", Factor::B, true),
         ] {
             let found = read_key(key).unwrap();
-            assert_eq!((&found.path[..], found.role), ("a.q", Role::Factor(factor)), "{key}");
+            assert_eq!(
+                (&found.path[..], found.role),
+                ("a.q", Role::Factor(factor)),
+                "{key}"
+            );
             assert_eq!(found.transposed, transposed, "{key}");
         }
         for name in ["magnitude", "m"] {
             let found = read_key(&format!("a.q.{name}")).unwrap();
-            assert_eq!((&found.path[..], found.role), ("a.q", Role::Magnitude(name.into())));
+            assert_eq!(
+                (&found.path[..], found.role),
+                ("a.q", Role::Magnitude(name.into()))
+            );
         }
         for key in [
             "base_model.model.a.q.lora_A.other.weight",
             "base_model.model.a.q.lora_magnitude_vector.other",
             "base_model.model.a.q.lora_embedding_B.other",
         ] {
-            assert_eq!(read_key(key).unwrap().adapter.as_deref(), Some("other"), "{key}");
+            assert_eq!(
+                read_key(key).unwrap().adapter.as_deref(),
+                Some("other"),
+                "{key}"
+            );
         }
         for key in [
             "module.base_model.model.a.q.lora_A.weight",
@@ -389,10 +405,26 @@ mod tests {
         let saved = |rest: &[&str]| Role::Saved(rest.iter().map(|s| (*s).to_owned()).collect());
         for (key, path, role) in [
             ("base_model.model.q.weight", "q.weight", Role::Parameter),
-            ("base_model.model.q.base_layer.bias", "q.bias", Role::Wrapped),
-            ("base_model.model.q.original_module.weight", "q.weight", Role::Original),
-            ("base_model.model.q.original_module.a.weight", "q.a.weight", Role::Original),
-            ("base_model.model.q.token_adapter.base_layer.weight", "q.weight", Role::Original),
+            (
+                "base_model.model.q.base_layer.bias",
+                "q.bias",
+                Role::Wrapped,
+            ),
+            (
+                "base_model.model.q.original_module.weight",
+                "q.weight",
+                Role::Original,
+            ),
+            (
+                "base_model.model.q.original_module.a.weight",
+                "q.a.weight",
+                Role::Original,
+            ),
+            (
+                "base_model.model.q.token_adapter.base_layer.weight",
+                "q.weight",
+                Role::Original,
+            ),
             (
                 "base_model.model.q.modules_to_save.default.bias",
                 "q",
@@ -403,8 +435,16 @@ mod tests {
                 "q",
                 saved(&["default", "dense", "weight"]),
             ),
-            ("base_model.model.q.lora_A.bias", "q.lora_A.bias", Role::Parameter),
-            ("q.lora_A.a.b.weight", "q.lora_A.a.b.weight", Role::Parameter),
+            (
+                "base_model.model.q.lora_A.bias",
+                "q.lora_A.bias",
+                Role::Parameter,
+            ),
+            (
+                "q.lora_A.a.b.weight",
+                "q.lora_A.a.b.weight",
+                Role::Parameter,
+            ),
             ("q.magnitude.weight", "q.magnitude.weight", Role::Parameter),
         ] {
             let found = read_key(key).unwrap();

@@ -176,7 +176,8 @@ impl AdapterFile {
     /// and is active is for `options` to say too; a swapped one stays as the old one was, but is active or trainable where `options`
     /// ask for it.
     ///
-    /// The tensors decide which modules get factors. The configuration gives ranks, alphas and dropout; what it chooses in the
+    /// A module gets factors if it has tensors and the configuration chooses it, as in PEFT, which passes over the tensors of other modules;
+    /// here they are unexpected. The configuration gives ranks, alphas and dropout; what it chooses in the
     /// model, a module or a whole parameter, and that has no tensor is reported as missing. On a model whose output head shares the
     /// weight of an embedding, the adapter changes what it changes in PEFT: see [`PeftModel::with_tied_head`].
     ///

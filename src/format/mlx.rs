@@ -107,7 +107,10 @@ pub(super) fn parse<'a>(
         dropout,
         alpha,
     } = lora_parameters;
-    let is_read = !options.ignored_keys.iter().any(|key| key == "lora_parameters.alpha");
+    let is_read = !options
+        .ignored_keys
+        .iter()
+        .any(|key| key == "lora_parameters.alpha");
     if let Some(alpha) = alpha.filter(|&alpha| alpha != rank as f64 && is_read) {
         let reason = "the first versions of mlx-lm multiply the scale by alpha/rank, later ones do not; \
                       with \"lora_parameters.alpha\" among `ReadOptions::ignored_keys` the scale is taken as it is";
@@ -116,7 +119,10 @@ pub(super) fn parse<'a>(
     let mut config = AdapterConfig::new(rank, scale * rank as f64, targets)
         .with_lora_dropout(dropout)
         .with_use_dora(fine_tune_type == "dora");
-    config.target_parameters = experts.iter().map(|path| format!("{path}.weight")).collect();
+    config.target_parameters = experts
+        .iter()
+        .map(|path| format!("{path}.weight"))
+        .collect();
     config.of_mlx = true;
     config.validate()?;
     Ok(config)
@@ -128,7 +134,11 @@ mod tests {
 
     fn config(json: &str) -> Result<AdapterConfig> {
         let tensors = [("a.q.lora_a", &[4, 8][..]), ("a.q.lora_b", &[8, 4])];
-        parse(json.as_bytes(), tensors.into_iter(), &ReadOptions::default())
+        parse(
+            json.as_bytes(),
+            tensors.into_iter(),
+            &ReadOptions::default(),
+        )
     }
 
     #[test]

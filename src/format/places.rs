@@ -10,9 +10,6 @@ use super::read::{PICKLE_FILE, WEIGHTS_FILE};
 use crate::model::{DEFAULT_ADAPTER, check_adapter_name};
 use crate::{PeftError, Result};
 
-/// What the first line of a pointer to a file of git-lfs begins with.
-const GIT_LFS: &[u8] = b"version https://git-lfs.github.com/spec/";
-
 /// Most folders that a message names.
 const MOST_NAMED: usize = 8;
 
@@ -46,7 +43,11 @@ pub(super) fn explain_absence(dir: &Path) -> Result<()> {
     }
     let folders = folders_with_adapters(dir);
     if !folders.is_empty() {
-        let shown: Vec<_> = folders.iter().take(MOST_NAMED).map(|name| format!("`{name}`")).collect();
+        let shown: Vec<_> = folders
+            .iter()
+            .take(MOST_NAMED)
+            .map(|name| format!("`{name}`"))
+            .collect();
         let more = match folders.len() - shown.len() {
             0 => String::new(),
             more => format!(" and {more} more"),
@@ -108,20 +109,6 @@ pub(super) fn explain_no_weights(dir: &Path) -> Result<()> {
         });
     }
     Ok(())
-}
-
-/// # Errors
-///
-/// [`PeftError::Malformed`] for a pointer that git-lfs leaves in a file's place.
-pub(super) fn refuse_pointer(path: &Path, bytes: &[u8]) -> Result<()> {
-    match bytes.starts_with(GIT_LFS) {
-        false => Ok(()),
-        true => Err(PeftError::Malformed {
-            path: path.to_owned(),
-            reason: "a pointer of git-lfs in place of the file, which was not downloaded: run `git lfs pull` in the repository"
-                .into(),
-        }),
-    }
 }
 
 /// What makes a directory that holds files of an adapter's names none that saving may replace, or `None` if it holds an adapter of
@@ -193,7 +180,10 @@ mod tests {
             "{text}"
         );
         let text = reason(&|dir| adapter_in(&dir.join("sql"))).unwrap();
-        assert!(text.contains("a directory of adapters: load one of its folders `sql`"), "{text}");
+        assert!(
+            text.contains("a directory of adapters: load one of its folders `sql`"),
+            "{text}"
+        );
         let text = reason(&|dir| fs::write(dir.join(BASE_FILE), "").unwrap()).unwrap();
         assert!(text.contains("a base model and no adapter"), "{text}");
 

@@ -51,8 +51,11 @@ impl<'a> Ranks<'a> {
         };
         // A bare name in `target_parameters` may be that of a tensor of any module.
         let experts = config.experts_of(path);
+        if experts.is_empty() {
+            return Ok(plain);
+        }
         let is_target = !path.ends_with(".base_layer") && self.matcher.matches(path)?;
-        if experts.is_empty() || (is_target && rows == Some(plain.rank)) {
+        if is_target && rows == Some(plain.rank) {
             return Ok(plain);
         }
         let mut ranks = Vec::with_capacity(experts.len());
@@ -129,7 +132,9 @@ fn prepend<V: Clone>(first: PatternMap<V>, map: &mut PatternMap<V>) {
         return;
     }
     let own = |map: &PatternMap<V>| {
-        let entries = map.iter().map(|(key, value)| (key.to_owned(), value.clone()));
+        let entries = map
+            .iter()
+            .map(|(key, value)| (key.to_owned(), value.clone()));
         entries.collect::<Vec<_>>()
     };
     *map = own(&first).into_iter().chain(own(map)).collect();

@@ -9,6 +9,7 @@ use burn::tensor::TensorData;
 use super::adapter::{AdapterFile, LoraTensors, ParameterTensor};
 use super::config::{AdapterConfig, CONFIG_FILE, MAX_CONFIG_BYTES};
 use super::digest::DigestCheck;
+use super::disguise::not_json;
 use super::elements::check_finite;
 use super::file::SafetensorsFile;
 use super::keys::Factor;
@@ -122,8 +123,7 @@ pub(super) fn read(dir: &Path, options: &ReadOptions) -> Result<AdapterFile> {
         places::explain_absence(dir)?;
     }
     let json = read_bounded(&config_file, MAX_CONFIG_BYTES)?;
-    places::refuse_pointer(&config_file, &json)?;
-    let in_config = |error: PeftError| error.in_file(&config_file);
+    let in_config = |error: PeftError| not_json(&config_file, &json, error);
     let (mut file, config) = if of_mlx {
         weights = mlx_weights;
         let file = SafetensorsFile::open(&weights, options.max_bytes)?;
@@ -176,7 +176,11 @@ fn read_tensors(
     };
     let mut tensors = Vec::with_capacity(found.modules.len());
     'modules: for found in found.modules {
-        let all: Vec<_> = found.factors.iter().map(|(_, tensor)| tensor.key.clone()).collect();
+        let all: Vec<_> = found
+            .factors
+            .iter()
+            .map(|(_, tensor)| tensor.key.clone())
+            .collect();
         let mut keys = Vec::with_capacity(all.len());
         let mut module = LoraTensors::new(found.path, empty(), empty());
         module.experts = found.experts;

@@ -316,7 +316,10 @@ impl AdapterFile {
                 && (origin || named.any(|name| is_named(parameter.module(), name)))
         };
         let stored: Vec<&Parameter> = parameters.iter().filter(is_stored).collect();
-        let paths = stored.iter().map(|parameter| parameter.path.clone()).collect();
+        let paths = stored
+            .iter()
+            .map(|parameter| parameter.path.clone())
+            .collect();
         let values = model.dense_base(&paths);
         let mut found = Vec::with_capacity(stored.len());
         for parameter in stored {

@@ -86,11 +86,13 @@ impl AdapterFile {
             let reason = "it scales by lora_alpha/r; write α·√r as lora_alpha, without rsLoRA";
             add("use_rslora", Outcome::Wrong, reason.into());
         }
-        let (norms, copies): (Vec<_>, Vec<_>) = self.copies.iter().partition(|copy| {
-            server == Server::LlamaCpp && is_norm_of_llama_cpp(&copy.path)
-        });
+        let (norms, copies): (Vec<_>, Vec<_>) = self
+            .copies
+            .iter()
+            .partition(|copy| server == Server::LlamaCpp && is_norm_of_llama_cpp(&copy.path));
         for norm in norms {
-            let reason = "its converter takes the copy, and its server passes over it; merge the adapter";
+            let reason =
+                "its converter takes the copy, and its server passes over it; merge the adapter";
             add(&norm.path, Outcome::Wrong, reason.into());
         }
         self.add_base_values(server, &mut add);
@@ -305,7 +307,10 @@ mod tests {
         file.tensors[0].experts = true;
         file.tensors[1].embedding = true;
         file.copies = vec![values("model.norm.weight"), values("score.weight")];
-        file.base_values = vec![values("model.embed_tokens.weight"), values("lm_head.weight")];
+        file.base_values = vec![
+            values("model.embed_tokens.weight"),
+            values("lm_head.weight"),
+        ];
         let based = "base_model.model.model.embed_tokens.base_layer.weight";
         let head = "base_model.model.lm_head.weight";
         let sorted = |server| {
@@ -315,7 +320,9 @@ mod tests {
         };
         let own = |parts: &[(&str, Outcome)]| -> Vec<_> {
             let parts = parts.iter();
-            parts.map(|&(part, outcome)| (part.to_owned(), outcome)).collect()
+            parts
+                .map(|&(part, outcome)| (part.to_owned(), outcome))
+                .collect()
         };
         let expected = own(&[
             (head, Refused),

@@ -109,7 +109,10 @@ pub(super) fn find(file: &SafetensorsFile, config: &mut AdapterConfig) -> Result
         let module = check_module(path, tensors, config, &ranks, &mut report)?;
         found.modules.extend(module);
     }
-    let loaded = parameters.values().chain(rows.values()).chain(bases.values());
+    let loaded = parameters
+        .values()
+        .chain(rows.values())
+        .chain(bases.values());
     let loaded = loaded.map(|tensor| tensor.key.clone());
     report.loaded.extend(loaded);
     for name in config.token_names() {
@@ -163,7 +166,9 @@ impl<'a> Sorter<'a> {
             doubtful: Vec::new(),
             report: LoadReport::default(),
         };
-        let keys = file.shapes().filter_map(|(name, shape)| Some((read_key(name)?, shape)));
+        let keys = file
+            .shapes()
+            .filter_map(|(name, shape)| Some((read_key(name)?, shape)));
         for (key, shape) in keys {
             sorter.adapters.extend(key.adapter);
             match key.role {

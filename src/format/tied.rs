@@ -84,7 +84,8 @@ impl Tied {
         report.notes.extend(note);
         let of_head = format!("base_model.model.{head}.");
         let mut unexpected = report.unexpected.iter();
-        if self != Self::OwnHead && !is_declared && unexpected.any(|key| key.starts_with(&of_head)) {
+        if self != Self::OwnHead && !is_declared && unexpected.any(|key| key.starts_with(&of_head))
+        {
             report.notes.push(format!(
                 "the model has no `{head}`; if its output head is its embedding, `PeftModel::with_tied_head` says so, and `{head}` can be adapted"
             ));

@@ -37,7 +37,9 @@ pub(crate) fn check_adapter_name(name: &str) -> Result<()> {
         "it is the name of the packed base".into()
     } else if let Some(c) = name.chars().find(forbidden) {
         // A dot separates paths of parameters, the others those of files.
-        format!("it holds {c:?}; dots, slashes, backslashes, colons and control characters are not allowed")
+        format!(
+            "it holds {c:?}; dots, slashes, backslashes, colons and control characters are not allowed"
+        )
     } else {
         return Ok(());
     };

@@ -82,24 +82,26 @@ impl PeftForward<Tensor<2, Int>> for Embedding {
         };
         let base = self.weight.base();
         let dtype = state.effective_dtype(base.dtype());
-        let weight = state.whole_values(base);
+        let old = state.frozen_values(base.clone());
         let layer = EmbeddingLayer {
-            weight: weight.clone(),
+            weight: state.whole_values(base),
         };
         let y = run(state, &layer, x.clone(), x.dims()[0], None);
         let changes = state.in_use().unwrap_or_default();
-        let mut parts = changes.iter().filter(|(change, _)| !matches!(change, Change::Copy(_)));
+        let mut parts = changes.iter().filter(|(change, _)| !change.is_base());
         // Rows of one adapter alone are looked up as they are: `E + (R - E)` is not `R` in every dtype.
         let alone = matches!(parts.next(), Some((Change::Rows(_), 1.0))) && parts.next().is_none();
-        let y = changes.into_iter().fold(y, |y, (change, factor)| match change {
-            Change::Rows(rows) if alone => rows.lookup(x.clone(), y, &weight),
-            Change::Rows(rows) => {
-                let change = rows.change(x.clone(), &weight).mul_scalar(factor);
-                let change = cast(change, y.dtype().into());
-                y + change
-            }
-            _ => y,
-        });
+        let y = changes
+            .into_iter()
+            .fold(y, |y, (change, factor)| match change {
+                Change::Rows(rows) if alone => rows.lookup(x.clone(), y, &old),
+                Change::Rows(rows) => {
+                    let change = rows.change(x.clone(), &old).mul_scalar(factor);
+                    let change = cast(change, y.dtype().into());
+                    y + change
+                }
+                _ => y,
+            });
         cast(y, dtype)
     }
 }

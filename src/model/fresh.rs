@@ -214,7 +214,10 @@ fn cast_finite<const D: usize>(
     if is_half && from != dtype.into() && values.shape().num_elements() > 0 {
         let detached = values.clone().detach();
         let ends = [detached.clone().max(), detached.clone().min()];
-        if ends.into_iter().any(|end| is_infinite(end.into_scalar::<f32>())) {
+        if ends
+            .into_iter()
+            .any(|end| is_infinite(end.into_scalar::<f32>()))
+        {
             let data = detached.into_data();
             let mut values = data.iter::<f32>().enumerate();
             if let Some((index, value)) =
@@ -223,8 +226,9 @@ fn cast_finite<const D: usize>(
                 return Err(PeftError::Overflow {
                     tensor: path.to_owned(),
                     index,
-                    value,
+                    value: value.into(),
                     dtype: format!("{dtype:?}"),
+                    way_out: "choose F32, or BF16, which has the range of F32, for `LoraConfig::dtype`",
                 });
             }
         }

@@ -135,8 +135,8 @@ impl HeadLoss for Embedding {
             return Rows::new(hidden, labels).loss(dense(weight), Terms::default(), None, chunks);
         }
         let rows = Rows::new(hidden, labels);
-        let weight = changes.base(base, dtype);
-        let turned = weight.clone().transpose();
+        let old = changes.frozen(base.clone(), dtype);
+        let turned = changes.base(base, dtype).transpose();
         let mut terms = Terms::of_loras(&rows.x, &changes.head);
         for (lora, factor) in &changes.both {
             // Turned: `x·(E + s·A·B)ᵀ = x·Eᵀ + s·(x·Bᵀ)·Aᵀ`.
@@ -145,7 +145,10 @@ impl HeadLoss for Embedding {
             terms.add(&x, b.transpose(), a.transpose(), factor * lora.scale());
         }
         for (own, factor) in &changes.rows {
-            let [a, b] = own.factors(if own.is_of_head() { &turned } else { &weight });
+            let [a, b] = match own.is_of_head() {
+                true => own.factors(&old.clone().transpose()),
+                false => own.factors(&old),
+            };
             terms.add(&rows.x, a, b, *factor);
         }
         rows.loss(dense(turned), terms, shift(&changes.head), chunks)

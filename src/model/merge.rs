@@ -255,8 +255,9 @@ fn overflow<const D: usize>(error: PeftError, exact: Tensor<D>, dtype: FloatDTyp
         value if value.is_finite() => PeftError::Overflow {
             tensor: tensor.clone(),
             index: *index,
-            value,
+            value: value.into(),
             dtype: format!("{dtype:?}"),
+            way_out: "load the base in F32, or in BF16, which has the range of F32",
         },
         _ => error,
     }

@@ -125,11 +125,7 @@ impl AdapterReport {
                     true => ChangeKind::BaseValues,
                     false => ChangeKind::Copy,
                 };
-                (
-                    kind,
-                    vec![values.is_require_grad()],
-                    values.device(),
-                )
+                (kind, vec![values.is_require_grad()], values.device())
             }
             Change::Rows(rows) => {
                 let count = rows.indices().len();

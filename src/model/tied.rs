@@ -268,8 +268,7 @@ impl<M: Module> PeftModel<M> {
         let lookup_only = |site: &&Site| {
             let own = site.state.iter().flat_map(|state| &state.adapters);
             let mut own = own.filter(|own| own.name == name);
-            self.head_read(site) == HeadRead::Unknown
-                && own.any(|own| own.part == TiedPart::Lookup)
+            self.head_read(site) == HeadRead::Unknown && own.any(|own| own.part == TiedPart::Lookup)
         };
         let sites = sites.iter().filter(lookup_only);
         sites
@@ -288,12 +287,12 @@ impl<M: Module> PeftModel<M> {
     /// # Errors
     ///
     /// [`PeftError::Config`] where one does the former and another the latter: no single adapter does both.
-    pub(super) fn common_tying<'a>(
-        &self,
-        adapters: impl Iterator<Item = &'a str>,
-    ) -> Result<bool> {
+    pub(super) fn common_tying<'a>(&self, adapters: impl Iterator<Item = &'a str>) -> Result<bool> {
         let embeddings = self.sites();
-        let embeddings: Vec<_> = embeddings.iter().filter(|site| is_embedding(site)).collect();
+        let embeddings: Vec<_> = embeddings
+            .iter()
+            .filter(|site| is_embedding(site))
+            .collect();
         let mut common: Option<(&str, bool)> = None;
         for name in adapters {
             let states = embeddings.iter().filter_map(|site| site.state.as_ref());
@@ -307,13 +306,20 @@ impl<M: Module> PeftModel<M> {
                     return Err(PeftError::config(
                         format!("ensure_weight_tying of adapter `{name}`"),
                         tied,
-                        format!("{of_other}, as adapter `{other}` has it: one adapter cannot do both"),
+                        format!(
+                            "{of_other}, as adapter `{other}` has it: one adapter cannot do both"
+                        ),
                     ));
                 }
                 _ => common = Some((name, tied)),
             }
         }
         Ok(common.is_some_and(|(_, tied)| tied))
+    }
+
+    /// The path of the embedding's weight that an output head was declared to share.
+    pub(crate) fn tied_embedding(&self) -> Option<String> {
+        self.embedding_of_head(&self.head_weight(), &self.sites())
     }
 
     /// The path of the embedding whose weight the output head of the weight `head` shares, if there is no such parameter among the
@@ -436,20 +442,19 @@ impl<'a> HeadChanges<'a> {
 
     /// `E` with the values that adapters have of their own for all of it, in `dtype`.
     pub fn base(&self, base: Tensor<2>, dtype: FloatDType) -> Tensor<2> {
-        let alone = |own: &[Own]| match own {
-            [own] if own.weight == 1.0 => Some(cast(own.value(), dtype)),
-            _ => None,
-        };
-        if let Some(value) = alone(&self.copies) {
-            return value;
-        }
-        let base = match &self.frozen[..] {
-            [] => base,
-            frozen => alone(frozen).unwrap_or_else(|| sum(base, frozen)),
-        };
         match &self.copies[..] {
+            [] => self.frozen(base, dtype),
+            [own] if own.weight == 1.0 => cast(own.value(), dtype),
+            copies => cast(sum(self.frozen(base, dtype), copies), dtype),
+        }
+    }
+
+    /// `E` with the base values that adapters bring with them: what trained values and rows take the place of.
+    pub fn frozen(&self, base: Tensor<2>, dtype: FloatDType) -> Tensor<2> {
+        match &self.frozen[..] {
             [] => base,
-            copies => cast(sum(base, copies), dtype),
+            [own] if own.weight == 1.0 => cast(own.value(), dtype),
+            frozen => cast(sum(base, frozen), dtype),
         }
     }
 
@@ -528,15 +533,19 @@ impl PeftWeight {
     /// Panics where the rows of a batch have adapters of their own.
     pub(super) fn effective_head(&self, base: Tensor<2>) -> Tensor<2> {
         let changes = self.head_changes().expect("one weight for all rows");
-        let base = cast(changes.base(self.base(base), FloatDType::F32), FloatDType::F32);
-        let with_rows = changes.rows.iter().fold(base.clone(), |sum, (rows, weight)| {
+        let wide = |tensor| cast(tensor, FloatDType::F32);
+        let base = self.base(base);
+        let old = wide(changes.frozen(base.clone(), FloatDType::F32));
+        let base = wide(changes.base(base, FloatDType::F32));
+        let alone = changes.rows.len() == 1 && changes.copies.is_empty();
+        let with_rows = changes.rows.iter().fold(base, |sum, (rows, weight)| {
             let own = match rows.is_of_head() {
-                true => rows.replace(base.clone().transpose()).transpose(),
-                false => rows.replace(base.clone()),
+                true => rows.replace(old.clone().transpose()).transpose(),
+                false => rows.replace(old.clone()),
             };
-            match changes.rows.len() == 1 && *weight == 1.0 {
+            match alone && *weight == 1.0 {
                 true => own,
-                false => sum + (own - base.clone()).mul_scalar(*weight),
+                false => sum + (own - old.clone()).mul_scalar(*weight),
             }
         });
         let both = merge_sum(with_rows, &changes.both);
@@ -554,12 +563,16 @@ impl PeftWeight {
             return self.attend_rows(x, base);
         };
         let dtype = self.effective_dtype(base.dtype());
-        if changes.both.iter().any(|(lora, _)| lora.magnitude.is_some()) {
+        if changes
+            .both
+            .iter()
+            .any(|(lora, _)| lora.magnitude.is_some())
+        {
             let weight = cast(self.effective_head(base), dtype);
             return frozen_linear(x, weight.transpose());
         }
-        let weight = changes.base(base, dtype);
-        let turned = weight.clone().transpose();
+        let old = changes.frozen(base.clone(), dtype);
+        let turned = changes.base(base, dtype).transpose();
         let mut y = match changes.has_magnitudes() {
             true => {
                 let map = DenseMap {
@@ -584,7 +597,7 @@ impl PeftWeight {
             y = y + attend_low_rank(&dropped, a, b, factor * lora.scale());
         }
         let rows = changes.rows.iter();
-        rows.fold(y, |y, (rows, factor)| rows.attend(&x, y, &weight, *factor))
+        rows.fold(y, |y, (rows, factor)| rows.attend(&x, y, &old, *factor))
     }
 
     /// As [`attend`](Self::attend), with adapters of their own for the rows of a batch.

@@ -385,6 +385,18 @@ impl PeftWeight {
         }
     }
 
+    /// The base with the values that adapters bring with them: what trained values and rows take the place of.
+    pub(super) fn frozen_values<const D: usize>(&self, base: Tensor<D>) -> Tensor<D> {
+        let dtype = self.effective_dtype(base.dtype());
+        let mut frozen = self.own_values();
+        frozen.retain(|(change, _)| change.is_base());
+        match frozen[..] {
+            [] => base,
+            [(Change::Copy(copy), 1.0)] => copy.value(),
+            _ => cast(with_values(self.base(base), &frozen), dtype),
+        }
+    }
+
     /// Whether an adapter in use has values of its own for the whole parameter, frozen or trained.
     pub(super) fn has_whole_values(&self) -> bool {
         let own = self.own_values();

@@ -19,13 +19,19 @@ fn golden(name: &str) -> PathBuf {
 
 fn llama(device: &Device) -> PeftModel<LlamaForCausalLm> {
     let dir = crate::golden("llama").join("untied");
-    LlamaForCausalLm::from_pretrained(dir, device).unwrap().1.into_peft()
+    LlamaForCausalLm::from_pretrained(dir, device)
+        .unwrap()
+        .1
+        .into_peft()
 }
 
 /// The adapter with the base values of embedding and head in its file, which are those of the model, or each doubled.
 fn file(doubled: bool) -> AdapterFile {
-    let mut file =
-        AdapterFile::read(&golden("llama-embedding-lora-base"), &ReadOptions::default()).unwrap();
+    let mut file = AdapterFile::read(
+        &golden("llama-embedding-lora-base"),
+        &ReadOptions::default(),
+    )
+    .unwrap();
     assert_eq!(file.base_values.len(), 2);
     assert!(file.copies.is_empty());
     for ParameterTensor { data, .. } in file.base_values.iter_mut().filter(|_| doubled) {
@@ -63,21 +69,40 @@ fn equal_base_values_leave_nothing_behind_and_are_written_again() {
     let device = Device::flex().autodiff();
     let mut model = llama(&device);
     let case = golden("llama-embedding-lora-base");
-    let report = model.load_adapter("default", &case, &LoadOptions::default()).unwrap();
+    let report = model
+        .load_adapter("default", &case, &LoadOptions::default())
+        .unwrap();
     assert!(report.base_values.is_empty(), "{report}");
-    assert!(report.loaded.iter().any(|key| key.ends_with("embed_tokens.base_layer.weight")));
-    let kinds = model.report().weights.into_iter().flat_map(|weight| weight.adapters);
-    assert!(kinds.into_iter().all(|adapter| matches!(adapter.kind, ChangeKind::Lora { .. })));
+    assert!(
+        report
+            .loaded
+            .iter()
+            .any(|key| key.ends_with("embed_tokens.base_layer.weight"))
+    );
+    let kinds = model
+        .report()
+        .weights
+        .into_iter()
+        .flat_map(|weight| weight.adapters);
+    assert!(
+        kinds
+            .into_iter()
+            .all(|adapter| matches!(adapter.kind, ChangeKind::Lora { .. }))
+    );
     let trainable = model.report().trainable_params;
-    // q_proj of two layers; the embedding and the head, of 96 tokens and 32 features; all of rank 2.
-    assert_eq!(trainable, 2 * (2 * (32 + 64) + 2 * (96 + 32)));
+    // The embedding and the head, of 96 tokens and 32 features, both of rank 2.
+    assert_eq!(trainable, 2 * (2 * (96 + 32)));
     let scratch = tempfile::tempdir().unwrap();
-    let saved = model.save_adapter("default", scratch.path(), &SaveOptions::default()).unwrap();
+    let saved = model
+        .save_adapter("default", scratch.path(), &SaveOptions::default())
+        .unwrap();
     let [written, golden] = [&saved, &case].map(|dir| Tensors::read(&dir.join(WEIGHTS_FILE)).0);
     assert_eq!(written, golden);
     // Or not, if that is asked for.
     let options = SaveOptions::new().with_keep_origin(false);
-    let saved = model.save_adapter("default", scratch.path(), &options).unwrap();
+    let saved = model
+        .save_adapter("default", scratch.path(), &options)
+        .unwrap();
     let written = Tensors::read(&saved.join(WEIGHTS_FILE)).0;
     assert!(!written.keys().any(|key| key.contains("base_layer")));
 }
@@ -89,7 +114,11 @@ fn other_base_values_are_a_frozen_base_of_the_adapter_s_own() {
     let file = file(true);
     let report = file.attach(&mut model, "default", &LoadOptions::new().with_trainable(true)).unwrap();
     assert_eq!(report.base_values.len(), 2, "{report}");
-    assert!(report.to_string().contains("base values that the adapter keeps for itself"));
+    assert!(
+        report
+            .to_string()
+            .contains("base values that the adapter keeps for itself")
+    );
 
     // The same as a base of doubled values under the plain factors.
     let mut expected = llama(&device);
@@ -104,18 +133,34 @@ fn other_base_values_are_a_frozen_base_of_the_adapter_s_own() {
     plain.attach(&mut expected, "default", &LoadOptions::new().with_trainable(true)).unwrap();
     let logits = model.forward(tokens(&device));
     let of_expected = expected.forward(tokens(&device));
-    check("logits", &logits.clone().into_data(), &of_expected.clone().into_data(), 1e-6);
+    check(
+        "logits",
+        &logits.clone().into_data(),
+        &of_expected.clone().into_data(),
+        1e-6,
+    );
 
     // Nothing of it trains, requires a gradient, or is a parameter of the adapter; the factors are and do.
-    let factors = plain.tensors.iter().flat_map(|module| module.iter()).count();
+    let factors = plain
+        .tensors
+        .iter()
+        .flat_map(|module| module.iter())
+        .count();
     let report = model.report();
     assert_eq!(report.trainable_params, expected.report().trainable_params);
     let mut params = Params::default();
     model.visit(&mut params);
-    let based: Vec<_> = params.1.iter().filter(|(path, _)| path.contains(".peft.default.base.")).collect();
+    let based: Vec<_> = params
+        .1
+        .iter()
+        .filter(|(path, _)| path.contains(".peft.default.base."))
+        .collect();
     assert_eq!(based.len(), 2);
     assert!(based.iter().all(|(_, trains)| !trains));
-    assert_eq!(params.1.iter().filter(|(_, trains)| *trains).count(), factors);
+    assert_eq!(
+        params.1.iter().filter(|(_, trains)| *trains).count(),
+        factors
+    );
     let mut params = Params::default();
     model.clone().adapters_only().visit(&mut params);
     assert_eq!(params.1.len(), factors);
@@ -124,10 +169,12 @@ fn other_base_values_are_a_frozen_base_of_the_adapter_s_own() {
     let [found, expected] = [(&model, logits), (&expected, of_expected)].map(|(model, logits)| {
         let gradients = logits.square().sum().backward();
         let factors = model.factors("default").unwrap();
-        let gradients = factors.into_iter().flat_map(|(_, lora)| {
-            [lora.a.val().grad(&gradients), lora.b.val().grad(&gradients)]
-        });
-        gradients.map(|gradient| gradient.unwrap().into_data()).collect::<Vec<_>>()
+        let gradients = factors
+            .into_iter()
+            .flat_map(|(_, lora)| [lora.a.val().grad(&gradients), lora.b.val().grad(&gradients)]);
+        gradients
+            .map(|gradient| gradient.unwrap().into_data())
+            .collect::<Vec<_>>()
     });
     for (found, expected) in found.iter().zip(&expected) {
         check("gradient", found, expected, 1e-5);
@@ -141,7 +188,9 @@ fn other_base_values_are_a_frozen_base_of_the_adapter_s_own() {
     let base = llama(&device).forward(tokens(&device)).into_data();
     assert_eq!(model.disabled().forward(tokens(&device)).into_data(), base);
     let scratch = tempfile::tempdir().unwrap();
-    let saved = model.save_adapter("default", scratch.path(), &SaveOptions::default()).unwrap();
+    let saved = model
+        .save_adapter("default", scratch.path(), &SaveOptions::default())
+        .unwrap();
     let written = AdapterFile::read(&saved, &ReadOptions::default()).unwrap();
     let sorted = |file: &AdapterFile| {
         let mut values = file.base_values.clone();
@@ -154,7 +203,12 @@ fn other_base_values_are_a_frozen_base_of_the_adapter_s_own() {
     // Merged, the weights are the adapter's base with its changes.
     let (merged, _) = model.merged().unwrap();
     let found = merged.forward(tokens(&device)).into_data();
-    check("merged", &found, &model.valid().forward(tokens(&device)).into_data(), 1e-5);
+    check(
+        "merged",
+        &found,
+        &model.valid().forward(tokens(&device)).into_data(),
+        1e-5,
+    );
 }
 
 /// A base of bf16 is kept as bf16, as PEFT copies values into the parameters that are there.
@@ -162,10 +216,14 @@ fn other_base_values_are_a_frozen_base_of_the_adapter_s_own() {
 fn base_values_have_the_type_of_the_base() {
     let device = Device::flex();
     let mut model = llama(&device).into_module();
-    let half = |param: Param<Tensor<2>>| Param::from_tensor(param.val().cast(burn::tensor::FloatDType::BF16));
+    let half = |param: Param<Tensor<2>>| {
+        Param::from_tensor(param.val().cast(burn::tensor::FloatDType::BF16))
+    };
     model.model.embed_tokens.weight = half(model.model.embed_tokens.weight);
     let mut model = model.into_peft();
-    file(true).attach(&mut model, "default", &LoadOptions::default()).unwrap();
+    file(true)
+        .attach(&mut model, "default", &LoadOptions::default())
+        .unwrap();
     let changes = model.changes("default").unwrap();
     let frozen = changes.iter().find_map(|(path, change)| match change {
         burn_peft::adapter::Change::Copy(copy) if path.contains("embed_tokens") => Some(copy),
@@ -184,12 +242,15 @@ fn base_values_are_ignored_or_all_taken_if_asked() {
     let mut plain = file(true);
     plain.base_values.clear();
     let mut expected = llama(&device);
-    plain.attach(&mut expected, "default", &LoadOptions::default()).unwrap();
+    plain
+        .attach(&mut expected, "default", &LoadOptions::default())
+        .unwrap();
     let mut model = llama(&device);
     let options = LoadOptions::new().with_base_values(BaseValues::Ignored);
     let report = file(true).attach(&mut model, "default", &options).unwrap();
     assert_eq!(report.notes.len(), 2, "{report}");
-    let [found, expected] = [&model, &expected].map(|model| model.forward(tokens(&device)).into_data());
+    let [found, expected] =
+        [&model, &expected].map(|model| model.forward(tokens(&device)).into_data());
     assert_eq!(found, expected);
     assert_ne!(found, base);
 
@@ -200,7 +261,10 @@ fn base_values_are_ignored_or_all_taken_if_asked() {
     file.base_values.push(ParameterTensor { path, data });
     let error = file.attach(&mut llama(&device), "default", &LoadOptions::default());
     let error = error.unwrap_err().to_string();
-    assert!(error.contains("1 unexpected: `base_model.model.model.layers.0.mlp.up_proj.weight`"), "{error}");
+    assert!(
+        error.contains("1 unexpected: `base_model.model.model.layers.0.mlp.up_proj.weight`"),
+        "{error}"
+    );
     let mut model = llama(&device);
     let options = LoadOptions::new().with_base_values(BaseValues::All);
     let report = file.attach(&mut model, "default", &options).unwrap();

@@ -49,7 +49,9 @@ impl Gpt2 {
     /// With the weights of the base, and `tokens` rows in its embedding, the new ones zero.
     fn load(tokens: usize, device: &Device) -> Self {
         let file = Tensors::read(&dir("base.safetensors"));
-        let vector = |name: String| Param::from_tensor(Tensor::<1>::from_data(file.get(&name).clone(), device));
+        let vector = |name: String| {
+            Param::from_tensor(Tensor::<1>::from_data(file.get(&name).clone(), device))
+        };
         let matrix = |name: &str| Tensor::<2>::from_data(file.get(name).clone(), device);
         let linear = |name: &str, d_in: usize, d_out: usize| {
             let name = format!("transformer.h.0.{name}");
@@ -104,7 +106,10 @@ impl Gpt2 {
         let positions = Tensor::<1, Int>::arange(0..n as i64, &device).unsqueeze::<2>();
         let mut x = wte.forward_peft(tokens) + wpe.forward_peft(positions);
         for block in h {
-            let qkv = block.attn.c_attn.forward_peft(block.ln_1.forward(x.clone()));
+            let qkv = block
+                .attn
+                .c_attn
+                .forward_peft(block.ln_1.forward(x.clone()));
             let part = |place: usize| {
                 let part = qkv.clone().narrow(2, 8 * place, 8);
                 part.reshape([batch, n, 2, 4]).swap_dims(1, 2)
@@ -112,12 +117,18 @@ impl Gpt2 {
             let scores = part(0).matmul(part(1).transpose()).div_scalar(2.0);
             let hidden = Tensor::<2, Bool>::tril_mask([n, n], 0, &device).unsqueeze::<4>();
             let weights = softmax(scores.mask_fill(hidden, f32::NEG_INFINITY), 3);
-            let seen = weights.matmul(part(2)).swap_dims(1, 2).reshape([batch, n, 8]);
+            let seen = weights
+                .matmul(part(2))
+                .swap_dims(1, 2)
+                .reshape([batch, n, 8]);
             x = x + block.attn.c_proj.forward_peft(seen);
             let wide = block.mlp.c_fc.forward_peft(block.ln_2.forward(x.clone()));
             // GPT-2's GELU.
             let inner = wide.clone() + wide.clone().powi_scalar(3).mul_scalar(0.044715);
-            let gate = inner.mul_scalar((2.0 / std::f64::consts::PI).sqrt()).tanh().add_scalar(1.0);
+            let gate = inner
+                .mul_scalar((2.0 / std::f64::consts::PI).sqrt())
+                .tanh()
+                .add_scalar(1.0);
             x = x + block.mlp.c_proj.forward_peft(wide.mul_scalar(0.5) * gate);
         }
         wte.attend_peft(ln_f.forward(x))
@@ -156,12 +167,17 @@ fn copies_factors_and_base_values_of_gpt_2_are_read_and_written_as_peft_has_them
         let report = report.unwrap_or_else(|error| panic!("{case}: {error}"));
         let logits = loaded.forward(tokens.clone()).into_data();
         check(case, &logits, golden.get("logits"), 2e-5);
-        assert_eq!(report.base_values.len(), usize::from(rows == 18), "{case}: {report}");
+        assert_eq!(
+            report.base_values.len(),
+            usize::from(rows == 18),
+            "{case}: {report}"
+        );
 
         let scratch = tempfile::tempdir().unwrap();
         let saved = loaded.save_adapter("default", scratch.path(), &SaveOptions::default());
         let saved = saved.unwrap_or_else(|error| panic!("{case}: {error}"));
-        let [written, golden] = [&saved, &dir(case)].map(|dir| Tensors::read(&dir.join(WEIGHTS_FILE)).0);
+        let [written, golden] =
+            [&saved, &dir(case)].map(|dir| Tensors::read(&dir.join(WEIGHTS_FILE)).0);
         for (key, data) in &golden {
             // PEFT stores the base of the embedding once more for the head that shares it.
             if key != "base_model.model.lm_head.weight" {
@@ -171,7 +187,9 @@ fn copies_factors_and_base_values_of_gpt_2_are_read_and_written_as_peft_has_them
         let config = std::fs::read_to_string(saved.join("adapter_config.json")).unwrap();
         assert!(config.contains("\"fan_in_fan_out\": true"), "{case}");
         let mut again = model(rows);
-        again.load_adapter("default", &saved, &LoadOptions::default()).unwrap();
+        again
+            .load_adapter("default", &saved, &LoadOptions::default())
+            .unwrap();
         assert_eq!(again.forward(tokens).into_data(), logits, "{case}");
     }
 }
@@ -182,10 +200,15 @@ fn a_square_copy_is_refused_unless_the_model_says_what_is_conv1d() {
     let mut undeclared = PeftModel::new(Gpt2::load(16, &Device::flex())).with_tied_head("wte");
     let error = undeclared.load_adapter("default", dir("copies"), &LoadOptions::default());
     let error = error.unwrap_err().to_string();
-    assert!(error.contains("the layout of `transformer.h.0.attn.c_proj.weight`"), "{error}");
+    assert!(
+        error.contains("the layout of `transformer.h.0.attn.c_proj.weight`"),
+        "{error}"
+    );
     assert!(error.contains("PeftModel::with_conv1d"), "{error}");
     // Factors do not depend on it.
-    undeclared.load_adapter("default", dir("factors"), &LoadOptions::default()).unwrap();
+    undeclared
+        .load_adapter("default", dir("factors"), &LoadOptions::default())
+        .unwrap();
 }
 
 /// An adapter of 18 tokens on a model of 16.
@@ -201,7 +224,11 @@ fn an_adapter_of_a_resized_vocabulary_says_what_to_do() {
     }
     // Without strictness what fits is loaded.
     let report = small
-        .load_adapter("default", dir("resized"), &LoadOptions::new().with_strict(false))
+        .load_adapter(
+            "default",
+            dir("resized"),
+            &LoadOptions::new().with_strict(false),
+        )
         .unwrap();
     assert_eq!(report.mismatched.len(), 1, "{report}");
     assert_eq!(small.factors("default").unwrap().len(), 1);

@@ -40,7 +40,9 @@ fn the_next_epoch_replaces_the_last_one() {
     let options = SaveOptions::default();
     for rank in [2, 3, 2] {
         let model = with_adapter("default", rank);
-        model.save_adapter("default", scratch.path(), &options).unwrap();
+        model
+            .save_adapter("default", scratch.path(), &options)
+            .unwrap();
         assert_eq!(rank_in(scratch.path()), rank);
     }
     // Unless it is to be kept.
@@ -62,14 +64,21 @@ fn an_adapter_of_another_method_or_writer_is_not_replaced_unless_asked() {
     ] {
         fs::write(&path, text).unwrap();
         let options = SaveOptions::default();
-        let error = model.save_adapter("default", scratch.path(), &options).unwrap_err();
+        let error = model
+            .save_adapter("default", scratch.path(), &options)
+            .unwrap_err();
         assert!(matches!(&error, PeftError::Occupied { path: found, .. } if *found == path));
         let text = error.to_string();
-        assert!(text.contains(part) && text.contains("`overwrite`"), "{text}");
+        assert!(
+            text.contains(part) && text.contains("`overwrite`"),
+            "{text}"
+        );
         assert!(!scratch.path().join(WEIGHTS_FILE).exists());
     }
     let options = SaveOptions::new().with_overwrite(true);
-    model.save_adapter("default", scratch.path(), &options).unwrap();
+    model
+        .save_adapter("default", scratch.path(), &options)
+        .unwrap();
     assert_eq!(rank_in(scratch.path()), 2);
 }
 
@@ -78,25 +87,43 @@ fn what_is_saved_under_a_name_is_loaded_from_the_same_directory_or_the_returned_
     let out = tempfile::tempdir().unwrap();
     for (name, rank) in [("default", 2), ("lora_sql", 3), ("数据 (2)", 4)] {
         let model = with_adapter(name, rank);
-        let returned = model.save_adapter(name, out.path(), &SaveOptions::default()).unwrap();
+        let returned = model
+            .save_adapter(name, out.path(), &SaveOptions::default())
+            .unwrap();
         for dir in [out.path(), returned.as_path()] {
             let mut model = net();
-            model.load_adapter(name, dir, &LoadOptions::default()).unwrap();
+            model
+                .load_adapter(name, dir, &LoadOptions::default())
+                .unwrap();
             assert_eq!(model.config(name).unwrap().lora.rank, rank, "{name}");
         }
     }
     // A name that has no folder is one for the adapter in the directory itself.
     let mut model = net();
-    model.load_adapter("other", out.path(), &LoadOptions::default()).unwrap();
+    model
+        .load_adapter("other", out.path(), &LoadOptions::default())
+        .unwrap();
     assert_eq!(model.config("other").unwrap().lora.rank, 2);
 }
 
 #[test]
 fn names_are_checked_where_they_are_given() {
     let long = "x".repeat(256);
-    for name in ["", "a/b", "a\\b", "v1.0", "c:x", "a\nb", "nf4", long.as_str()] {
+    for name in [
+        "",
+        "a/b",
+        "a\\b",
+        "v1.0",
+        "c:x",
+        "a\nb",
+        "nf4",
+        long.as_str(),
+    ] {
         let error = net().add_adapter(name, &config(2)).unwrap_err();
-        assert!(matches!(error, PeftError::AdapterName { .. }), "{name:?}: {error}");
+        assert!(
+            matches!(error, PeftError::AdapterName { .. }),
+            "{name:?}: {error}"
+        );
     }
 }
 
@@ -106,7 +133,9 @@ fn a_directory_of_checkpoints_is_explained() {
     for step in [100, 20] {
         let model = with_adapter("default", 2);
         let dir = out.path().join(format!("checkpoint-{step}"));
-        model.save_adapter("default", dir, &SaveOptions::default()).unwrap();
+        model
+            .save_adapter("default", dir, &SaveOptions::default())
+            .unwrap();
     }
     let error = net().load_adapter("default", out.path(), &LoadOptions::default());
     let text = error.unwrap_err().to_string();
@@ -128,7 +157,10 @@ fn what_a_file_says_beside_its_tensors_is_written_again() {
         ("task_type", json!("SEQ_CLS")),
         ("base_model_name_or_path", json!("somebody/some-model")),
         ("revision", json!("v2")),
-        ("auto_mapping", json!({"base_model_class": "Net", "parent_library": "nets"})),
+        (
+            "auto_mapping",
+            json!({"base_model_class": "Net", "parent_library": "nets"}),
+        ),
         ("megatron_core", json!("other.core")),
         ("loftq_config", json!({"loftq_bits": 4})),
         ("qalora_group_size", json!(32)),
@@ -136,7 +168,11 @@ fn what_a_file_says_beside_its_tensors_is_written_again() {
     ];
     let scratch = tempfile::tempdir().unwrap();
     let dir = with_adapter("default", 2)
-        .save_adapter("default", scratch.path().join("in"), &SaveOptions::default())
+        .save_adapter(
+            "default",
+            scratch.path().join("in"),
+            &SaveOptions::default(),
+        )
         .unwrap();
     let mut config = json_of(&dir);
     for (key, value) in &said {
@@ -148,7 +184,9 @@ fn what_a_file_says_beside_its_tensors_is_written_again() {
     let options = LoadOptions::new().with_read(read);
     model.load_adapter("default", &dir, &options).unwrap();
     let out = scratch.path().join("out");
-    model.save_adapter("default", &out, &SaveOptions::default()).unwrap();
+    model
+        .save_adapter("default", &out, &SaveOptions::default())
+        .unwrap();
     assert_eq!(json_of(&out), config);
 
     // What the options say comes first, and they can drop the rest.
@@ -168,7 +206,10 @@ fn a_model_that_is_one_layer_is_refused_when_the_adapter_is_added() {
     let linear = LinearConfig::new(4, 4).init(&Device::default());
     let mut model = PeftModel::new(linear);
     let config = PeftConfig::new(LoraConfig::new(2), TargetConfig::regex(".*"));
-    let error = model.add_adapter("default", &config).unwrap_err().to_string();
+    let error = model
+        .add_adapter("default", &config)
+        .unwrap_err()
+        .to_string();
     assert!(error.contains("in a field"), "{error}");
     assert_eq!(model.adapters().count(), 0);
     let x = Tensor::<2>::ones([1, 4], &Device::default());

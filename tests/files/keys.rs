@@ -47,9 +47,8 @@ impl Net {
     fn load(device: &Device) -> Self {
         let file = Tensors::read(&dir("base.safetensors"));
         let tensor = |name: &str| Tensor::<2>::from_data(file.get(name).clone(), device);
-        let vector = |name: &str| {
-            Param::from_tensor(Tensor::<1>::from_data(file.get(name).clone(), device))
-        };
+        let vector =
+            |name: &str| Param::from_tensor(Tensor::<1>::from_data(file.get(name).clone(), device));
         let linear = |name: &str, d_out: usize| Linear {
             weight: Param::from_data(
                 tensor(&format!("{name}.weight")).transpose().into_data(),
@@ -140,8 +139,12 @@ fn load(dir: &Path, options: &LoadOptions) -> Result<TensorData, PeftError> {
     let device = Device::flex();
     let mut model = PeftModel::new(Net::load(&device));
     model.load_adapter("default", dir, options)?;
-    let tokens = Tensors::read(&self::dir("outputs.safetensors")).get("tokens").clone();
-    Ok(model.forward(Tensor::from_data(tokens, &device)).into_data())
+    let tokens = Tensors::read(&self::dir("outputs.safetensors"))
+        .get("input")
+        .clone();
+    Ok(model
+        .forward(Tensor::from_data(tokens, &device))
+        .into_data())
 }
 
 /// Sums of a few f32 products through two blocks.
@@ -150,8 +153,11 @@ const BOUND: f32 = 1e-5;
 /// What the published table says of each key.
 fn verdicts() -> BTreeMap<String, String> {
     let table = fs::read_to_string(crate::repository().join("docs/peft-config.md")).unwrap();
-    let rows = table.lines().filter_map(|line| line.strip_prefix("| `")?.split_once("` | "));
-    rows.map(|(key, rest)| (key.into(), rest.split(' ').next().unwrap().into())).collect()
+    let rows = table
+        .lines()
+        .filter_map(|line| line.strip_prefix("| `")?.split_once("` | "));
+    rows.map(|(key, rest)| (key.into(), rest.split(' ').next().unwrap().into()))
+        .collect()
 }
 
 /// Keys that PEFT does not get as far as using on such a model, and what keeps it.
@@ -165,7 +171,17 @@ const BEYOND: [(&str, &str); 2] = [
 #[test]
 fn sets_have_peft_s_outputs() {
     let (_, _, outputs) = variants();
-    let sets = ["plain", "ranks", "dora", "lora-bias", "bias", "saved", "tokens", "experts", "embedding"];
+    let sets = [
+        "plain",
+        "ranks",
+        "dora",
+        "lora-bias",
+        "bias",
+        "saved",
+        "tokens",
+        "experts",
+        "embedding",
+    ];
     for set in sets {
         let found = load(&dir(set), &LoadOptions::default());
         let found = found.unwrap_or_else(|error| panic!("{set}: {error}"));
@@ -177,11 +193,16 @@ fn sets_have_peft_s_outputs() {
 fn every_key_does_what_it_does_in_peft_or_is_refused_or_inert_with_proof() {
     let (keys, variants, outputs) = variants();
     let verdicts = verdicts();
-    assert_eq!(verdicts.keys().collect::<Vec<_>>(), keys.iter().collect::<Vec<_>>());
+    assert_eq!(
+        verdicts.keys().collect::<Vec<_>>(),
+        keys.iter().collect::<Vec<_>>()
+    );
     let mut seen = BTreeSet::new();
     let mut effective = BTreeSet::new();
     for variant in &variants {
-        let Variant { key, set, value, .. } = variant;
+        let Variant {
+            key, set, value, ..
+        } = variant;
         let what = format!("{key} = {value} of `{set}`");
         seen.insert(key.clone());
         let scratch = tempfile::tempdir().unwrap();
@@ -212,7 +233,9 @@ fn every_key_does_what_it_does_in_peft_or_is_refused_or_inert_with_proof() {
                 assert_ne!(verdict, "inert", "{what}: {error}");
                 effective.insert(key.clone());
                 // What PEFT would load, with a warning at most, is loaded if asked for; and means the same then.
-                let options = LoadOptions::new().with_strict(false).with_base_values(BaseValues::All);
+                let options = LoadOptions::new()
+                    .with_strict(false)
+                    .with_base_values(BaseValues::All);
                 match (load(scratch.path(), &options), &variant.outputs) {
                     (Ok(found), Some(expected)) => check(&what, &found, expected, BOUND),
                     (Ok(_), None) => panic!("{what}: PEFT says {:?}", variant.error),
@@ -226,13 +249,19 @@ fn every_key_does_what_it_does_in_peft_or_is_refused_or_inert_with_proof() {
                         let text = error.to_string();
                         assert!(text.contains("ReadOptions::ignored_keys"), "{text}");
                         let read = ReadOptions::new().with_ignored_keys([key.as_str()]);
-                        assert!(AdapterFile::read(scratch.path(), &read).is_ok() || key == "peft_type", "{what}");
+                        assert!(
+                            AdapterFile::read(scratch.path(), &read).is_ok() || key == "peft_type",
+                            "{what}"
+                        );
                     }
                 }
             }
         }
     }
-    assert_eq!(seen.iter().collect::<Vec<_>>(), keys.iter().collect::<Vec<_>>());
+    assert_eq!(
+        seen.iter().collect::<Vec<_>>(),
+        keys.iter().collect::<Vec<_>>()
+    );
     // Keys that are honoured and change nothing here: texts, what acts in training alone, and what is about another model.
     let quiet = [
         "base_model_name_or_path",

@@ -22,9 +22,16 @@ fn write(dir: &Path, config: &str, tensors: &[(&str, Dtype, &[usize])]) {
     let data = vec![0; 4096];
     let views = tensors.iter().map(|(name, dtype, shape)| {
         let bytes = dtype.bitsize() / 8 * shape.iter().product::<usize>();
-        (format!("base_model.model.{name}"), TensorView::new(*dtype, shape.to_vec(), &data[..bytes]).unwrap())
+        (
+            format!("base_model.model.{name}"),
+            TensorView::new(*dtype, shape.to_vec(), &data[..bytes]).unwrap(),
+        )
     });
-    fs::write(dir.join(WEIGHTS_FILE), safetensors::serialize(views, None).unwrap()).unwrap();
+    fs::write(
+        dir.join(WEIGHTS_FILE),
+        safetensors::serialize(views, None).unwrap(),
+    )
+    .unwrap();
     fs::write(dir.join(CONFIG_FILE), config).unwrap();
 }
 
@@ -68,20 +75,29 @@ fn without_strictness_what_fits_is_loaded_and_the_rest_is_reported() {
     assert_eq!(paths, ["blocks.0.query", "blocks.1.query"]);
     // Every other tensor is named.
     let mismatched = report.mismatched.iter().map(|mismatch| &mismatch.tensor);
-    let named: Vec<_> = report.unexpected.iter().chain(&report.left_out).chain(mismatched).collect();
+    let named: Vec<_> = report
+        .unexpected
+        .iter()
+        .chain(&report.left_out)
+        .chain(mismatched)
+        .collect();
     for (name, ..) in &tensors[4..] {
         let key = format!("base_model.model.{name}");
         let noted = report.notes.iter().any(|note| note.contains(&key));
         assert!(named.contains(&&key) || noted, "{key}: {report}");
     }
     assert!(
-        report.missing.contains(&"base_model.model.blocks.1.value.lora_B.weight".to_owned()),
+        report
+            .missing
+            .contains(&"base_model.model.blocks.1.value.lora_B.weight".to_owned()),
         "{report}"
     );
 
     // An adapter of which nothing fits is none.
     write(dir.path(), config, &tensors[7..]);
-    let error = net().load_adapter("default", dir.path(), &options).unwrap_err();
+    let error = net()
+        .load_adapter("default", dir.path(), &options)
+        .unwrap_err();
     assert!(error.to_string().contains("0 tensors loaded"), "{error}");
 }
 
@@ -114,11 +130,14 @@ fn a_finite_value_that_becomes_infinite_is_an_error_that_names_it() {
     ] {
         let error = overflow(value, dtype).unwrap_err();
         assert!(
-            matches!(&error, PeftError::Overflow { index: 7, value: found, .. } if *found == value),
+            matches!(&error, PeftError::Overflow { index: 7, value: found, .. } if *found == f64::from(value)),
             "{error}"
         );
         let text = error.to_string();
-        assert!(text.contains("base_model.model.blocks.0.query.lora_B.weight"), "{text}");
+        assert!(
+            text.contains("base_model.model.blocks.0.query.lora_B.weight"),
+            "{text}"
+        );
         assert!(text.contains("choose F32"), "{text}");
     }
     for (value, dtype, expected) in [
@@ -160,7 +179,8 @@ fn a_saved_parameter_may_be_called_as_a_magnitude() {
     for dora in [false, true] {
         let mut query = module("query", 2, 6, 6);
         query.magnitude = dora.then(|| TensorData::ones::<f32, _>([6]));
-        let mut config = AdapterConfig::new(2, 4.0, TargetConfig::list(["query"])).with_use_dora(dora);
+        let mut config =
+            AdapterConfig::new(2, 4.0, TargetConfig::list(["query"])).with_use_dora(dora);
         config.modules_to_save = vec!["scale".into()];
         let mut file = AdapterFile::new(config, vec![query]);
         file.copies = ["m", "magnitude"]
@@ -170,9 +190,12 @@ fn a_saved_parameter_may_be_called_as_a_magnitude() {
             })
             .into();
         let mut model = scaled();
-        file.attach(&mut model, "default", &LoadOptions::default()).unwrap();
+        file.attach(&mut model, "default", &LoadOptions::default())
+            .unwrap();
         let scratch = tempfile::tempdir().unwrap();
-        let dir = model.save_adapter("default", scratch.path(), &SaveOptions::default()).unwrap();
+        let dir = model
+            .save_adapter("default", scratch.path(), &SaveOptions::default())
+            .unwrap();
         let again = AdapterFile::read(&dir, &ReadOptions::default()).unwrap();
         let sorted = |mut copies: Vec<ParameterTensor>| {
             copies.sort_by(|a, b| a.path.cmp(&b.path));
@@ -180,7 +203,9 @@ fn a_saved_parameter_may_be_called_as_a_magnitude() {
         };
         assert_eq!(sorted(again.copies), sorted(file.copies), "{dora}");
         let mut model = scaled();
-        model.load_adapter("default", &dir, &LoadOptions::default()).unwrap();
+        model
+            .load_adapter("default", &dir, &LoadOptions::default())
+            .unwrap();
         let copies = model.changes("default").unwrap();
         assert_eq!(copies.len(), 3);
     }
@@ -234,7 +259,10 @@ fn nested_saved_modules_of_wrapped_models_are_read() {
     let shapes: [&[usize]; 6] = [&[2, 6], &[6, 2], &[6, 6], &[6], &[2, 6], &[2]];
     for names in [wrapped, plain] {
         let dir = tempfile::tempdir().unwrap();
-        let tensors = names.iter().zip(shapes).map(|(name, shape)| (*name, F32, shape));
+        let tensors = names
+            .iter()
+            .zip(shapes)
+            .map(|(name, shape)| (*name, F32, shape));
         write(dir.path(), config, &tensors.collect::<Vec<_>>());
         let mut model = roberta();
         let report = model.load_adapter("default", dir.path(), &LoadOptions::default());
@@ -283,10 +311,14 @@ fn a_fresh_copy_or_a_merge_that_a_type_makes_infinite_is_refused() {
     let rows = |dtype| config(dtype).with_trainable_tokens(tokens());
     for fresh in [&save as &dyn Fn(FloatDType) -> PeftConfig, &rows] {
         let mut model = PeftModel::new(large(roberta().into_module()));
-        let error = model.add_adapter("default", &fresh(FloatDType::F16)).unwrap_err();
+        let error = model
+            .add_adapter("default", &fresh(FloatDType::F16))
+            .unwrap_err();
         assert!(error.to_string().contains("infinite in F16"), "{error}");
         assert_eq!(model.adapters().count(), 0);
-        model.add_adapter("default", &fresh(FloatDType::BF16)).unwrap();
+        model
+            .add_adapter("default", &fresh(FloatDType::BF16))
+            .unwrap();
     }
 
     // The sum of an f16 weight and a change that f32 holds.
@@ -297,8 +329,12 @@ fn a_fresh_copy_or_a_merge_that_a_type_makes_infinite_is_refused() {
     let mut query = module("query", 2, 6, 6);
     query.a = TensorData::full::<f32, _>([2, 6], 100.0);
     query.b = TensorData::full::<f32, _>([6, 2], 100.0);
-    let file = AdapterFile::new(AdapterConfig::new(2, 2.0, TargetConfig::list(["query"])), vec![query]);
-    file.attach(&mut model, "default", &LoadOptions::default()).unwrap();
+    let file = AdapterFile::new(
+        AdapterConfig::new(2, 2.0, TargetConfig::list(["query"])),
+        vec![query],
+    );
+    file.attach(&mut model, "default", &LoadOptions::default())
+        .unwrap();
     let error = model.merged().unwrap_err();
     assert!(
         matches!(&error, PeftError::Overflow { tensor, value, .. } if tensor == "query.weight" && *value == 8e4),

@@ -48,7 +48,11 @@ fn published_configurations_are_read_or_refused_as_they_mean() {
             Err(error) => panic!("{kind}: {error}"),
         };
         let again = AdapterConfig::from_json(&written, &ReadOptions::default()).unwrap();
-        assert_eq!((again.r, again.lora_alpha), (found.r, found.lora_alpha), "{kind}");
+        assert_eq!(
+            (again.r, again.lora_alpha),
+            (found.r, found.lora_alpha),
+            "{kind}"
+        );
         assert_eq!(again.targets, found.targets, "{kind}");
         assert_eq!(again.modules_to_save, found.modules_to_save, "{kind}");
     }
@@ -64,7 +68,11 @@ fn published_expressions_match_as_in_python() {
         let matcher = config.compile(None);
         let matcher = matcher.unwrap_or_else(|error| panic!("{pattern}: {error}"));
         for (path, &expected) in names {
-            assert_eq!(matcher.matches(path).unwrap(), expected, "{pattern}: {path}");
+            assert_eq!(
+                matcher.matches(path).unwrap(),
+                expected,
+                "{pattern}: {path}"
+            );
             matched += usize::from(expected);
         }
     }

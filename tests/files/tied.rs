@@ -10,7 +10,7 @@ use burn_peft::PeftError;
 use burn_peft::adapter::LoraConfig;
 use burn_peft::format::{AdapterFile, LoadOptions, SaveOptions, WEIGHTS_FILE};
 use burn_peft::model::{
-    HeadLoss, PeftConfig, PeftForward, PeftModel, TargetConfig, TiedHead, TiedPart,
+    HeadLoss, NewRows, PeftConfig, PeftForward, PeftModel, TargetConfig, TiedHead, TiedPart,
     TrainableTokens,
 };
 use burn_peft::objective::{HeadChunks, sft_head_loss, sft_loss};
@@ -51,7 +51,9 @@ fn dir(name: &str) -> PathBuf {
 }
 
 fn llama(device: &Device) -> LlamaForCausalLm {
-    LlamaForCausalLm::from_pretrained(dir("base"), device).unwrap().1
+    LlamaForCausalLm::from_pretrained(dir("base"), device)
+        .unwrap()
+        .1
 }
 
 fn loaded(case: &Case, device: &Device) -> PeftModel<LlamaForCausalLm> {
@@ -84,19 +86,45 @@ fn lookup_and_head_are_those_of_peft_for_every_combination() {
         let model = loaded(&case, &device);
         let [embedding, head] = weights(&model, &device);
         let name = &case.name;
-        check(&format!("{name}: lookup"), &embedding, golden.get("embedding"), BOUND);
+        check(
+            &format!("{name}: lookup"),
+            &embedding,
+            golden.get("embedding"),
+            BOUND,
+        );
         check(&format!("{name}: head"), &head, golden.get("head"), BOUND);
+        let plain = weights(&llama(&device).into_peft(), &device);
+        let is_changed = |found: &TensorData, plain: &TensorData| {
+            let mut pairs = found.iter::<f32>().zip(plain.iter::<f32>());
+            pairs.any(|(found, plain)| (found - plain).abs() > 1e-3)
+        };
+        let changed = [
+            is_changed(&embedding, &plain[0]),
+            is_changed(&head, &plain[1]),
+        ];
+        assert_eq!(changed, [case.lookup, case.head], "{name}");
         let logits = model.forward(tokens.clone());
-        check(&format!("{name}: logits"), &logits.clone().into_data(), golden.get("logits"), BOUND);
+        check(
+            &format!("{name}: logits"),
+            &logits.clone().into_data(),
+            golden.get("logits"),
+            BOUND,
+        );
 
         // The loss of the head alone is that of its logits.
-        let (targets, mask) = (tokens.clone(), Tensor::<2, Bool>::full([1, 4], true, &device));
+        let (targets, mask) = (
+            tokens.clone(),
+            Tensor::<2, Bool>::full([1, 4], true, &device),
+        );
         let whole = sft_loss(logits, targets.clone(), mask.clone()).unwrap();
         let chunked = model
             .loss(tokens.clone(), targets, mask, &HeadChunks::default())
             .unwrap();
         let sums = [whole.sum, chunked.sum].map(|sum| sum.into_scalar::<f32>());
-        assert!((sums[0] - sums[1]).abs() <= 1e-4 * sums[0].abs(), "{name}: {sums:?}");
+        assert!(
+            (sums[0] - sums[1]).abs() <= 1e-4 * sums[0].abs(),
+            "{name}: {sums:?}"
+        );
 
         let base = llama(&device).forward(tokens.clone()).into_data();
         let disabled = model.disabled().forward(tokens).into_data();
@@ -123,8 +151,16 @@ fn gradients_are_those_of_peft() {
             let Some(key) = key.strip_prefix("gradient.") else {
                 continue;
             };
-            let found = found.0.get(key).unwrap_or_else(|| panic!("{}: no {key}", case.name));
-            check(&format!("{}: {key}", case.name), found, expected, 4.0 * BOUND);
+            let found = found
+                .0
+                .get(key)
+                .unwrap_or_else(|| panic!("{}: no {key}", case.name));
+            check(
+                &format!("{}: {key}", case.name),
+                found,
+                expected,
+                4.0 * BOUND,
+            );
             compared.insert(key.to_owned());
         }
     }
@@ -182,8 +218,13 @@ fn only_changes_of_both_alike_are_merged_and_others_are_refused_with_the_way_out
             }
         }
         // A reference that is the base is none for an adapter that changes the head alone.
-        assert!(matches!(model.base_reference(), Err(PeftError::NotTheBase { .. })), "{name}");
-        let reference = model.reference().forward(Tensor::from_data([[1, 5, 2, 9]], &device));
+        assert!(
+            matches!(model.base_reference(), Err(PeftError::NotTheBase { .. })),
+            "{name}"
+        );
+        let reference = model
+            .reference()
+            .forward(Tensor::from_data([[1, 5, 2, 9]], &device));
         check(name, &reference.into_data(), golden.get("logits"), BOUND);
     }
 }
@@ -237,7 +278,10 @@ fn where_nothing_is_known_of_the_head_the_report_says_so() {
                 // What changes the head has no place.
                 assert!(case.head && !case.alike, "{name}: {error}");
                 let text = error.to_string();
-                assert!(text.contains("`PeftModel::with_tied_head` says so"), "{name}: {text}");
+                assert!(
+                    text.contains("`PeftModel::with_tied_head` says so"),
+                    "{name}: {text}"
+                );
             }
         }
     }
@@ -249,7 +293,10 @@ fn a_declaration_that_cannot_be_true_is_an_error_that_names_it() {
     let config = PeftConfig::new(LoraConfig::new(2), TargetConfig::list(["q_proj"]));
     let mut model = PeftModel::new(llama(&device)).with_tied_head("wte");
     let error = model.add_adapter("x", &config).unwrap_err().to_string();
-    assert!(error.contains("the embedding `wte`") && error.contains("embed_tokens"), "{error}");
+    assert!(
+        error.contains("the embedding `wte`") && error.contains("embed_tokens"),
+        "{error}"
+    );
     let untied = crate::golden("llama/untied");
     let (_, untied) = LlamaForCausalLm::from_pretrained(untied, &device).unwrap();
     let mut model = PeftModel::new(untied).with_tied_head("embed_tokens");
@@ -261,7 +308,13 @@ fn a_declaration_that_cannot_be_true_is_an_error_that_names_it() {
 #[test]
 fn several_adapters_of_different_flags_change_each_what_it_says() {
     let device = Device::flex();
-    let names = ["lora-embedding", "lora-embedding-tied", "lora-head", "copy-head", "tokens"];
+    let names = [
+        "lora-embedding",
+        "lora-embedding-tied",
+        "lora-head",
+        "copy-head",
+        "tokens",
+    ];
     let of_alone = |name: &str| {
         let mut model = llama(&device).into_peft();
         let options = LoadOptions::default();
@@ -271,19 +324,23 @@ fn several_adapters_of_different_flags_change_each_what_it_says() {
     let base = llama(&device).model.embed_tokens.weight.val();
     let mut model = llama(&device).into_peft();
     for name in names {
-        model.load_adapter(name, dir(name), &LoadOptions::default()).unwrap();
+        model
+            .load_adapter(name, dir(name), &LoadOptions::default())
+            .unwrap();
     }
     let factors = [1.0, 0.5, -2.0, 1.0, 0.25];
     let active: Vec<_> = names.into_iter().zip(factors).collect();
     model.set_adapters(&active).unwrap();
-    let expected = active.iter().fold([base.clone(), base.clone()], |sum, (name, factor)| {
-        let [lookup, head] = of_alone(name);
-        let [of_lookup, of_head] = sum;
-        [
-            of_lookup + (lookup - base.clone()).mul_scalar(*factor),
-            of_head + (head - base.clone()).mul_scalar(*factor),
-        ]
-    });
+    let expected = active
+        .iter()
+        .fold([base.clone(), base.clone()], |sum, (name, factor)| {
+            let [lookup, head] = of_alone(name);
+            let [of_lookup, of_head] = sum;
+            [
+                of_lookup + (lookup - base.clone()).mul_scalar(*factor),
+                of_head + (head - base.clone()).mul_scalar(*factor),
+            ]
+        });
     let found = weights(&model, &device);
     for (found, expected) in found.iter().zip(expected) {
         check("sum", found, &expected.into_data(), BOUND);
@@ -298,7 +355,10 @@ fn several_adapters_of_different_flags_change_each_what_it_says() {
     let whole = sft_loss(logits, targets.clone(), mask.clone()).unwrap();
     let chunked = sft_head_loss(hidden, head, targets, mask, &HeadChunks::default()).unwrap();
     let sums = [whole.sum, chunked.sum].map(|sum| sum.into_scalar::<f32>());
-    assert!((sums[0] - sums[1]).abs() <= 1e-4 * sums[0].abs(), "{sums:?}");
+    assert!(
+        (sums[0] - sums[1]).abs() <= 1e-4 * sums[0].abs(),
+        "{sums:?}"
+    );
     // One adapter cannot do what two of different flags do.
     let combined = model.add_weighted_adapter(
         "sum",
@@ -316,7 +376,9 @@ fn fresh_adapters_of_the_head_and_of_the_lookup_are_saved_as_peft_has_them() {
     let lora = || LoraConfig::new(2);
     let on = |names: &[&str]| PeftConfig::new(lora(), TargetConfig::list(names.iter().copied()));
     let rows = |names: &[(&str, &[usize])]| {
-        let named = names.iter().map(|(name, rows)| ((*name).to_owned(), rows.to_vec()));
+        let named = names
+            .iter()
+            .map(|(name, rows)| ((*name).to_owned(), rows.to_vec()));
         TrainableTokens::Named(named.collect())
     };
     let embed = "model.embed_tokens";
@@ -329,7 +391,10 @@ fn fresh_adapters_of_the_head_and_of_the_lookup_are_saved_as_peft_has_them() {
         (
             on(&["q_proj", "embed_tokens"]).with_ensure_weight_tying(true),
             &[TiedPart::Both],
-            &["model.embed_tokens.lora_embedding_A", "lm_head.lora_B.weight"],
+            &[
+                "model.embed_tokens.lora_embedding_A",
+                "lm_head.lora_B.weight",
+            ],
         ),
         (
             on(&["q_proj", "lm_head"]),
@@ -357,7 +422,8 @@ fn fresh_adapters_of_the_head_and_of_the_lookup_are_saved_as_peft_has_them() {
             &["lm_head.token_adapter.trainable_tokens_delta"],
         ),
         (
-            on(&["q_proj"]).with_trainable_tokens(rows(&[("embed_tokens", &[1]), ("lm_head", &[3])])),
+            on(&["q_proj"])
+                .with_trainable_tokens(rows(&[("embed_tokens", &[1]), ("lm_head", &[3])])),
             &[TiedPart::Lookup, TiedPart::Head],
             &[
                 "lm_head.token_adapter.trainable_tokens_delta",
@@ -372,7 +438,12 @@ fn fresh_adapters_of_the_head_and_of_the_lookup_are_saved_as_peft_has_them() {
         for found in &weights_before {
             check("fresh", found, &base, 1e-6);
         }
-        let weight = report.model.weights.iter().find(|weight| weight.path == embed).unwrap();
+        let weight = report
+            .model
+            .weights
+            .iter()
+            .find(|weight| weight.path == embed)
+            .unwrap();
         let found: Vec<_> = weight.adapters.iter().map(|adapter| adapter.part).collect();
         assert_eq!(found, parts, "{config:?}");
         let file = AdapterFile::from_model(&model, "default", &SaveOptions::default()).unwrap();
@@ -380,7 +451,42 @@ fn fresh_adapters_of_the_head_and_of_the_lookup_are_saved_as_peft_has_them() {
         file.write(scratch.path(), &Default::default()).unwrap();
         let written = Tensors::read(&scratch.path().join(WEIGHTS_FILE));
         for key in keys {
-            assert!(written.0.contains_key(&format!("base_model.model.{key}")), "{key}");
+            assert!(
+                written.0.contains_key(&format!("base_model.model.{key}")),
+                "{key}"
+            );
         }
+    }
+}
+
+/// Of the tokens that were there, nothing changes; the new ones have no change of an adapter's.
+#[test]
+fn a_resized_vocabulary_keeps_what_adapters_change_of_each_part() {
+    let device = Device::flex();
+    for case in cases() {
+        let name = &case.name;
+        let mut model = loaded(&case, &device);
+        let before = weights(&model, &device);
+        // A row of zeros has no direction for DoRA.
+        let new_rows = match name.starts_with("dora") {
+            true => NewRows::Mean { seed: 1 },
+            false => NewRows::Zeros,
+        };
+        let resized = model.resize_vocabulary(18, &new_rows);
+        if name.starts_with("dora-embedding") || name == "dora-head-tied" {
+            // Magnitudes of the lookup are norms over all tokens.
+            let error = resized.unwrap_err().to_string();
+            assert!(error.contains("DoRA on an embedding"), "{name}: {error}");
+            continue;
+        }
+        resized.unwrap_or_else(|error| panic!("{name}: {error}"));
+        let [lookup, head] = weights(&model, &device);
+        assert_eq!(lookup, before[0], "{name}");
+        let head = Tensor::<2>::from_data(head, &device);
+        assert_eq!(head.dims(), [18, 8], "{name}");
+        let old = head.clone().narrow(0, 0, 16).into_data();
+        check(&format!("{name}: head"), &old, &before[1], BOUND);
+        let new = head.narrow(0, 16, 2).abs().max().into_scalar::<f32>();
+        assert_eq!(new == 0.0, !name.starts_with("dora"), "{name}: {new}");
     }
 }

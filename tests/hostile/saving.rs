@@ -162,7 +162,10 @@ fn what_may_be_no_adapter_is_not_replaced_unless_asked() {
             matches!(&error, PeftError::Occupied { path, .. } if path.ends_with(occupied)),
             "{error}"
         );
-        assert!(error.to_string().contains("`overwrite` replaces it"), "{error}");
+        assert!(
+            error.to_string().contains("`overwrite` replaces it"),
+            "{error}"
+        );
         let error = adapter(0.75).write(dir.path(), &keep).unwrap_err();
         assert!(
             matches!(&error, PeftError::Exists { path } if path.ends_with(there[0])),

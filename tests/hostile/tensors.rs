@@ -2,7 +2,7 @@
 //! rank than the configuration says, for other modules than the model has.
 
 use burn_peft::PeftError;
-use burn_peft::format::{LoadOptions, LoadReport, Mismatch, WEIGHTS_FILE};
+use burn_peft::format::{LoadOptions, LoadReport, Mismatch, ReadOptions, WEIGHTS_FILE};
 use serde_json::json;
 
 use super::victim::Victim;
@@ -75,7 +75,11 @@ fn an_empty_tensor_with_an_endless_side_is_a_mismatch() {
         let scratch = Scratch::new();
         scratch.tensors(header.to_string(), &[0; 48]);
         let report = report(&scratch);
-        assert_eq!(report.loaded.len() + report.mismatched.len(), 2, "{report}");
+        assert_eq!(
+            report.left_out.len() + report.mismatched.len(),
+            2,
+            "{report}"
+        );
         assert!(!report.mismatched.is_empty(), "{shape:?}");
     }
 }
@@ -310,19 +314,34 @@ fn a_file_of_no_tensors_is_no_adapter() {
 
 // H9
 #[test]
-fn the_tensors_decide_and_patterns_that_choose_other_modules_miss_theirs() {
+fn patterns_that_choose_other_modules_miss_theirs_and_leave_the_tensors_without_a_place() {
     // Chooses `value`, of which there are no tensors: what it demands is missing.
     let scratch = Scratch::new();
     scratch.set("target_modules", json!(["value"]));
     assert_eq!(report(&scratch).missing.len(), 4);
 
-    // Chooses nothing, and says the rank of nothing: the file is what its tensors say.
+    // Chooses nothing, so that PEFT would load nothing, without a word; and says the rank of nothing.
     let scratch = Scratch::new();
     scratch
         .set("target_modules", json!(["nothing"]))
         .set("rank_pattern", json!({"nothing": 7}));
+    let found = report(&scratch);
+    assert_eq!((found.loaded.len(), found.unexpected.len()), (0, 4));
+    assert!(
+        found
+            .notes
+            .iter()
+            .all(|note| note.contains("ReadOptions::ignored_keys")),
+        "{found}"
+    );
+    // The file is what its tensors say, if that is asked for.
     let mut victim = Victim::new();
-    let found = victim.load(scratch.path()).unwrap();
+    let read = ReadOptions::new().with_ignored_keys(["target_modules"]);
+    let options = LoadOptions::new().with_read(read);
+    let found = victim
+        .model
+        .load_adapter("other", scratch.path(), &options)
+        .unwrap();
     assert_eq!(found.loaded.len(), 4);
     let factors = victim.model.factors("other").unwrap();
     let found: Vec<_> = factors

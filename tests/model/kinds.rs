@@ -254,7 +254,7 @@ fn copies_are_weighted_swapped_recorded_and_taken_back() {
 }
 
 #[test]
-fn a_tied_head_is_changed_with_its_embedding_in_both_ways() {
+fn a_tied_head_is_changed_with_its_embedding_or_keeps_the_base_in_both_ways() {
     let device = device();
     device.seed(6);
     let x = Tensor::<2>::random([3, 8], Distribution::Normal(0.0, 1.0), &device);
@@ -265,15 +265,26 @@ fn a_tied_head_is_changed_with_its_embedding_in_both_ways() {
         .with_trainable_tokens(TrainableTokens::Input(vec![9, 2, 5]));
     let copy = PeftConfig::new(LoraConfig::new(2), TargetConfig::list(["up"]))
         .with_modules_to_save(["embed"]);
-    for config in [lora, dora, rows, copy] {
+    let tied = |config: &PeftConfig| config.clone().with_ensure_weight_tying(true);
+    for (config, alike) in [
+        (tied(&lora), true),
+        (tied(&copy), true),
+        (rows, true),
+        (lora, false),
+        (dora, false),
+        (copy, false),
+    ] {
         let mut model = kinds(&device);
         model.add_adapter("one", &config).unwrap();
         moved(&mut model, "one");
         for weight in [1.0, 0.5] {
             let model = model.with_adapters(&[("one", weight)]).unwrap();
             let embed = &model.module().embed;
-            let head = embed.weight.val().transpose();
-            let expected = x.clone().matmul(head);
+            let head = match alike {
+                true => embed.weight.val(),
+                false => embed.weight.base(),
+            };
+            let expected = x.clone().matmul(head.transpose());
             let found = embed.attend_peft(x.clone());
             assert!(max_diff(&found, &expected) < 1e-4);
             let expected = embed.forward(tokens(&device));

@@ -29,8 +29,14 @@ impl OldPatterns {
     pub fn new(config: &TargetConfig) -> Result<Self> {
         let mut budget = Budget::default();
         let mut keys = Vec::new();
-        let ranks = config.rank_pattern.iter().map(|(key, _)| ("rank_pattern", key));
-        let alphas = config.alpha_pattern.iter().map(|(key, _)| ("alpha_pattern", key));
+        let ranks = config
+            .rank_pattern
+            .iter()
+            .map(|(key, _)| ("rank_pattern", key));
+        let alphas = config
+            .alpha_pattern
+            .iter()
+            .map(|(key, _)| ("alpha_pattern", key));
         for (option, key) in ranks.chain(alphas) {
             let rank = config.rank_pattern.iter().find(|(known, _)| *known == key);
             let alpha = config.alpha_pattern.iter().find(|(known, _)| *known == key);
@@ -86,7 +92,11 @@ mod tests {
             // `.*\.a` of `.*\.a|v$` ends anywhere.
             ("m.attention.k", (2, 7.0)),
         ] {
-            assert_eq!(old.rank_and_alpha(path, 2, 8.0).unwrap(), expected, "{path}");
+            assert_eq!(
+                old.rank_and_alpha(path, 2, 8.0).unwrap(),
+                expected,
+                "{path}"
+            );
         }
     }
 }

@@ -2,7 +2,7 @@
 
     base.safetensors      the weights of `Net` in torch's layout, F32
     <set>/                adapters of PEFT, as `save_pretrained` wrote them, less their README.md; every value as if trained
-    outputs.safetensors   tokens I64 [2, 3]; `base`, and for each set its outputs F32 [2, 3, 5]; `variant.N`, those of variant N
+    outputs.safetensors   `input`, tokens I64 [2, 3]; `base`, and for each set its outputs F32 [2, 3, 5]; `variant.N`, those of variant N
     keys.json             {"keys": [..], "variants": [{key, set, value, error}]}: all keys of PEFT's `LoraConfig`, and what PEFT does when
                           it loads the tensors of a set with another value of a key: an error, or outputs
 
@@ -202,7 +202,7 @@ if __name__ == "__main__":
     os.chdir(HERE)
     warnings.simplefilter("ignore")
     base()
-    outputs = {"tokens": TOKENS, "base": output(load())}
+    outputs = {"input": TOKENS, "base": output(load())}
     for name, config in SETS.items():
         torch.manual_seed(1)
         model = get_peft_model(load(), LoraConfig(r=2, lora_alpha=5, **config)).eval()

@@ -94,12 +94,17 @@ def weights_of(model: torch.nn.Module) -> tuple[torch.Tensor, torch.Tensor]:
 
 def gradients(model: torch.nn.Module, weights: torch.Tensor) -> dict[str, torch.Tensor]:
     (model(TOKENS).logits * weights).sum().backward()
-    trained = {p.data_ptr(): p for p in model.parameters() if p.requires_grad and p.grad is not None}
+    # PEFT ties factors of embedding and head by their memory, each with a gradient of its own use: what trains both is the sum.
+    trained = {}
+    for p in model.parameters():
+        if p.requires_grad and p.grad is not None:
+            trained.setdefault(p.data_ptr(), []).append(p)
+    total = lambda of, shape: sum(p.grad if p.shape == shape else p.grad.T for p in trained[of])
     stored = get_peft_model_state_dict(model, save_embedding_layers=False)
     return {
-        f"gradient.{key}": trained[tensor.data_ptr()].grad.clone().contiguous()
+        f"gradient.{key}": total(tensor.data_ptr(), tensor.shape).clone().contiguous()
         for key, tensor in stored.items()
-        if tensor.data_ptr() in trained and tensor.shape == trained[tensor.data_ptr()].shape
+        if tensor.data_ptr() in trained
     }
 
 
