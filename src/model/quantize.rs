@@ -8,7 +8,7 @@ use burn::tensor::{DType, Tensor};
 use super::dense_look::{into_matrix, of_matrix};
 use super::peft_model::refuse_foreign;
 use super::target::TargetReport;
-use super::traverse::{See, Site, replace_next, walk};
+use super::traverse::{See, Site, by_burns_paths, replace_next, walk};
 use super::weight::{PeftWeight, Transfer};
 use crate::nf4::{Nf4Config, Nf4Weight};
 use crate::{PeftError, Result};
@@ -49,9 +49,10 @@ pub(super) fn quantize<M: Module>(
     let states = chosen
         .into_iter()
         .map(|site| (site.path.clone(), site.state_or_new()));
+    let states = by_burns_paths(&module, states.collect());
     let _idle = Transfer::idle_afterwards();
     let module = module.apply_reparameterization(Packer {
-        states: states.collect(),
+        states,
         config,
         packed: &mut packed,
     });

@@ -4,6 +4,7 @@ mod choice;
 mod compose;
 mod dense_look;
 mod description;
+mod enums;
 mod generated;
 mod kinds;
 mod lifecycle;
