@@ -216,8 +216,10 @@ impl Content {
         if let (true, Some(path)) = (config.ensure_weight_tying, &self.dora_embedding) {
             return Err(PeftError::config(
                 "ensure_weight_tying",
-                format!("true with DoRA on `{path}`"),
-                "false: PEFT gives a tied head a magnitude of its own; or LoRA on the embedding",
+                "true",
+                format!(
+                    "false with DoRA on `{path}`, as PEFT gives a tied head a magnitude of its own; or LoRA on the embedding"
+                ),
             ));
         }
         Ok(())
