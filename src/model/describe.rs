@@ -389,7 +389,7 @@ impl Content {
                     "modules_to_save",
                     format!("`{module}`, which has running statistics"),
                     "modules without: Burn has the statistics once for the whole model, not once per adapter; train the layer's bias \
-                     by `bias`, or the layer as a part of the model",
+                     by `bias`, train the layer as a part of the model, or load what fits of a file by `LoadOptions::strict` = false",
                 ));
             }
             if adapted.contains(module) {
