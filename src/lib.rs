@@ -35,6 +35,7 @@ pub mod objective;
 pub mod optim;
 #[cfg(feature = "optim")]
 pub mod resume;
+mod splitmix;
 mod tensor;
 
 pub use error::{PeftError, Result};

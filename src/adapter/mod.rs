@@ -19,6 +19,7 @@ mod frozen_layer;
 mod init;
 mod lora;
 mod lora_config;
+mod resize;
 mod several;
 mod slices;
 mod trained_copy;

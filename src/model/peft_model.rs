@@ -17,6 +17,7 @@ use super::shown_groups::shown_groups;
 use super::statistics::is_statistic;
 use super::target::{TargetConfig, TargetReport};
 use super::traverse::{Site, collect, edit};
+use super::vocabulary::{DEFAULT_HEAD, TokenLayer, output_head};
 use super::weight::{NamedChange, PeftWeight};
 use crate::adapter::{Change, Lora};
 use crate::layer::{ExpertLayout, LayerKind};
@@ -25,9 +26,6 @@ use crate::{PeftError, Result};
 
 /// Name of the adapter that PEFT writes without a folder of its own.
 pub const DEFAULT_ADAPTER: &str = "default";
-
-/// Name of the output head in most models.
-pub(crate) const DEFAULT_HEAD: &str = "lm_head";
 
 /// Any Burn module with adapters on its weights: low-rank changes of linear layers, embeddings and convolutions, and copies of
 /// whole parameters.
@@ -64,7 +62,8 @@ pub struct PeftModel<M> {
     pub(super) active: Active,
     pub(super) enabled: bool,
     pub(super) compose: ComposeOptions,
-    pub(super) head: String,
+    /// Name of the output head, if the user has given one.
+    pub(super) head: Option<String>,
     pub(super) experts: ExpertLayout,
     /// How many groups convolutions have, by their paths or the ends of those.
     pub(super) groups: BTreeMap<String, usize>,
@@ -116,16 +115,17 @@ impl<M: Module> PeftModel<M> {
             active: Active::none(),
             enabled: true,
             compose: ComposeOptions::default(),
-            head: DEFAULT_HEAD.into(),
+            head: None,
             experts: ExpertLayout::default(),
             groups: BTreeMap::new(),
         }
     }
 
-    /// Names the output head, which `"all-linear"` leaves out as PEFT does: a module path, or its end. Default:
-    /// `lm_head`.
+    /// Names the output head, which `"all-linear"` leaves out as PEFT does: a module path, or its end. Default: `lm_head`; in
+    /// a model without one, the only linear layer with another usual name (`embed_out`, `proj_out`, `output`, `head`, ...) that has
+    /// an output for each token of the input embedding.
     pub fn with_head(mut self, head: impl Into<String>) -> Self {
-        self.head = head.into();
+        self.head = Some(head.into());
         self
     }
 
@@ -145,9 +145,20 @@ impl<M: Module> PeftModel<M> {
         self
     }
 
-    /// Name of the output head.
+    /// Name of the output head, as it was given or as most models have it.
     pub(crate) fn head(&self) -> &str {
-        &self.head
+        self.head.as_deref().unwrap_or(DEFAULT_HEAD)
+    }
+
+    /// Path of the output head, if the model has one that is a layer of its own.
+    pub(crate) fn head_path(&self) -> Option<String> {
+        let sites = collect(self.module());
+        self.head_of(&sites).map(str::to_owned)
+    }
+
+    /// The name of the output head, if the user has given one.
+    pub(crate) fn named_head(&self) -> Option<&str> {
+        self.head.as_deref()
     }
 
     /// The module with its adapters attached.
@@ -408,15 +419,16 @@ impl<M: Module> PeftModel<M> {
     }
 
     fn resolve(&self, targets: &TargetConfig, sites: &[Site]) -> Result<TargetReport> {
+        let all = collect(self.module());
         targets
-            .compile(self.head_of(sites))?
+            .compile(self.head_of(&all))?
             .resolve(&modules(sites))
     }
 
-    /// Path of the output head.
+    /// Path of the output head among all parameters.
     pub(super) fn head_of<'a>(&self, sites: &'a [Site]) -> Option<&'a str> {
-        let linear = sites.iter().filter(|site| site.is_linear());
-        head_path(&self.head, linear.map(Site::module))
+        let layers: Vec<TokenLayer> = sites.iter().filter_map(Site::token_layer).collect();
+        output_head(&layers, self.named_head())
     }
 
     pub(super) fn device_of(&self, site: &Site) -> Device {
@@ -442,14 +454,6 @@ impl<M: Module> PeftModel<M> {
     pub(super) fn update(&mut self, states: HashMap<String, PeftWeight>) {
         self.module = self.module.take().map(|module| edit(module, states));
     }
-}
-
-/// The first of the paths of linear modules that is that of the output head of this name.
-pub(super) fn head_path<'a>(
-    head: &str,
-    mut linear: impl Iterator<Item = &'a str>,
-) -> Option<&'a str> {
-    linear.find(|path| is_named(path, head))
 }
 
 fn modules(sites: &[Site]) -> Vec<String> {
