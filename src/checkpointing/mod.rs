@@ -191,7 +191,9 @@ impl<B: Module, const D: usize> Tape<'_, B, D> {
         loss: &Tensor<L>,
         module: &M,
     ) -> GradientsParams {
-        if let Some(error) = nothing_trains(module) {
+        if !self.input.is_tracked()
+            && let Some(error) = nothing_trains(module)
+        {
             panic!("{error}");
         }
         self.backward_from(loss.backward(), module)

@@ -268,11 +268,17 @@ impl AdapterFile {
             config.trainable_tokens = Some(TrainableTokens::Named(named.collect()));
         }
         let renamed = !options.names.is_empty();
-        if renamed {
-            describe(&model.parameters_with_head()?, &config, &changes, &options.names)?;
+        // Without strictness what fits is loaded, even where no file can describe it: then saving refuses it.
+        if renamed && options.strict {
+            describe(
+                &model.parameters_with_head()?,
+                &config,
+                &changes,
+                &options.names,
+            )?;
         }
         if options.replace && model.config(name).is_ok() {
-            model.swap(name, &config, changes, renamed)?;
+            model.swap(name, &config, changes, renamed || !options.strict)?;
             if options.trainable {
                 model.set_trainable(name, true)?;
             }
@@ -283,7 +289,7 @@ impl AdapterFile {
             let joining = Joining {
                 trainable: options.trainable,
                 activate: options.activate,
-                described: renamed,
+                described: renamed || !options.strict,
                 ..Joining::default()
             };
             model.join(name, &config, changes, joining)?;

@@ -195,10 +195,10 @@ impl<M: Module> PeftModel<M> {
         self.check_new_name(name)?;
         let activate = joining.activate.unwrap_or(self.adapters.is_empty());
         let sites = self.sites();
+        let mut states = self.attached(&sites, name, config, changes.clone(), joining.trainable)?;
         if !joining.described {
             self.describe(&sites, config, &changes)?;
         }
-        let mut states = self.attached(&sites, name, config, changes, joining.trainable)?;
         if activate {
             self.active = Active::one(name);
             for site in sites {
@@ -265,10 +265,10 @@ impl<M: Module> PeftModel<M> {
             refuse_own_values(name, &changes)?;
         }
         let sites = self.sites();
+        let mut states = self.attached(&sites, name, config, changes.clone(), trainable)?;
         if !described {
             self.describe(&sites, config, &changes)?;
         }
-        let mut states = self.attached(&sites, name, config, changes, trainable)?;
         for site in sites {
             let Some(mut state) = site.state else {
                 continue;

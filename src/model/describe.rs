@@ -218,8 +218,10 @@ impl Content {
         if let (true, Some(path)) = (config.ensure_weight_tying, &self.dora_embedding) {
             return Err(PeftError::config(
                 "ensure_weight_tying",
-                format!("true with DoRA on `{path}`"),
-                "false: PEFT gives a tied head a magnitude of its own; or LoRA on the embedding",
+                "true",
+                format!(
+                    "false with DoRA on `{path}`, as PEFT gives a tied head a magnitude of its own; or LoRA on the embedding"
+                ),
             ));
         }
         Ok(())
@@ -389,7 +391,7 @@ impl Content {
                     "modules_to_save",
                     format!("`{module}`, which has running statistics"),
                     "modules without: Burn has the statistics once for the whole model, not once per adapter; train the layer's bias \
-                     by `bias`, or the layer as a part of the model",
+                     by `bias`, train the layer as a part of the model, or load what fits of a file by `LoadOptions::strict` = false",
                 ));
             }
             if adapted.contains(module) {

@@ -8,7 +8,7 @@ use burn_peft::adapter::LoraConfig;
 use burn_peft::model::{ComposeOptions, PeftConfig, PeftModel, TargetConfig};
 use burn_peft::nf4::Nf4Config;
 
-use super::{Net, adapted, adapted_as, device, input, max_diff, values};
+use super::{Net, adapted, adapted_as, device, input, max_diff, moved, values};
 
 /// What a call panics with.
 fn panic_of<T>(call: impl FnOnce() -> T) -> String {
@@ -102,7 +102,12 @@ fn a_bias_of_b_that_a_composed_weight_has_not_is_an_error_unless_allowed() {
     let lora = LoraConfig::new(3).with_bias(true);
     let config = PeftConfig::new(lora, TargetConfig::list(["up"]));
     let mut model = PeftModel::new(Net::new(&device));
-    adapted_as(&mut model, "biased", &config);
+    model.add_adapter("biased", &config).unwrap();
+    let changes = model.changes("biased").unwrap().into_iter();
+    let changes = changes.map(|(path, change)| (path, moved(change)));
+    model
+        .swap_changes("biased", &config, changes.collect())
+        .unwrap();
     let text = panic_of(|| model.forward(x.clone()));
     says(
         &text,

@@ -170,6 +170,10 @@ fn a_weight_that_becomes_dense_again_saves_and_loads_as_it_did() {
     }
 }
 
+fn in_f32<const D: usize>(tensor: &Tensor<D>) -> Vec<f32> {
+    values(&tensor.clone().cast(FloatDType::F32))
+}
+
 struct Cast(DType);
 
 impl ModuleMapper for Cast {
@@ -219,7 +223,7 @@ fn walks_see_dense_shapes_and_a_cast_is_one_of_the_dense_weight() {
     assert_eq!(cast.c_q.weight.val().dtype(), DType::BF16);
     // Rounded once from the codes.
     let rounded = Tensor::<1>::from_floats(&exact[..], &device).cast(FloatDType::BF16);
-    assert_eq!(values(&cast.c_q.weight.val()), values(&rounded));
+    assert_eq!(in_f32(&cast.c_q.weight.val()), in_f32(&rounded));
     let back = cast.map(&mut Cast(DType::F32));
     assert_eq!(
         values(&back.c_q.weight.val()),
@@ -241,7 +245,15 @@ fn adapters_on_dense_and_packed_weights_keep_the_look_and_the_values() {
     for (is, was) in model.blocks.iter().zip(&net.blocks) {
         assert_eq!(is.up.weight.dims(), was.up.weight.dims());
         assert_eq!(is.down.weight.dims(), was.down.weight.dims());
-        assert_eq!(displayed(&is.up), displayed(&was.up));
+        // Burn counts the factors among the layer's parameters, packed or not.
+        let shown = |linear: &Linear| {
+            displayed(linear)
+                .split_once(", params")
+                .unwrap()
+                .0
+                .to_owned()
+        };
+        assert_eq!(shown(&is.up), shown(&was.up));
     }
     let x = input(&device);
     let expected = values(&model.forward_peft(x.clone()));

@@ -11,7 +11,12 @@ use burn_peft::model::{
 use super::generated::{Shape, Tree};
 
 fn tree(paths: &[&str]) -> PeftModel<Tree> {
-    of_kinds(&paths.iter().map(|path| (*path, Shape::Linear(true))).collect::<Vec<_>>())
+    of_kinds(
+        &paths
+            .iter()
+            .map(|path| (*path, Shape::Linear(true)))
+            .collect::<Vec<_>>(),
+    )
 }
 
 fn of_kinds(layers: &[(&str, Shape)]) -> PeftModel<Tree> {

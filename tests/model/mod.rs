@@ -90,7 +90,7 @@ fn moved(change: Change) -> Change {
     fn step<const D: usize>(param: &Param<Tensor<D>>) -> Param<Tensor<D>> {
         let value = param.val().detach();
         let noise = value.random_like(Distribution::Normal(0.0, 0.3));
-        Param::from_tensor(value + noise)
+        Param::from_tensor((value + noise).detach())
     }
     match change {
         Change::Lora(mut lora) => {
