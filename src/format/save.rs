@@ -19,9 +19,7 @@ use super::stored::host;
 use super::write::WriteOptions;
 use crate::adapter::{Change, Lora, LoraConfig, LoraInit};
 use crate::layer::LayerKind;
-use crate::model::{
-    Origin, Parameter, PeftConfig, PeftModel, TrainableTokens, by_path, is_named,
-};
+use crate::model::{Origin, Parameter, PeftConfig, PeftModel, TrainableTokens, by_path, is_named};
 use crate::{PeftError, Result};
 
 /// How an adapter of a model is saved. The default replaces an older adapter, keeps the model's own paths, and writes what the adapter's

@@ -436,7 +436,9 @@ impl<M: Module> PeftModel<M> {
             return HashMap::new();
         }
         let sites = self.sites().into_iter().filter(|site| site.nf4().is_none());
-        let dense = sites.map(|site| site.path).filter(|path| paths.contains(path));
+        let dense = sites
+            .map(|site| site.path)
+            .filter(|path| paths.contains(path));
         let mut flat = Flat {
             dense: dense.collect(),
             found: HashMap::new(),
