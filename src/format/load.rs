@@ -1,5 +1,7 @@
 //! From PEFT's directory to a model.
 
+#[cfg(feature = "faer")]
+use std::collections::HashSet;
 use std::path::Path;
 
 use burn::module::Module;
@@ -9,6 +11,7 @@ use burn::tensor::FloatDType;
 
 use super::adapter::AdapterFile;
 use super::config::{AdapterConfig, CONFIG_FILE, InitLoraWeights};
+use super::explicit::describe;
 use super::fit::{Fit, Fitted, Values};
 use super::names::NameMap;
 use super::places::folder_of;
@@ -18,7 +21,7 @@ use super::report::LoadReport;
 use crate::adapter::Change;
 use crate::adapter::{LoraConfig, LoraInit};
 use crate::model::{
-    Adapted, BiasMode, Origin, PeftConfig, PeftModel, TargetConfig, TrainableTokens,
+    Adapted, BiasMode, Joining, Origin, PeftConfig, PeftModel, TargetConfig, TrainableTokens,
 };
 use crate::{PeftError, Result};
 
@@ -39,6 +42,11 @@ pub struct LoadOptions {
     /// Whether an adapter of the same name gives way, its place among the active ones and the ids of its parameters kept:
     /// a hot swap. Otherwise that is an error.
     pub replace: bool,
+    /// Whether the adapter trains while it is active. The default is false, PEFT's `is_trainable=False`: it is loaded to be used, and
+    /// [`set_trainable`](PeftModel::set_trainable) or [`set_adapter`](PeftModel::set_adapter) let it train later.
+    pub trainable: bool,
+    /// Whether it becomes the active adapter. The default, `None`, is PEFT's rule: if and only if the model has no other.
+    pub activate: Option<bool>,
 }
 
 impl Default for LoadOptions {
@@ -50,6 +58,8 @@ impl Default for LoadOptions {
             strict: true,
             base_values: BaseValues::default(),
             replace: false,
+            trainable: false,
+            activate: None,
         }
     }
 }
@@ -108,10 +118,23 @@ impl LoadOptions {
         self.replace = replace;
         self
     }
+
+    /// Loads the adapter to be trained on, or frozen.
+    pub fn with_trainable(mut self, trainable: bool) -> Self {
+        self.trainable = trainable;
+        self
+    }
+
+    /// Makes the adapter the active one or not; `None` if and only if the model has no other.
+    pub fn with_activate(mut self, activate: Option<bool>) -> Self {
+        self.activate = activate;
+        self
+    }
 }
 
 impl<M: Module> PeftModel<M> {
-    /// Reads the adapter in `dir`, adds it to the model under `name` and makes it the active one.
+    /// Reads the adapter in `dir` and adds it to the model under `name`, frozen. It becomes the active one if the model had none; a
+    /// later one stays inactive until [`set_adapter`](Self::set_adapter) chooses it. [`LoadOptions`] has both to choose.
     ///
     /// `dir` is the directory that was given to [`save_adapter`](Self::save_adapter), or the one that holds the two files, as for PEFT: if
     /// `dir` has a folder `name` with an adapter in it, that is read, otherwise `dir` itself.
@@ -149,8 +172,9 @@ impl<M: Module> PeftModel<M> {
 }
 
 impl AdapterFile {
-    /// Adds this adapter to `model` under `name` and makes it the active one, or swaps it with the one of that name if
-    /// `options` say so.
+    /// Adds this adapter to `model` under `name`, or swaps it with the one of that name, if `options` say so. Whether it trains
+    /// and is active is for `options` to say too; a swapped one stays as the old one was, but is active or trainable where `options`
+    /// ask for it.
     ///
     /// A module gets factors if it has tensors and the configuration chooses it, as in PEFT, which passes over the tensors of other modules;
     /// here they are unexpected. The configuration gives ranks, alphas and dropout; what it chooses in the
@@ -243,10 +267,35 @@ impl AdapterFile {
             });
             config.trainable_tokens = Some(TrainableTokens::Named(named.collect()));
         }
-        match options.replace && model.config(name).is_ok() {
-            true => model.swap_changes(name, &config, changes)?,
-            false => model.insert_changes(name, &config, changes)?,
+        let renamed = !options.names.is_empty();
+        // Without strictness what fits is loaded, even where no file can describe it: then saving refuses it.
+        if renamed && options.strict {
+            describe(
+                &model.parameters_with_head()?,
+                &config,
+                &changes,
+                &options.names,
+            )?;
         }
+        if options.replace && model.config(name).is_ok() {
+            model.swap(name, &config, changes, renamed || !options.strict)?;
+            if options.trainable {
+                model.set_trainable(name, true)?;
+            }
+            if options.activate == Some(true) {
+                model.activate(&[(name, 1.0)])?;
+            }
+        } else {
+            let joining = Joining {
+                trainable: options.trainable,
+                activate: options.activate,
+                described: renamed || !options.strict,
+                ..Joining::default()
+            };
+            model.join(name, &config, changes, joining)?;
+        }
+        report.active = Some(model.active().uses(name));
+        report.trainable = Some(model.is_trainable(name)?);
         report.notes.extend(model.tied_notes(name));
         Ok(report)
     }
@@ -277,13 +326,14 @@ fn leave_out<M: Module>(
     init: LoraInit,
 ) -> Result<Vec<(String, Change)>> {
     let module = |path: &str| path.strip_suffix(".weight").unwrap_or(path).to_owned();
-    let weights = model.dense_weights(|of| changes.iter().any(|(path, _)| module(path) == of));
+    let modules: HashSet<String> = changes.iter().map(|(path, _)| module(path)).collect();
+    let weights = model.dense_weights(|of| modules.contains(of));
     let changes = changes.into_iter().map(|(path, change)| {
         let Change::Lora(lora) = change else {
             return Ok((path, change));
         };
         let weight = weights.get(&module(&path)).filter(|weight| {
-            // A packed weight is an empty matrix here. It has lost what PEFT's part was taken of.
+            // A weight packed in NF4 is not among them. It has lost what PEFT's part was taken of.
             weight.dims() == lora.dims() && !matches!(weight.dtype(), DType::QFloat(_))
         });
         let Some(weight) = weight else {

@@ -36,6 +36,10 @@ pub struct LoadReport {
     pub base_values: Vec<String>,
     /// What else is to be known of the loaded adapter.
     pub notes: Vec<String>,
+    /// Whether the adapter is active, once it is on a model.
+    pub active: Option<bool>,
+    /// Whether it trains while it is active, once it is on a model; a frozen adapter is only used.
+    pub trainable: Option<bool>,
 }
 
 impl LoadReport {
@@ -47,9 +51,7 @@ impl LoadReport {
             missing,
             unexpected,
             mismatched,
-            left_out: _,
-            base_values: _,
-            notes: _,
+            ..
         } = self;
         !loaded.is_empty() && missing.is_empty() && unexpected.is_empty() && mismatched.is_empty()
     }
@@ -141,6 +143,16 @@ impl fmt::Display for LoadReport {
             &self.base_values,
             |f, name| write!(f, "`{}`", name.escape_debug()),
         )?;
+        f.write_str(match self.trainable {
+            None => "",
+            Some(true) => "; trainable",
+            Some(false) => "; frozen (`LoadOptions::trainable` lets it train)",
+        })?;
+        f.write_str(match self.active {
+            None => "",
+            Some(true) => "; active",
+            Some(false) => "; not active (`set_adapter` chooses it)",
+        })?;
         let mut notes = self.notes.iter().take(MOST_LISTED);
         notes.try_for_each(|note| write!(f, "; note: {note}"))
     }
@@ -217,6 +229,7 @@ mod tests {
             left_out: vec!["e".into()],
             base_values: vec!["f".into()],
             notes: vec!["g is so".into()],
+            ..LoadReport::default()
         };
         let text = report.strict().unwrap_err().to_string();
         for part in [

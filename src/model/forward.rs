@@ -5,7 +5,7 @@ use burn::nn::{Embedding, Linear};
 use burn::tensor::{Int, Tensor, assert_shape};
 
 use super::active::Active;
-use super::weight::PeftWeight;
+use super::weight::{PeftWeight, composed_value};
 use crate::adapter::{Change, FrozenLayer, FrozenMap, cast, layer_rows, layer_sum};
 use crate::fused::frozen_linear;
 use crate::layer::{Conv, ConvLayer, DenseMap, EmbeddingLayer, weight_dims};
@@ -143,7 +143,8 @@ fn convolution<const D: usize, C: Conv<D>>(
             let layer = ConvLayer { conv, weight };
             run(state, &layer, x, batch, conv.bias())
         }
-        _ => forward(conv, x),
+        Some(_) => forward(&conv.with_weight(composed_value(conv.weight())), x),
+        None => forward(conv, x),
     }
 }
 

@@ -64,7 +64,7 @@ pub(super) fn fresh(
 }
 
 /// The dense base weights at these sites as matrices `[d_in, d_out]`, by their paths, shared; initialises those that are not
-/// yet. A packed one is an empty matrix.
+/// yet. Packed weights are left out.
 #[cfg(feature = "faer")]
 pub(super) fn dense_weights<'a, M: Module>(
     module: &M,

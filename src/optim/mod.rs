@@ -20,4 +20,4 @@ pub use clip::clip_grad_norm;
 pub use f32_state::{F32State, F32StateOf};
 #[cfg(feature = "faer")]
 pub use lora_fa::LoraFa;
-pub use lora_plus::{LoraPlusGroups, lora_plus};
+pub use lora_plus::{EMBEDDING_LR, LoraPlusGroups, lora_plus};

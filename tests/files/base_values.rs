@@ -113,7 +113,11 @@ fn other_base_values_are_a_frozen_base_of_the_adapter_s_own() {
     let mut model = llama(&device);
     let file = file(true);
     let report = file
-        .attach(&mut model, "default", &LoadOptions::default())
+        .attach(
+            &mut model,
+            "default",
+            &LoadOptions::new().with_trainable(true),
+        )
         .unwrap();
     assert_eq!(report.base_values.len(), 2, "{report}");
     assert!(
@@ -133,7 +137,11 @@ fn other_base_values_are_a_frozen_base_of_the_adapter_s_own() {
     let mut plain = file.clone();
     plain.base_values.clear();
     plain
-        .attach(&mut expected, "default", &LoadOptions::default())
+        .attach(
+            &mut expected,
+            "default",
+            &LoadOptions::new().with_trainable(true),
+        )
         .unwrap();
     let logits = model.forward(tokens(&device));
     let of_expected = expected.forward(tokens(&device));

@@ -58,7 +58,11 @@ fn llama(device: &Device) -> LlamaForCausalLm {
 
 fn loaded(case: &Case, device: &Device) -> PeftModel<LlamaForCausalLm> {
     let mut model = llama(device).into_peft();
-    let report = model.load_adapter("default", dir(&case.name), &LoadOptions::default());
+    let report = model.load_adapter(
+        "default",
+        dir(&case.name),
+        &LoadOptions::new().with_trainable(true),
+    );
     let report = report.unwrap_or_else(|error| panic!("{}: {error}", case.name));
     let mut loaded = report.loaded.clone();
     loaded.sort();
