@@ -447,8 +447,15 @@ impl<M: Module> PeftModel<M> {
         flat.found
     }
 
-    /// The parameters at these sites.
+    /// The parameters at these sites, without running statistics.
     pub(super) fn parameters_of(&self, sites: &[Site]) -> Vec<Parameter> {
+        let all = self.parameters_and_statistics(sites).into_iter();
+        all.filter(|parameter| !is_statistic(&parameter.path))
+            .collect()
+    }
+
+    /// What walks show as parameters at these sites, one for each.
+    pub(super) fn parameters_and_statistics(&self, sites: &[Site]) -> Vec<Parameter> {
         let shown = shown_groups(self.module(), sites);
         let module = |site: &Site| {
             site.path
@@ -457,8 +464,7 @@ impl<M: Module> PeftModel<M> {
         };
         let statistics = sites.iter().filter(|site| is_statistic(&site.path));
         let with_statistics: HashSet<_> = statistics.map(module).collect();
-        let parameters = sites.iter().filter(|site| !is_statistic(&site.path));
-        let parameters = parameters.map(|site| Parameter {
+        let parameters = sites.iter().map(|site| Parameter {
             path: site.path.clone(),
             torch_name: site.torch_name().to_owned(),
             shape: site.shape.clone(),

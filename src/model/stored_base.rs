@@ -4,7 +4,7 @@ use burn::module::{Module, Param};
 use burn::tensor::{FloatDType, Tensor};
 
 use super::peft_model::{Parameter, PeftModel, refuse_foreign};
-use super::traverse::{See, as_matrix, collect, walk};
+use super::traverse::{See, as_matrix, walk};
 use crate::Result;
 use crate::nf4::Nf4Weight;
 
@@ -25,19 +25,22 @@ pub(crate) enum StoredValue {
 }
 
 impl<M: Module> PeftModel<M> {
-    /// Every float parameter of the base, in the model's order, as it is without adapters. What was not initialised is.
+    /// Every float parameter of the base and every running statistic, in the model's order, as it is without adapters. What was not
+    /// initialised is.
     ///
     /// # Errors
     ///
     /// [`PeftError::ForeignReparameterization`](crate::PeftError::ForeignReparameterization), whose value may be anything.
     pub(crate) fn stored_base(&self) -> Result<Vec<StoredParameter>> {
-        let sites = collect(self.module());
+        self.settle_statistics();
+        let sites = self.sites();
         for site in &sites {
             refuse_foreign(site)?;
         }
+        let parameters = self.parameters_and_statistics(&sites);
         let mut dense = Dense::default();
         walk(self.module(), &mut dense);
-        let sites = sites.into_iter().zip(self.parameters()).zip(dense.values);
+        let sites = sites.into_iter().zip(parameters).zip(dense.values);
         Ok(sites
             .map(|((site, parameter), tensor)| StoredParameter {
                 parameter,

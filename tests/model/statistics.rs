@@ -6,7 +6,7 @@ use burn::optim::{AdamWConfig, GradientsParams, ModuleOptimizer};
 use burn::tensor::{Device, Distribution, Tensor};
 use burn_peft::PeftError;
 use burn_peft::adapter::LoraConfig;
-use burn_peft::format::WriteOptions;
+use burn_peft::format::{BaseOptions, SaveBaseOptions, WriteOptions};
 use burn_peft::model::{PeftConfig, PeftForward, PeftModel, TargetConfig};
 use burn_peft::resume::{Checkpoint, Seed};
 
@@ -144,4 +144,28 @@ fn statistics_are_no_parameters_and_their_module_is_not_saved_with_an_adapter() 
     }
     assert_eq!(model.adapters().count(), 0);
     assert_eq!(model.report(), before);
+}
+
+#[test]
+fn a_saved_base_has_the_statistics_that_training_left() {
+    let device = device();
+    let x = input(&device);
+    let mut model = PeftModel::new(Normed::new(&device));
+    model.add_adapter("default", &config()).unwrap();
+    let fresh = answers(&model, &x);
+    let mut optimizer = AdamWConfig::new().init();
+    for _ in 0..3 {
+        model = step(model, &mut optimizer, &input(&device));
+    }
+    let (merged, _) = model.merge_and_unload().unwrap();
+    let model = PeftModel::new(merged);
+
+    let dir = tempfile::tempdir().unwrap();
+    model
+        .save_base(dir.path(), &SaveBaseOptions::new())
+        .unwrap();
+    let mut again = PeftModel::new(Normed::new(&device));
+    again.load_base(dir.path(), &BaseOptions::new()).unwrap();
+    assert_ne!(answers(&again, &x), fresh);
+    assert_eq!(answers(&again, &x), answers(&model, &x));
 }

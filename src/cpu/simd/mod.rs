@@ -229,22 +229,36 @@ unsafe fn tile_of_halves<S: Simd, const V: usize, const C: usize>(t: Tile) {
         let mut sums = [[S::splat(0.0); V]; C];
         let mut a = t.a;
         for p in 0..t.depth {
-            for half in 0..2 {
-                let mut vectors = [S::splat(0.0); V];
-                for (v, vector) in vectors.iter_mut().enumerate() {
-                    *vector = S::halves(S::load(a.add(v * S::LANES)))[half];
-                }
-                for (j, sums) in sums.iter_mut().enumerate() {
-                    let b = S::splat(t.b.add(j * t.b_stride + p).read_unaligned());
-                    let b = S::halves(b)[half];
-                    for (sum, vector) in sums.iter_mut().zip(vectors) {
-                        *sum = S::mul_add(vector, b, *sum);
-                    }
-                }
-            }
+            add_halves::<S, 0, V, C>(t, p, a, &mut sums);
+            add_halves::<S, 1, V, C>(t, p, a, &mut sums);
             a = a.add(t.a_stride);
         }
         store_sums::<S, V, C>(t, sums);
+    }
+}
+
+/// Adds the products of one value of each word, the first or the second. Which one is known at compile time: an index that is not
+/// would keep the values in memory.
+#[inline(always)]
+unsafe fn add_halves<S: Simd, const HALF: usize, const V: usize, const C: usize>(
+    t: Tile,
+    p: usize,
+    a: *const f32,
+    sums: &mut [[S::F32; V]; C],
+) {
+    // SAFETY: what `Simd` asks for.
+    unsafe {
+        let mut vectors = [S::splat(0.0); V];
+        for (v, vector) in vectors.iter_mut().enumerate() {
+            *vector = S::halves(S::load(a.add(v * S::LANES)))[HALF];
+        }
+        for (j, sums) in sums.iter_mut().enumerate() {
+            let b = S::splat(t.b.add(j * t.b_stride + p).read_unaligned());
+            let b = S::halves(b)[HALF];
+            for (sum, vector) in sums.iter_mut().zip(vectors) {
+                *sum = S::mul_add(vector, b, *sum);
+            }
+        }
     }
 }
 
