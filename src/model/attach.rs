@@ -107,6 +107,12 @@ impl<M: Module> PeftModel<M> {
         }
         let rows = tokens(&all, config.trainable_tokens.as_ref())?;
         changes.extend(copies(self.module(), &copied, &rows, config.lora.dtype)?);
+        if changes.is_empty() {
+            return Err(PeftError::NoTargets {
+                candidates: candidates.len(),
+                excluded: targets.excluded.len(),
+            });
+        }
         let joining = Joining {
             of_base: config.lora.needs_weight() && !matched.is_empty(),
             ..Joining::default()
@@ -296,6 +302,7 @@ impl<M: Module> PeftModel<M> {
             let state = states.entry(path).or_insert_with(|| {
                 let mut state = old.clone();
                 state.layout = site.layout();
+                state.looks_up = site.layer == Some(LayerKind::Embedding);
                 state.enabled = self.enabled;
                 state.compose = self.compose;
                 // What has nothing new is gone, but the place among the adapters stays.

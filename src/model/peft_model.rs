@@ -14,7 +14,6 @@ use super::parameters::is_named;
 use super::quantize::{self, QuantizeReport};
 use super::report::ModelReport;
 use super::shown_groups::shown_groups;
-use super::statistics::is_statistic;
 use super::target::{TargetConfig, TargetReport};
 use super::traverse::{Site, collect, edit};
 use super::vocabulary::{DEFAULT_HEAD, TokenLayer, output_head};
@@ -95,8 +94,6 @@ pub(crate) struct Parameter {
     pub groups: usize,
     /// Where it lies.
     pub device: Device,
-    /// Whether its module has running statistics too.
-    pub has_statistics: bool,
 }
 
 impl Parameter {
@@ -365,22 +362,13 @@ impl<M: Module> PeftModel<M> {
     /// The parameters at these sites.
     pub(super) fn parameters_of(&self, sites: &[Site]) -> Vec<Parameter> {
         let shown = shown_groups(self.module(), sites);
-        let module = |site: &Site| {
-            site.path
-                .rsplit_once('.')
-                .map(|(module, _)| module.to_owned())
-        };
-        let statistics = sites.iter().filter(|site| is_statistic(&site.path));
-        let with_statistics: HashSet<_> = statistics.map(module).collect();
-        let parameters = sites.iter().filter(|site| !is_statistic(&site.path));
-        let parameters = parameters.map(|site| Parameter {
+        let parameters = sites.iter().map(|site| Parameter {
             path: site.path.clone(),
             torch_name: site.torch_name().to_owned(),
             shape: site.shape.clone(),
             layer: site.layer,
             groups: self.groups_of(site, &shown),
             device: self.device_of(site),
-            has_statistics: with_statistics.contains(&module(site)),
         });
         parameters.collect()
     }
