@@ -17,7 +17,9 @@ use super::sites::check_shape;
 use super::tied::{Tied, TiedHead};
 use super::version::Version;
 use crate::layer::{ExpertLayout, LayerKind, WeightLayout};
-use crate::model::{BiasMode, Parameter, PeftModel, TargetModules, TrainableTokens, is_named};
+use crate::model::{
+    BiasMode, Parameter, PeftModel, TargetModules, TrainableTokens, is_named, is_statistic,
+};
 use crate::{PeftError, Result};
 
 /// The first version of PEFT whose factors of `[E, d_out, d_in]` are those of the matrices themselves.
@@ -100,7 +102,9 @@ impl Parameters {
             shared: None,
         };
         let shared = model.tied_embedding();
-        for parameter in model.parameters_with_head()? {
+        // No adapter has running statistics of its own.
+        let parameters = model.parameters_with_head()?.into_iter();
+        for parameter in parameters.filter(|parameter| !is_statistic(&parameter.path)) {
             let path = match parameter.module() {
                 "" => parameter.torch_name.clone(),
                 module => match names.to_file(module) {

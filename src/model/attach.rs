@@ -138,6 +138,12 @@ impl<M: Module> PeftModel<M> {
         let mut seen = Copies::new(&copied, &rows, config.lora.dtype);
         self.walk_with_head(&mut seen);
         changes.extend(seen.changes?);
+        if changes.is_empty() {
+            return Err(PeftError::NoTargets {
+                candidates: candidates.len(),
+                excluded: targets.excluded.len(),
+            });
+        }
         let joining = Joining {
             of_base: config.lora.needs_weight() && !matched.is_empty(),
             ..Joining::default()
@@ -344,6 +350,7 @@ impl<M: Module> PeftModel<M> {
                 let mut state = old.clone();
                 state.layout = site.layout();
                 state.head = self.head_read(site);
+                state.looks_up = site.layer == Some(LayerKind::Embedding);
                 state.enabled = self.enabled;
                 state.compose = self.compose;
                 // What has nothing new is gone, but the place among the adapters stays.

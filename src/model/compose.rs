@@ -112,6 +112,7 @@ impl PeftWeight {
             })
         };
         if !self.compose.allow_without_dropout
+            && !self.looks_up
             && let Some(name) = drops()
         {
             panic!(

@@ -15,6 +15,7 @@ use burn::module::Module;
 
 use super::config::{BiasMode, PeftConfig};
 use super::peft_model::{Parameter, PeftModel};
+use super::statistics::is_statistic;
 use super::target::{Adapted, ModuleNames, TargetConfig, TargetModules, condensed, ends};
 use super::traverse::Site;
 use crate::adapter::{Change, Lora, converted_alpha};
@@ -78,8 +79,9 @@ impl<'a> Naming<'a> {
             if let Some(LayerKind::Experts(_)) = parameter.layer {
                 naming.experts.push(join(&module, &parameter.torch_name));
             }
-            if parameter.has_statistics {
-                naming.statistics.insert(module.clone());
+            if is_statistic(&parameter.path) {
+                naming.statistics.insert(module);
+                continue;
             }
             let known = naming.leaves.entry(module).or_default();
             known.push(&parameter.torch_name);

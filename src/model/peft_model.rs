@@ -14,7 +14,6 @@ use super::parameters::is_named;
 use super::quantize::{self, QuantizeReport};
 use super::report::ModelReport;
 use super::shown_groups::shown_groups;
-use super::statistics::is_statistic;
 use super::target::{TargetConfig, TargetReport};
 use super::tied::{SharedHead, TiedPart};
 use super::traverse::{See, Site, collect, edit, walk};
@@ -106,8 +105,6 @@ pub(crate) struct Parameter {
     pub conv1d: Option<bool>,
     /// Where it lies.
     pub device: Device,
-    /// Whether its module has running statistics too.
-    pub has_statistics: bool,
 }
 
 impl Parameter {
@@ -447,23 +444,9 @@ impl<M: Module> PeftModel<M> {
         flat.found
     }
 
-    /// The parameters at these sites, without running statistics.
+    /// The parameters at these sites, one for each: running statistics too, which walks show as parameters.
     pub(super) fn parameters_of(&self, sites: &[Site]) -> Vec<Parameter> {
-        let all = self.parameters_and_statistics(sites).into_iter();
-        all.filter(|parameter| !is_statistic(&parameter.path))
-            .collect()
-    }
-
-    /// What walks show as parameters at these sites, one for each.
-    pub(super) fn parameters_and_statistics(&self, sites: &[Site]) -> Vec<Parameter> {
         let shown = shown_groups(self.module(), sites);
-        let module = |site: &Site| {
-            site.path
-                .rsplit_once('.')
-                .map(|(module, _)| module.to_owned())
-        };
-        let statistics = sites.iter().filter(|site| is_statistic(&site.path));
-        let with_statistics: HashSet<_> = statistics.map(module).collect();
         let parameters = sites.iter().map(|site| Parameter {
             path: site.path.clone(),
             torch_name: site.torch_name().to_owned(),
@@ -479,7 +462,6 @@ impl<M: Module> PeftModel<M> {
                 site.is_linear() && names.iter().any(|name| is_named(site.module(), name))
             }),
             device: self.device_of(site),
-            has_statistics: with_statistics.contains(&module(site)),
         });
         parameters.collect()
     }

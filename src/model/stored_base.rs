@@ -37,7 +37,7 @@ impl<M: Module> PeftModel<M> {
         for site in &sites {
             refuse_foreign(site)?;
         }
-        let parameters = self.parameters_and_statistics(&sites);
+        let parameters = self.parameters_of(&sites);
         let mut dense = Dense::default();
         walk(self.module(), &mut dense);
         let sites = sites.into_iter().zip(parameters).zip(dense.values);

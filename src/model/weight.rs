@@ -92,6 +92,8 @@ pub struct PeftWeight {
     /// The mappers of the dense parameter that was packed.
     pub(super) mapper: ParamMapper<Tensor<2>>,
     pub(super) layout: WeightLayout,
+    /// Whether it is the weight of an embedding, whose adapters have tokens for inputs, so that dropout does not act.
+    pub(super) looks_up: bool,
     pub(super) adapters: Vec<NamedChange>,
     /// Those in use, of the ones above.
     pub(super) active: Active,
@@ -119,6 +121,7 @@ impl PeftWeight {
             dtype: FloatDType::F32,
             mapper: ParamMapper::default(),
             layout,
+            looks_up: false,
             adapters: Vec::new(),
             active: Active::none(),
             enabled: true,

@@ -8,8 +8,10 @@ use burn::nn::Linear;
 use burn::optim::AdamWConfig;
 use burn::tensor::{Device, Tensor};
 use burn_peft::adapter::{Combination, LoraConfig};
-use burn_peft::format::{LoadOptions, NameMap, SaveOptions, WriteOptions};
-use burn_peft::model::{BiasMode, PeftConfig, PeftForward, PeftModel, TargetConfig};
+use burn_peft::format::{
+    AdapterFile, LoadOptions, NameMap, ReadOptions, SaveOptions, WriteOptions,
+};
+use burn_peft::model::{BiasMode, PeftConfig, PeftForward, PeftModel, TargetConfig, TargetModules};
 use burn_peft::resume::{Checkpoint, Seed};
 
 use super::{moved, values};
@@ -159,7 +161,34 @@ fn whole_life(modules: usize) {
 }
 
 #[test]
-fn forty_thousand_modules_are_attached_saved_loaded_and_resumed() {
-    whole_life(10_000);
-    whole_life(40_000);
+fn many_modules_are_attached_saved_loaded_resumed_and_merged() {
+    whole_life(2_000);
+}
+
+/// What is written stays within what is read.
+#[test]
+fn forty_thousand_modules_are_attached_and_saved_and_their_file_is_read() {
+    let modules = 40_000;
+    let device = Device::default();
+    let mut targets = TargetConfig::all_linear().with_exclude_modules(["router"]);
+    targets.rank_pattern = (0..LAYERS)
+        .map(|layer| (format!("layers.{layer}.experts.{layer}.up"), 2))
+        .collect();
+    let config = PeftConfig::new(LoraConfig::new(1), targets);
+    let mut model = PeftModel::new(Many::new(modules, &device));
+    let report = timed("add", || model.add_adapter("default", &config).unwrap());
+    assert_eq!(report.targets.matched.len(), modules);
+    let dir = tempfile::tempdir().unwrap();
+    let save = SaveOptions::default();
+    let at = timed("save", || {
+        model.save_adapter("default", dir.path(), &save).unwrap()
+    });
+    let file = timed("read", || {
+        AdapterFile::read(&at, &ReadOptions::default()).unwrap()
+    });
+    assert_eq!(file.tensors.len(), modules);
+    assert_eq!(
+        file.config.targets.target_modules,
+        TargetModules::List(vec!["up".into(), "down".into()])
+    );
 }
