@@ -413,7 +413,7 @@ impl AdapterConfig {
                 return Err(PeftError::config(
                     key,
                     value,
-                    &format!("at most {MAX_NAMES}"),
+                    format!("at most {MAX_NAMES}"),
                 ));
             }
         }

@@ -7,7 +7,7 @@ use burn::tensor::{DType, Device, FloatDType, Shape, Tensor, TensorData};
 
 use super::peft_model::{head_path, refuse_foreign};
 use super::target::{TargetConfig, TargetReport};
-use super::traverse::{See, as_matrix, collect, replace_next, walk};
+use super::traverse::{See, as_matrix, by_burns_paths, collect, replace_next, walk};
 use super::weight::{PeftWeight, Transfer};
 use crate::layer::{LayerKind, loader_transposes};
 use crate::nf4::Nf4Weight;
@@ -104,12 +104,14 @@ pub(crate) fn choose_linear(
 
 /// Gives the parameters at these paths other values, which fit them. Adapters stay, and so do ids and whether a parameter
 /// requires a gradient; none is initialised that was not.
-pub(crate) fn replace_bases<M: Module>(module: M, mut bases: HashMap<String, NewBase>) -> M {
+pub(crate) fn replace_bases<M: Module>(module: M, bases: HashMap<String, NewBase>) -> M {
     let sites = collect(&module).into_iter();
     let states = sites
         .filter(|site| matches!(bases.get(&site.path), Some(NewBase::Packed(..))))
         .map(|site| (site.path.clone(), site.state_or_new()))
         .collect();
+    let mut bases = by_burns_paths(&module, bases);
+    let states = by_burns_paths(&module, states);
     let module = module.apply_reparameterization(Replacer {
         bases: &mut bases,
         states,

@@ -33,6 +33,14 @@ pub(crate) const DEFAULT_HEAD: &str = "lm_head";
 /// with what is attached under `<weight>.peft.<adapter>.a` and `.b` (and `<weight>.peft.nf4` for a packed base). Only the
 /// factors of the active adapter require a gradient; everything that was in the model when it was wrapped is frozen.
 ///
+/// # Names
+///
+/// Modules and parameters are named by their fields, as in PyTorch: `layers.0.norm`. A module that is an enum, such as Burn's
+/// [`Normalization`](burn::nn::norm::Normalization), is named without its variant; only Burn's records have it, as in
+/// `layers.0.norm.Rms.gamma`.
+///
+/// # Errors and clones
+///
 /// Every operation that can fail plans first and leaves the model as it was on an error. Clones are cheap (tensors are
 /// shared) and independent: activating an adapter in one does not show in another.
 ///

@@ -5,7 +5,7 @@ use burn::tensor::{DType, Shape, Tensor, TensorData};
 
 use super::peft_model::refuse_foreign;
 use super::target::TargetReport;
-use super::traverse::{See, Site, replace_next, walk};
+use super::traverse::{See, Site, by_burns_paths, replace_next, walk};
 use super::weight::{PeftWeight, Transfer};
 use crate::nf4::{Nf4Config, Nf4Weight};
 use crate::{PeftError, Result};
@@ -46,8 +46,9 @@ pub(super) fn quantize<M: Module>(
     let states = chosen
         .into_iter()
         .map(|site| (site.path.clone(), site.state_or_new()));
+    let states = by_burns_paths(&module, states.collect());
     let module = module.apply_reparameterization(Packer {
-        states: states.collect(),
+        states,
         config,
         packed: &mut packed,
     });

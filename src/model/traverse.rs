@@ -15,7 +15,7 @@ use crate::nf4::Nf4Weight;
 /// One float parameter of a model and what is attached to it.
 #[derive(Debug)]
 pub(super) struct Site {
-    /// Path of the parameter, as in `model.layers.0.self_attn.q_proj.weight`.
+    /// Path of the parameter, as in `model.layers.0.self_attn.q_proj.weight`: see [`Path::of_parameter`].
     pub path: String,
     /// Shape of the stored base: empty for a packed weight.
     pub shape: Vec<usize>,
@@ -140,14 +140,61 @@ pub(super) trait See {
 pub(super) fn walk<M: Module>(module: &M, see: &mut impl See) {
     module.visit(&mut Walk {
         see,
-        path: Vec::new(),
+        path: Path::default(),
         depth: 0,
     });
 }
 
+/// What begins the container of an enum's variant, as Burn's derive says it.
+const ENUM: &str = "Enum:";
+
+/// The modules around a parameter, and the parameter, outermost first: their names and containers, as Burn's derive says them.
+#[derive(Default)]
+struct Path(Vec<(String, String)>);
+
+impl Path {
+    fn enter(&mut self, name: &str, container: &str) {
+        self.0.push((name.into(), container.into()));
+    }
+
+    fn exit(&mut self) {
+        self.0.pop();
+    }
+
+    /// All names that are no variant of an enum.
+    ///
+    /// Burn's own paths have a segment for each variant, as in `layers.0.norm.Rms.gamma`. No file of PyTorch's has one, and no user names
+    /// one. Two parameters never get the same path by this, since an enum has one variant at a time.
+    fn of_parameter(&self) -> String {
+        let names = self
+            .0
+            .iter()
+            .filter(|(_, container)| !container.starts_with(ENUM));
+        join(names)
+    }
+
+    /// As Burn has it.
+    fn of_burn(&self) -> String {
+        join(self.0.iter())
+    }
+
+    /// The name of the parameter, and of the type that holds it: `Linear`, `RmsNorm`, ...
+    fn last(&self) -> (&str, &str) {
+        let last = self.0.last().map_or(("", ""), |(name, container)| {
+            (name.as_str(), container.as_str())
+        });
+        (last.0, last.1.strip_prefix("Struct:").unwrap_or(""))
+    }
+}
+
+fn join<'a>(names: impl Iterator<Item = &'a (String, String)>) -> String {
+    let names: Vec<&str> = names.map(|(name, _)| name.as_str()).collect();
+    names.join(".")
+}
+
 struct Walk<'a, S> {
     see: &'a mut S,
-    path: Vec<String>,
+    path: Path,
     /// How deep in reparameterizations.
     depth: usize,
 }
@@ -155,24 +202,24 @@ struct Walk<'a, S> {
 impl<S: See> ModuleVisitor for Walk<'_, S> {
     fn enter_module(&mut self, name: &str, container: &str) {
         self.depth += usize::from(container == REPARAMETERIZATION);
-        self.path.push(name.into());
+        self.path.enter(name, container);
     }
 
     fn exit_module(&mut self, _name: &str, container: &str) {
         self.depth -= usize::from(container == REPARAMETERIZATION);
-        self.path.pop();
+        self.path.exit();
     }
 
     fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
         if self.depth == 0 {
-            self.see.see(&self.path.join("."), param);
+            self.see.see(&self.path.of_parameter(), param);
         }
     }
 }
 
 #[derive(Default)]
 struct Collector {
-    path: Vec<(String, String)>,
+    path: Path,
     /// How deep in reparameterizations.
     depth: usize,
     sites: Vec<Site>,
@@ -189,11 +236,11 @@ impl ModuleVisitor for Collector {
             }
             self.depth += 1;
         }
-        self.path.push((name.into(), container.into()));
+        self.path.enter(name, container);
     }
 
     fn exit_module(&mut self, _name: &str, container: &str) {
-        self.path.pop();
+        self.path.exit();
         if container == REPARAMETERIZATION {
             self.depth -= 1;
             if let Transfer::Collected(state) = Transfer::Idle.swap()
@@ -211,14 +258,10 @@ impl ModuleVisitor for Collector {
             }
             return;
         }
-        let names: Vec<&str> = self.path.iter().map(|(name, _)| name.as_str()).collect();
-        let (name, container) = self.path.last().map_or(("", ""), |(name, container)| {
-            (name.as_str(), container.as_str())
-        });
-        let holder = container.strip_prefix("Struct:").unwrap_or("");
+        let (name, holder) = self.path.last();
         let layer = LayerKind::of(holder, name, D);
         self.sites.push(Site {
-            path: names.join("."),
+            path: self.path.of_parameter(),
             shape: match layer {
                 Some(LayerKind::Linear) => weight_dims(&as_matrix(param)).to_vec(),
                 _ => param.lazy_shape().to_vec(),
@@ -236,6 +279,44 @@ impl ModuleVisitor for Collector {
     }
 }
 
+/// What is given by the paths of parameters, by the paths that Burn gives a [`Reparameterizer`].
+pub(super) fn by_burns_paths<M: Module, T>(
+    module: &M,
+    values: HashMap<String, T>,
+) -> HashMap<String, T> {
+    let mut variants = Variants::default();
+    module.visit(&mut variants);
+    let mut paths = variants.paths;
+    let values = values.into_iter();
+    values
+        .map(|(path, value)| (paths.remove(&path).unwrap_or(path), value))
+        .collect()
+}
+
+/// Burn's paths of the parameters inside of enums, by this crate's.
+#[derive(Default)]
+struct Variants {
+    path: Path,
+    paths: HashMap<String, String>,
+}
+
+impl ModuleVisitor for Variants {
+    fn enter_module(&mut self, name: &str, container: &str) {
+        self.path.enter(name, container);
+    }
+
+    fn exit_module(&mut self, _name: &str, _container: &str) {
+        self.path.exit();
+    }
+
+    fn visit_float<const D: usize>(&mut self, _param: &Param<Tensor<D>>) {
+        let (path, burns) = (self.path.of_parameter(), self.path.of_burn());
+        if path != burns {
+            self.paths.insert(path, burns);
+        }
+    }
+}
+
 /// The same parameter, known to be a matrix.
 pub(super) fn as_matrix<const D: usize>(param: &Param<Tensor<D>>) -> Param<Tensor<2>> {
     let param: &dyn std::any::Any = param;
@@ -247,6 +328,7 @@ pub(super) fn as_matrix<const D: usize>(param: &Param<Tensor<D>>) -> Param<Tenso
 
 /// Gives the weights at these parameter paths a new state. Paths that `module` does not have are ignored.
 pub(super) fn edit<M: Module>(module: M, states: HashMap<String, PeftWeight>) -> M {
+    let states = by_burns_paths(&module, states);
     let module = module.apply_reparameterization(Editor { states });
     Transfer::Idle.swap();
     module

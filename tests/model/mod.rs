@@ -1,5 +1,6 @@
 //! Adapters on whole models.
 
+mod enums;
 mod kinds;
 mod lifecycle;
 mod quantize;
