@@ -521,7 +521,7 @@ fn values_in_range_are_taken() {
 fn assert_untouched(scratch: &Scratch) {
     let entries = std::fs::read_dir(&scratch.dir).unwrap();
     let names: Vec<PathBuf> = entries.map(|entry| entry.unwrap().path()).collect();
-    assert_eq!(names, [scratch.file.clone()]);
+    assert_eq!(names, std::slice::from_ref(&scratch.file));
     assert_eq!(std::fs::read_to_string(&scratch.file).unwrap(), "content");
     assert!(Path::new(BASE).join("config.json").is_file());
 }
