@@ -44,6 +44,23 @@ pub enum PeftError {
         /// The value found.
         value: f32,
     },
+    /// A finite value would become infinite in the element type that was asked for.
+    #[error(
+        "tensor `{}`: value {value} at flat index {index} is infinite in {dtype}: {way_out}",
+        Printable(tensor)
+    )]
+    Overflow {
+        /// Name of the tensor.
+        tensor: String,
+        /// Row-major index of the first such value, in the file's layout.
+        index: usize,
+        /// The value found.
+        value: f64,
+        /// The element type asked for.
+        dtype: String,
+        /// What gets past it, in words.
+        way_out: &'static str,
+    },
     /// A block size that NF4 does not have.
     #[error(
         "block size {found}: expected 32, 64 (the usual one), 128, 256, 512, 1024, 2048 or 4096"
@@ -321,7 +338,7 @@ pub enum PeftError {
         report: Box<BaseMismatch>,
     },
     /// The index of a checkpoint in several files is not true of them.
-    #[error("{path}: {}", first(faults), path = path.display())]
+    #[error("{path}: {}; {}", first(faults), index_way_out(faults), path = path.display())]
     Index {
         /// The index.
         path: PathBuf,
@@ -410,6 +427,21 @@ fn first(differences: &[impl fmt::Display]) -> String {
         text += &format!("; and {more} more");
     }
     text
+}
+
+/// The option that gets past these faults.
+fn index_way_out(faults: &[IndexFault]) -> String {
+    let mut kinds: Vec<_> = faults.iter().map(IndexFault::kind).collect();
+    kinds.sort();
+    kinds.dedup();
+    let kinds = kinds
+        .iter()
+        .map(|kind| format!("IndexFaultKind::{kind:?}"))
+        .collect::<Vec<_>>();
+    format!(
+        "to take the files' word: `BaseOptions::with_allowed_index_faults([{}])`",
+        kinds.join(", ")
+    )
 }
 
 impl PeftError {

@@ -49,6 +49,13 @@ samples! {
             value: f32::INFINITY,
         }
         .at_step(12);
+    Overflow: PeftError::Overflow {
+        tensor: "model.layers.0.mlp.up_proj.weight".into(),
+        index: 17,
+        value: 70000.0,
+        dtype: "F16".into(),
+        way_out: "load it as BF16 or F32 by `BaseOptions::with_dtype`",
+    };
     BlockSize: PeftError::BlockSize { found: 48 };
     Shape: PeftError::Shape {
         tensor: "model.layers.0.mlp.up_proj.weight".into(),

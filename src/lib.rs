@@ -36,6 +36,7 @@ pub mod optim;
 pub mod prelude;
 #[cfg(feature = "optim")]
 pub mod resume;
+mod splitmix;
 mod tensor;
 
 pub use error::{PeftError, Result};

@@ -21,6 +21,7 @@ mod frozen_layer;
 mod init;
 mod lora;
 mod lora_config;
+mod resize;
 mod several;
 mod slices;
 mod trained_copy;

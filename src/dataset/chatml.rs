@@ -12,8 +12,12 @@
 //! a marker is not escaped. Nothing is added: where a model's own template puts a system message before conversations
 //! that have none (SmolLM2: "You are a helpful AI assistant named SmolLM, trained by Hugging Face"), so must the caller.
 
+use std::fmt;
+
+use serde::de::{Deserializer, Error, IgnoredAny, MapAccess, Visitor};
 use serde::{Deserialize, Serialize};
 
+use super::instruction::in_key;
 use super::{Instruction, Segment};
 
 const START: &str = "<|im_start|>";
@@ -21,7 +25,10 @@ const END: &str = "<|im_end|>";
 const ASSISTANT: &str = "assistant";
 
 /// One turn of a conversation.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+///
+/// In JSON an object of these two keys, as OpenAI has it, or of `from` and `value`, as ShareGPT has it; there `human` reads
+/// as `user` and `gpt` as `assistant`. Other keys are ignored.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize)]
 pub struct Message {
     /// Who speaks: `system`, `user`, `assistant`, or what else the model knows.
     pub role: String,
@@ -36,6 +43,67 @@ impl Message {
             role: role.into(),
             content: content.into(),
         }
+    }
+}
+
+/// A conversation: in JSON an object with the key `messages`, as OpenAI has it, or `conversations`, as ShareGPT has it. Other keys
+/// are ignored.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Conversation {
+    /// Its turns.
+    #[serde(alias = "conversations")]
+    pub messages: Vec<Message>,
+}
+
+impl<'de> Deserialize<'de> for Message {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Turn;
+
+        impl<'de> Visitor<'de> for Turn {
+            type Value = Message;
+
+            fn expecting(&self, f: &mut fmt::Formatter) -> fmt::Result {
+                f.write_str("an object with `role` and `content`, or `from` and `value`")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Message, A::Error> {
+                let (mut role, mut content) = (None, None);
+                while let Some(key) = map.next_key::<String>()? {
+                    let part = match key.as_str() {
+                        "role" | "from" => &mut role,
+                        "content" | "value" => &mut content,
+                        _ => {
+                            map.next_value::<IgnoredAny>()?;
+                            continue;
+                        }
+                    };
+                    if part.is_some() {
+                        let error = format!("`{key}` stands twice, or beside what means the same");
+                        return Err(A::Error::custom(error));
+                    }
+                    let text: Option<String> = map
+                        .next_value()
+                        .map_err(|error| A::Error::custom(in_key(&key, &error)))?;
+                    let text = text.ok_or_else(|| {
+                        let error = format!("the key `{key}` is null: a message without a text, as of a call of a tool, cannot be learned");
+                        A::Error::custom(error)
+                    })?;
+                    *part = Some(match (key.as_str(), text.as_str()) {
+                        ("from", "human") => "user".to_owned(),
+                        ("from", "gpt") => ASSISTANT.to_owned(),
+                        _ => text,
+                    });
+                }
+                Ok(Message {
+                    role: role
+                        .ok_or_else(|| A::Error::custom("missing field `role` of a message"))?,
+                    content: content
+                        .ok_or_else(|| A::Error::custom("missing field `content` of a message"))?,
+                })
+            }
+        }
+
+        deserializer.deserialize_map(Turn)
     }
 }
 
@@ -111,6 +179,47 @@ mod tests {
                 Segment::context("\n"),
             ]
         );
+    }
+
+    #[test]
+    fn conversations_of_either_form_are_read() {
+        let expected = Conversation {
+            messages: vec![
+                Message::new("system", "s"),
+                Message::new("user", "1+1?"),
+                Message::new("assistant", "2"),
+            ],
+        };
+        let sharegpt = r#"{"id": "x", "conversations": [{"from": "system", "value": "s"},
+            {"from": "human", "value": "1+1?"}, {"from": "gpt", "value": "2", "weight": 1}]}"#;
+        let openai = r#"{"messages": [{"role": "system", "content": "s"},
+            {"role": "user", "content": "1+1?"}, {"role": "assistant", "content": "2"}]}"#;
+        for json in [sharegpt, openai] {
+            let found: Conversation = serde_json::from_str(json).unwrap();
+            assert_eq!(found, expected);
+            let json = serde_json::to_string(&found).unwrap();
+            assert_eq!(
+                serde_json::from_str::<Conversation>(&json).unwrap(),
+                expected
+            );
+        }
+        for (json, named) in [
+            (r#"{"role": "user"}"#, "missing field `content`"),
+            (r#"{"role": "user", "content": null}"#, "`content` is null"),
+            (
+                r#"{"role": "user", "content": [{"type": "text"}]}"#,
+                "the key `content`: invalid type: sequence",
+            ),
+            (
+                r#"{"role": "user", "from": "human", "value": "x"}"#,
+                "`from` stands twice",
+            ),
+        ] {
+            let error = serde_json::from_str::<Message>(json)
+                .unwrap_err()
+                .to_string();
+            assert!(error.contains(named), "{error}");
+        }
     }
 
     #[test]

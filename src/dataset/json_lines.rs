@@ -1,40 +1,85 @@
-//! [JSON lines](https://jsonlines.org): one JSON value per line of UTF-8 text; blank lines are skipped.
+//! [JSON lines](https://jsonlines.org): one JSON value per line of UTF-8 text; blank lines are skipped. A file that is one JSON
+//! array, as Alpaca's is, is read too.
 
+use std::fmt;
 use std::fs::File;
-use std::io::{BufRead, BufReader, Read};
+use std::io::{BufRead, BufReader, Cursor, Read};
+use std::marker::PhantomData;
 use std::path::Path;
 
-use serde::de::DeserializeOwned;
+use serde::Deserialize;
+use serde::de::{DeserializeOwned, DeserializeSeed, Deserializer, IgnoredAny, SeqAccess, Visitor};
 
+use super::{Instruction, InstructionKeys};
+use crate::format::recognise;
 use crate::{PeftError, Result};
 
 /// The longest line accepted, in bytes: a file that is one endless line must not take all memory.
 const MAX_LINE_BYTES: usize = 16 << 20;
+/// The longest array accepted, in bytes.
+const MAX_ARRAY_BYTES: u64 = 4 << 30;
+/// How many keys of a record an error names.
+const MOST_KEYS: usize = 8;
 
-/// Reads all records of a JSON lines file.
+/// Reads all records of a JSON lines file, or of a file that is one JSON array.
+///
+/// A byte-order mark of UTF-8, blank lines and line ends of Windows are passed over.
 ///
 /// # Errors
 ///
 /// [`PeftError::Io`] when the file cannot be read; [`PeftError::JsonLine`] names the file and the line that is no
-/// record of this form or is longer than 16 MiB.
+/// record of this form or is longer than 16 MiB, and says what to do about usual mistakes: other keys, a comma after a record, a
+/// record over several lines, UTF-16, an archive or a pointer of Git LFS in the file's place.
 pub fn read_json_lines<T: DeserializeOwned>(path: impl AsRef<Path>) -> Result<Vec<T>> {
     let path = path.as_ref();
-    let file = File::open(path).map_err(|source| PeftError::Io {
-        path: path.into(),
-        source,
-    })?;
-    parse_json_lines(BufReader::new(file), path)
+    parse_json_lines(open(path)?, path)
 }
 
-/// Reads all records of JSON lines from `reader`; `name` stands for the file in errors.
+/// Reads all records of JSON lines, or of one JSON array, from `reader`; `name` stands for the file in errors.
 ///
 /// # Errors
 ///
 /// As [`read_json_lines`].
-pub fn parse_json_lines<T: DeserializeOwned>(
-    mut reader: impl BufRead,
+pub fn parse_json_lines<T: DeserializeOwned>(reader: impl BufRead, name: &Path) -> Result<Vec<T>> {
+    parse(reader, name, PhantomData)
+}
+
+/// Reads triples whose keys are called as `keys` says, from a file as [`read_json_lines`] reads it.
+///
+/// # Errors
+///
+/// As [`read_json_lines`].
+pub fn read_instructions(
+    path: impl AsRef<Path>,
+    keys: &InstructionKeys,
+) -> Result<Vec<Instruction>> {
+    let path = path.as_ref();
+    parse_instructions(open(path)?, path, keys)
+}
+
+/// Reads triples whose keys are called as `keys` says, from `reader`; `name` stands for the file in errors.
+///
+/// # Errors
+///
+/// As [`read_json_lines`].
+pub fn parse_instructions(
+    reader: impl BufRead,
     name: &Path,
-) -> Result<Vec<T>> {
+    keys: &InstructionKeys,
+) -> Result<Vec<Instruction>> {
+    parse(reader, name, keys.clone())
+}
+
+fn open(path: &Path) -> Result<BufReader<File>> {
+    let file = File::open(path).map_err(PeftError::io(path))?;
+    Ok(BufReader::new(file))
+}
+
+/// Reads records, each by a clone of `seed`.
+fn parse<S, T>(mut reader: impl BufRead, name: &Path, seed: S) -> Result<Vec<T>>
+where
+    S: for<'de> DeserializeSeed<'de, Value = T> + Clone,
+{
     let mut records = Vec::new();
     let mut line = Vec::new();
     for number in 1.. {
@@ -43,10 +88,7 @@ pub fn parse_json_lines<T: DeserializeOwned>(
         let mut limited = reader.by_ref().take(MAX_LINE_BYTES as u64 + 1);
         limited
             .read_until(b'\n', &mut line)
-            .map_err(|source| PeftError::Io {
-                path: name.into(),
-                source,
-            })?;
+            .map_err(PeftError::io(name))?;
         if line.is_empty() {
             break;
         }
@@ -55,28 +97,179 @@ pub fn parse_json_lines<T: DeserializeOwned>(
             line: number,
             reason,
         };
-        if line.len() > MAX_LINE_BYTES {
+        let text = line.strip_prefix(b"\xef\xbb\xbf").unwrap_or(&line);
+        let is_array = records.is_empty() && text.trim_ascii_start().starts_with(b"[");
+        if line.len() > MAX_LINE_BYTES && !is_array {
             return Err(failed(format!("longer than {MAX_LINE_BYTES} bytes")));
         }
-        if line.iter().all(u8::is_ascii_whitespace) {
+        if text.trim_ascii().is_empty() {
             continue;
         }
-        records.push(serde_json::from_slice(&line).map_err(|e| {
-            // The parser sees a single line, whose number it calls 1.
-            failed(e.to_string().replace(" at line 1 column ", " at column "))
-        })?);
+        match parse_line(text, seed.clone()) {
+            Ok(record) => records.push(record),
+            // A list that is no record is one of records.
+            Err(_) if is_array => {
+                let skipped = text.len();
+                let start = line.split_off(line.len() - skipped);
+                let rest = Cursor::new(start).chain(reader);
+                return parse_array(rest, name, number, seed);
+            }
+            Err(error) => {
+                let reason = match records.is_empty().then(|| not_lines(&line)).flatten() {
+                    Some(reason) => reason,
+                    None => explained(text, &error),
+                };
+                return Err(failed(reason));
+            }
+        }
     }
     Ok(records)
+}
+
+fn parse_line<S, T>(line: &[u8], seed: S) -> serde_json::Result<T>
+where
+    S: for<'de> DeserializeSeed<'de, Value = T>,
+{
+    let mut deserializer = serde_json::Deserializer::from_slice(line);
+    let record = seed.deserialize(&mut deserializer)?;
+    deserializer.end()?;
+    Ok(record)
+}
+
+/// Reads one array of records, which begins in line `first`.
+fn parse_array<S, T>(reader: impl Read, name: &Path, first: usize, seed: S) -> Result<Vec<T>>
+where
+    S: for<'de> DeserializeSeed<'de, Value = T> + Clone,
+{
+    struct Records<S, T>(S, PhantomData<T>);
+
+    impl<'de, S, T> Visitor<'de> for Records<S, T>
+    where
+        S: for<'a> DeserializeSeed<'a, Value = T> + Clone,
+    {
+        type Value = Vec<T>;
+
+        fn expecting(&self, f: &mut fmt::Formatter) -> fmt::Result {
+            f.write_str("a list of records")
+        }
+
+        fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<Vec<T>, A::Error> {
+            let mut records = Vec::new();
+            while let Some(record) = items.next_element_seed(self.0.clone())? {
+                records.push(record);
+            }
+            Ok(records)
+        }
+    }
+
+    let reader = BufReader::new(reader.take(MAX_ARRAY_BYTES));
+    let mut deserializer = serde_json::Deserializer::from_reader(reader);
+    let records = deserializer.deserialize_seq(Records(seed, PhantomData));
+    let records = records.and_then(|records| deserializer.end().map(|()| records));
+    records.map_err(|error| {
+        let (line, column) = (first + error.line().max(1) - 1, error.column());
+        let mut reason = format!("{}, at column {column}", without_place(&error));
+        if error.is_eof() {
+            reason += &format!(
+                ": the list does not end, in the file or in its first {MAX_ARRAY_BYTES} bytes"
+            );
+        } else if error.is_data() {
+            reason += "; other keys: `read_instructions` with `InstructionKeys`, or `#[serde(rename)]` of a type of your own";
+        }
+        match error.is_io() {
+            true => PeftError::io(name)(error.into()),
+            false => PeftError::JsonLine {
+                path: name.into(),
+                line,
+                reason,
+            },
+        }
+    })
+}
+
+/// What a file is that is no JSON lines at all, by its first line.
+fn not_lines(line: &[u8]) -> Option<String> {
+    if line.starts_with(b"PAR1") {
+        return Some(
+            "a Parquet file: `datasets.load_dataset(\"parquet\", data_files=PATH)[\"train\"].to_json(OUT)` in Python converts it"
+                .to_owned(),
+        );
+    }
+    // A text in two bytes a character may lack its mark.
+    if let [0, _, 0, _, ..] | [_, 0, _, 0, ..] = line {
+        return Some("a text in UTF-16: save it in UTF-8".to_owned());
+    }
+    recognise(&line[..line.len().min(512)])
+}
+
+/// An error about a line with what to do, where the mistake is a usual one.
+fn explained(line: &[u8], error: &serde_json::Error) -> String {
+    // The parser sees a single line, whose number it calls 1.
+    let reason = error
+        .to_string()
+        .replace(" at line 1 column ", " at column ");
+    let text = line.trim_ascii();
+    let is_json = |text: &[u8]| serde_json::from_slice::<IgnoredAny>(text).is_ok();
+    let hint = if std::str::from_utf8(line).is_err() {
+        "the line is not UTF-8".to_owned()
+    } else if text.strip_suffix(b",").is_some_and(is_json) {
+        "there is a comma after the record: JSON lines have none, and a JSON array has brackets"
+            .to_owned()
+    } else if text.starts_with(b"{'") {
+        "texts in single quotes are Python's notation: `json.dumps` writes JSON".to_owned()
+    } else if error.is_eof() {
+        "the record does not end on its line: JSON lines have one record a line".to_owned()
+    } else if error.is_data()
+        && reason.contains("missing field")
+        && let Ok(Keys(keys)) = serde_json::from_slice(line)
+    {
+        let more = keys.len().saturating_sub(MOST_KEYS);
+        let shown: Vec<String> = keys
+            .iter()
+            .take(MOST_KEYS)
+            .map(|key| format!("`{}`", key.escape_debug()))
+            .collect();
+        let more = if more > 0 {
+            format!(" and {more} more")
+        } else {
+            String::new()
+        };
+        format!(
+            "the record has {}{more}; for other keys there are `read_instructions` with `InstructionKeys`, and `#[serde(rename)]` for a type of your own",
+            shown.join(", ")
+        )
+    } else {
+        return reason;
+    };
+    format!("{reason}: {hint}")
+}
+
+/// The error without its place.
+fn without_place(error: &serde_json::Error) -> String {
+    let text = error.to_string();
+    let place = format!(" at line {} column {}", error.line(), error.column());
+    text.strip_suffix(&place).unwrap_or(&text).to_owned()
+}
+
+/// The keys of an object, in their order.
+struct Keys(Vec<String>);
+
+impl<'de> Deserialize<'de> for Keys {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let object = serde_json::Map::deserialize(deserializer)?;
+        Ok(Self(object.into_iter().map(|(key, _)| key).collect()))
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::dataset::Instruction;
 
     fn parse(text: &[u8]) -> Result<Vec<Instruction>> {
         parse_json_lines(text, "data.jsonl".as_ref())
     }
+
+    const GOOD: &str = r#"{"instruction":"a","response":"b"}"#;
 
     #[test]
     fn lines_are_records_and_blank_lines_are_not() {
@@ -89,8 +282,52 @@ mod tests {
     }
 
     #[test]
+    fn a_byte_order_mark_is_passed_over() {
+        let text = format!("\u{feff}{GOOD}\r\n\u{feff}{GOOD}\r\n");
+        assert_eq!(parse(text.as_bytes()).unwrap().len(), 2);
+        let array = format!("\u{feff}[{GOOD}]");
+        assert_eq!(parse(array.as_bytes()).unwrap().len(), 1);
+    }
+
+    #[test]
+    fn an_array_of_records_is_read_in_any_form() {
+        for text in [
+            format!("[{GOOD},{GOOD}]"),
+            format!("\n [\n  {GOOD},\r\n  {GOOD}\n]\n\n"),
+            "[\n{\"instruction\": \"a\",\n \"input\": null,\n \"output\": \"b\"\n},{\"instruction\":\"c\",\"output\":\"d\"}]".to_owned(),
+        ] {
+            assert_eq!(parse(text.as_bytes()).unwrap().len(), 2, "{text}");
+        }
+        assert_eq!(parse(b"[]").unwrap(), []);
+        // Lines that are lists stay lines.
+        let lists: Vec<[u8; 2]> = parse_json_lines(&b"[1,2]\n[3,4]"[..], "x".as_ref()).unwrap();
+        assert_eq!(lists, [[1, 2], [3, 4]]);
+    }
+
+    #[test]
+    fn an_error_in_an_array_names_its_line() {
+        let text = format!("\n[\n  {GOOD},\n  {{\"prompt\": \"c\"}}\n]");
+        let error = parse(text.as_bytes()).unwrap_err().to_string();
+        assert!(
+            error.starts_with("data.jsonl:4: missing field `instruction`"),
+            "{error}"
+        );
+        assert!(error.contains("InstructionKeys"), "{error}");
+        for (text, named) in [
+            (format!("[{GOOD},]"), "data.jsonl:1: trailing comma"),
+            (format!("[{GOOD}\n"), "the list does not end"),
+            (
+                format!("[{GOOD}]\n{GOOD}"),
+                "data.jsonl:2: trailing characters",
+            ),
+        ] {
+            let error = parse(text.as_bytes()).unwrap_err().to_string();
+            assert!(error.contains(named), "{error}");
+        }
+    }
+
+    #[test]
     fn an_error_names_file_and_line() {
-        let good = r#"{"instruction":"a","response":"b"}"#;
         for (bad, word) in [
             (&br#"{"instruction":"a"}"#[..], "missing field `response`"),
             (b"{", "EOF"),
@@ -101,13 +338,70 @@ mod tests {
                 "trailing characters at column",
             ),
         ] {
-            let text = [good.as_bytes(), b"\n\n", bad, b"\n"].concat();
+            let text = [GOOD.as_bytes(), b"\n\n", bad, b"\n"].concat();
             let error = parse(&text).unwrap_err().to_string();
             assert!(
                 error.starts_with("data.jsonl:3: ") && error.contains(word),
                 "{error}"
             );
         }
+    }
+
+    #[test]
+    fn usual_mistakes_are_explained() {
+        for (text, named) in [
+            (
+                &br#"{"prompt":"a","completion":"b"}"#[..],
+                "missing field `instruction` at column 31: the record has `prompt`, `completion`; for other keys there are `read_instructions`",
+            ),
+            (
+                br#"{"instruction":"a","output":"b"},"#,
+                "comma after the record",
+            ),
+            (b"{'instruction': 'a'}", "Python's notation"),
+            (b"{\n  \"instruction\": \"a\"\n}", "one record a line"),
+            (b"{\"instruction\":\"\xe9\",\"output\":\"b\"}", "not UTF-8"),
+            (b"\xff\xfe{\0\"\0", "UTF-16"),
+            (b"{\0\"\0i\0", "UTF-16"),
+            (
+                b"version https://git-lfs.github.com/spec/v1\noid x\nsize 9\n",
+                "git lfs pull",
+            ),
+            (b"<!DOCTYPE html>\n", "an HTML page"),
+            (b"PAR1\x15\x04", "a Parquet file"),
+            (b"\x1f\x8b\x08", "gzip"),
+            (
+                br#"{"instruction":"a","output":3}"#,
+                "the key `output`: invalid type: integer `3`",
+            ),
+            (br#"{"instruction":"a","output":"b",}"#, "trailing comma"),
+        ] {
+            let error = parse(text).unwrap_err().to_string();
+            assert!(
+                error.starts_with("data.jsonl:1: ") && error.contains(named),
+                "{error}"
+            );
+            assert!(!error.contains("line 1"), "{error}");
+        }
+    }
+
+    #[test]
+    fn triples_of_other_keys_are_read() {
+        let text = b"{\"question\":\"a\",\"context\":null,\"answer\":\"b\"}";
+        let keys = InstructionKeys::new()
+            .with_instruction("question")
+            .with_input("context")
+            .with_response("answer");
+        let read = parse_instructions(&text[..], "x".as_ref(), &keys).unwrap();
+        assert_eq!(
+            (read[0].instruction.as_str(), read[0].response.as_str()),
+            ("a", "b")
+        );
+        let error = parse_instructions(GOOD.as_bytes(), "x".as_ref(), &keys).unwrap_err();
+        assert!(
+            error.to_string().contains("missing field `question`"),
+            "{error}"
+        );
     }
 
     #[test]
@@ -118,6 +412,16 @@ mod tests {
             error.to_string().starts_with("pipe:1: longer than"),
             "{error}"
         );
+    }
+
+    #[test]
+    fn an_array_on_one_very_long_line_is_read() {
+        let record = format!(
+            r#"{{"instruction":"{}","output":"b"}}"#,
+            "x".repeat(1 << 20)
+        );
+        let text = format!("[{}]", vec![record; 17].join(","));
+        assert_eq!(parse(text.as_bytes()).unwrap().len(), 17);
     }
 
     #[test]

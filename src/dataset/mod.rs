@@ -4,6 +4,9 @@
 //! JSON lines ─read─> Instruction ─render─> [Segment] ─tokenize─> Example ─collate─> Batch ─> sft_loss
 //! ```
 //!
+//! Files are read as people have them: JSON lines or one JSON array, triples of other keys ([`InstructionKeys`]), conversations of
+//! OpenAI's and of ShareGPT's form ([`Conversation`]). What is none of these is an error that names the line and what to do.
+//!
 //! Every [`Segment`] of a rendered prompt says whether it is supervised, and each is tokenised on its own, so that the
 //! mask of learned tokens follows from token spans. Nothing searches for a template in tokens, which fails silently
 //! where a tokenizer merges across its edge. The tokenizer is a closure: this crate depends on none.
@@ -38,8 +41,8 @@ mod segment;
 
 pub use alpaca::{alpaca, alpaca_prompt};
 pub use batch::{Batch, HostBatch, PaddedBatcher};
-pub use chatml::{Message, chatml, chatml_prompt};
+pub use chatml::{Conversation, Message, chatml, chatml_prompt};
 pub use example::{Example, TokenizeConfig, Truncation};
-pub use instruction::Instruction;
-pub use json_lines::{parse_json_lines, read_json_lines};
+pub use instruction::{Instruction, InstructionKeys};
+pub use json_lines::{parse_instructions, parse_json_lines, read_instructions, read_json_lines};
 pub use segment::Segment;

@@ -13,6 +13,7 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
+use super::disguise::not_json;
 use super::fields::{self, Rule};
 use super::json;
 use super::read::{ReadOptions, read_bounded};
@@ -24,8 +25,9 @@ use crate::{PeftError, Result};
 pub const CONFIG_FILE: &str = "adapter_config.json";
 /// The version of PEFT whose format is written, and the `peft_version` of a new configuration.
 pub const PEFT_VERSION: &str = "0.21.2";
-/// Largest `adapter_config.json` read, in bytes; real ones have about 1 KiB.
-pub const MAX_CONFIG_BYTES: u64 = 1 << 20;
+/// Largest `adapter_config.json` read, in bytes; real ones have about 1 KiB, those with a rank and an alpha for each of 40,000
+/// modules some 12 MB.
+pub const MAX_CONFIG_BYTES: u64 = 16 << 20;
 /// Largest rank of a configuration or a pattern.
 pub const MAX_RANK: usize = 1 << 16;
 
@@ -254,7 +256,7 @@ impl AdapterConfig {
     /// that holds a JSON object; otherwise those of [`from_json`](Self::from_json), in [`PeftError::InFile`].
     pub fn read(path: &Path, options: &ReadOptions) -> Result<Self> {
         let bytes = read_bounded(path, MAX_CONFIG_BYTES)?;
-        Self::from_json(&bytes, options).map_err(|error| error.in_file(path))
+        Self::from_json(&bytes, options).map_err(|error| not_json(path, &bytes, error))
     }
 
     /// Parses and checks the text of an `adapter_config.json`.

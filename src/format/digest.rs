@@ -189,6 +189,7 @@ mod tests {
 
     use super::*;
     use crate::format::header::Header;
+    use crate::format::limits::FileLimits;
 
     const CONFIG: &[u8] = b"{}";
 
@@ -202,7 +203,12 @@ mod tests {
     fn digest(file: &[u8]) -> Digest {
         let n = u64::from_le_bytes(file[..8].try_into().unwrap()) as usize;
         let header = &file[8..8 + n];
-        Digest::find(header, &Header::parse(header).unwrap().metadata)
+        Digest::find(
+            header,
+            &Header::parse(header, &FileLimits::default())
+                .unwrap()
+                .metadata,
+        )
     }
 
     fn check(file: &[u8], config: &[u8], check: DigestCheck) -> Result<()> {

@@ -19,14 +19,13 @@ use burn::tensor::TensorData;
 use safetensors::tensor::TensorInfo;
 
 use super::digest::{Digest, DigestCheck};
+use super::disguise::{recognised, start_of};
 use super::elements;
 use super::header::Header;
+use super::limits::FileLimits;
 use super::positional;
 use super::read::open_regular;
 use crate::{PeftError, Result};
-
-/// Largest header read, in bytes. The largest adapters known have a few thousand tensors of 100 to 200 bytes each.
-pub const MAX_HEADER_BYTES: u64 = 16 << 20;
 
 /// An open safetensors file whose header was checked.
 #[derive(Debug)]
@@ -47,9 +46,22 @@ impl SafetensorsFile {
     /// [`PeftError::Io`], and [`PeftError::Malformed`] for what is no regular file, is larger than `max_bytes`, or is
     /// no whole safetensors file.
     pub fn open(path: &Path, max_bytes: u64) -> Result<Self> {
-        let malformed = |reason: String| PeftError::Malformed {
-            path: path.to_owned(),
-            reason,
+        Self::open_with(path, max_bytes, &FileLimits::default())
+    }
+
+    /// As [`open`](Self::open), with other limits on the header.
+    ///
+    /// # Errors
+    ///
+    /// As [`open`](Self::open). For a file that is something else by its first bytes (a pointer of Git LFS, an HTML page, a
+    /// pickle) the error says so, and what to do.
+    pub fn open_with(path: &Path, max_bytes: u64, limits: &FileLimits) -> Result<Self> {
+        let malformed = |reason: String| {
+            let error = PeftError::Malformed {
+                path: path.to_owned(),
+                reason,
+            };
+            recognised(path, &start_of(path), error)
         };
         let (mut file, size) = open_regular(path, max_bytes)?;
         let mut length = [0; 8];
@@ -60,9 +72,15 @@ impl SafetensorsFile {
         }
         file.read_exact(&mut length).map_err(PeftError::io(path))?;
         let length = u64::from_le_bytes(length);
-        if length > MAX_HEADER_BYTES || length > size - 8 {
+        if length > size - 8 {
             return Err(malformed(format!(
-                "a header of {length} bytes: at most {MAX_HEADER_BYTES} are read, and the file has {size}"
+                "a header of {length} bytes, but the file has {size} in all: it is no safetensors file, or was cut, as by a download that did not finish"
+            )));
+        }
+        if length > limits.header_bytes {
+            return Err(malformed(format!(
+                "a header of {length} bytes: at most {} are read, or `FileLimits::header_bytes`",
+                limits.header_bytes
             )));
         }
         let mut header = vec![0; length as usize];
@@ -71,12 +89,18 @@ impl SafetensorsFile {
             tensors,
             metadata,
             data_len,
-        } = Header::parse(&header).map_err(malformed)?;
+        } = Header::parse(&header, limits).map_err(malformed)?;
         let start = 8 + length;
         let found = size - start;
         if data_len as u64 != found {
+            let difference = match (data_len as u64).checked_sub(found) {
+                Some(missing) => {
+                    format!("{missing} missing, as after a download that did not finish")
+                }
+                None => format!("{} too many", found - data_len as u64),
+            };
             return Err(malformed(format!(
-                "the header describes {data_len} bytes of values, the file has {found}"
+                "the header describes {data_len} bytes of values, the file has {found}: {difference}"
             )));
         }
         let digest = Digest::find(&header, &metadata);

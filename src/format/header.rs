@@ -14,17 +14,10 @@ use std::fmt;
 
 use safetensors::Dtype;
 use safetensors::tensor::TensorInfo;
-use serde::de::{Error, MapAccess, SeqAccess, Visitor};
+use serde::de::{DeserializeSeed, Error, MapAccess, SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer};
 
-/// Most tensors of a file.
-pub const MAX_TENSORS: usize = 100_000;
-/// Longest name of a tensor, in bytes; those of the largest models have less than 200.
-const MAX_NAME_BYTES: usize = 4096;
-/// Most dimensions of a tensor. Those of adapters have one to four.
-const MAX_DIMENSIONS: usize = 16;
-/// Most entries of the metadata. Trainers that describe themselves there write less than 100.
-const MAX_METADATA: usize = 4096;
+use super::limits::FileLimits;
 
 /// What a header says: values without gap or overlap, each tensor's of the size of its shape and type.
 #[derive(Debug)]
@@ -37,9 +30,12 @@ pub(super) struct Header {
 
 impl Header {
     /// Reads the JSON of a header; the error is what is wrong with it, and with which tensor.
-    pub(super) fn parse(json: &[u8]) -> Result<Self, String> {
-        let Parts { tensors, metadata } = serde_json::from_slice(json)
-            .map_err(|error| format!("the header is not safetensors': {error}"))?;
+    pub(super) fn parse(json: &[u8], limits: &FileLimits) -> Result<Self, String> {
+        let mut deserializer = serde_json::Deserializer::from_slice(json);
+        let parts = PartsOf(limits).deserialize(&mut deserializer);
+        let parts = parts.and_then(|parts| deserializer.end().map(|()| parts));
+        let Parts { tensors, metadata } =
+            parts.map_err(|error| format!("the header is not safetensors': {error}"))?;
         let data_len = data_len(&tensors)?;
         Ok(Self {
             tensors,
@@ -83,11 +79,16 @@ struct Parts {
     metadata: BTreeMap<String, String>,
 }
 
-impl<'de> Deserialize<'de> for Parts {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct Fields;
+/// Reads the parts within limits.
+struct PartsOf<'a>(&'a FileLimits);
 
-        impl<'de> Visitor<'de> for Fields {
+impl<'de> DeserializeSeed<'de> for PartsOf<'_> {
+    type Value = Parts;
+
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Parts, D::Error> {
+        struct Fields<'a>(&'a FileLimits);
+
+        impl<'de> Visitor<'de> for Fields<'_> {
             type Value = Parts;
 
             fn expecting(&self, f: &mut fmt::Formatter) -> fmt::Result {
@@ -95,34 +96,39 @@ impl<'de> Deserialize<'de> for Parts {
             }
 
             fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Parts, A::Error> {
+                let limits = self.0;
                 let mut tensors = BTreeMap::new();
                 let mut metadata = None;
                 while let Some(name) = map.next_key::<String>()? {
                     if name == "__metadata__" {
-                        let Texts(texts) = map.next_value()?;
+                        let texts = map.next_value_seed(TextsOf(limits))?;
                         if metadata.replace(texts).is_some() {
                             return Err(twice(&name));
                         }
                         continue;
                     }
-                    if name.len() > MAX_NAME_BYTES {
+                    if name.len() > limits.name_bytes {
                         return Err(A::Error::custom(format!(
-                            "a name of {} bytes: at most {MAX_NAME_BYTES} are read",
-                            name.len()
+                            "a name of {} bytes: at most {} are read, or `FileLimits::name_bytes`",
+                            name.len(),
+                            limits.name_bytes
                         )));
                     }
-                    if tensors.len() == MAX_TENSORS {
-                        return Err(A::Error::custom(format!("more than {MAX_TENSORS} tensors")));
+                    if tensors.len() == limits.tensors {
+                        return Err(A::Error::custom(format!(
+                            "more than {} tensors, or `FileLimits::tensors`",
+                            limits.tensors
+                        )));
                     }
-                    let info: Info = map.next_value().map_err(|error| {
+                    let info = map.next_value_seed(InfoOf(limits)).map_err(|error| {
                         A::Error::custom(format!("tensor `{}`: {error}", name.escape_debug()))
                     })?;
-                    let info = TensorInfo {
-                        dtype: info.dtype,
-                        shape: info.shape.0,
-                        data_offsets: info.data_offsets,
-                    };
-                    insert(&mut tensors, name, info)?;
+                    match limits.repeated_names {
+                        true => {
+                            tensors.insert(name, info);
+                        }
+                        false => insert(&mut tensors, name, info)?,
+                    }
                 }
                 Ok(Parts {
                     tensors,
@@ -131,7 +137,7 @@ impl<'de> Deserialize<'de> for Parts {
             }
         }
 
-        deserializer.deserialize_map(Fields)
+        deserializer.deserialize_map(Fields(self.0))
     }
 }
 
@@ -152,74 +158,138 @@ pub(super) fn twice<E: Error>(key: &str) -> E {
     E::custom(format!("the key `{}` stands twice", shown.escape_debug()))
 }
 
-/// A tensor's entry; a field that stands twice is an error of `serde`'s.
-#[derive(Deserialize)]
-struct Info {
-    dtype: Dtype,
-    shape: Shape,
-    data_offsets: (usize, usize),
-}
+/// Reads a tensor's entry; a field that stands twice is an error.
+struct InfoOf<'a>(&'a FileLimits);
 
-struct Shape(Vec<usize>);
+impl<'de> DeserializeSeed<'de> for InfoOf<'_> {
+    type Value = TensorInfo;
 
-impl<'de> Deserialize<'de> for Shape {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct Sides;
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<TensorInfo, D::Error> {
+        struct Fields<'a>(&'a FileLimits);
 
-        impl<'de> Visitor<'de> for Sides {
-            type Value = Shape;
+        #[derive(Deserialize)]
+        #[serde(field_identifier, rename_all = "snake_case")]
+        enum Field {
+            Dtype,
+            Shape,
+            DataOffsets,
+            #[serde(other)]
+            Other,
+        }
+
+        impl<'de> Visitor<'de> for Fields<'_> {
+            type Value = TensorInfo;
 
             fn expecting(&self, f: &mut fmt::Formatter) -> fmt::Result {
-                write!(f, "a list of at most {MAX_DIMENSIONS} sizes")
+                f.write_str("an object with `dtype`, `shape` and `data_offsets`")
             }
 
-            fn visit_seq<A: SeqAccess<'de>>(self, mut sides: A) -> Result<Shape, A::Error> {
-                let mut shape = Vec::new();
-                while let Some(side) = sides.next_element()? {
-                    if shape.len() == MAX_DIMENSIONS {
-                        return Err(A::Error::invalid_length(MAX_DIMENSIONS + 1, &self));
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<TensorInfo, A::Error> {
+                let (mut dtype, mut shape, mut data_offsets) = (None, None, None);
+                while let Some(field) = map.next_key()? {
+                    match field {
+                        Field::Dtype if dtype.is_some() => {
+                            return Err(A::Error::duplicate_field("dtype"));
+                        }
+                        Field::Dtype => dtype = Some(map.next_value::<Dtype>()?),
+                        Field::Shape if shape.is_some() => {
+                            return Err(A::Error::duplicate_field("shape"));
+                        }
+                        Field::Shape => shape = Some(map.next_value_seed(ShapeOf(self.0))?),
+                        Field::DataOffsets if data_offsets.is_some() => {
+                            return Err(A::Error::duplicate_field("data_offsets"));
+                        }
+                        Field::DataOffsets => {
+                            data_offsets = Some(map.next_value::<(usize, usize)>()?);
+                        }
+                        Field::Other => {
+                            map.next_value::<serde::de::IgnoredAny>()?;
+                        }
                     }
-                    shape.push(side);
                 }
-                Ok(Shape(shape))
+                let missing = A::Error::missing_field;
+                Ok(TensorInfo {
+                    dtype: dtype.ok_or_else(|| missing("dtype"))?,
+                    shape: shape.ok_or_else(|| missing("shape"))?,
+                    data_offsets: data_offsets.ok_or_else(|| missing("data_offsets"))?,
+                })
             }
         }
 
-        deserializer.deserialize_seq(Sides)
+        deserializer.deserialize_map(Fields(self.0))
     }
 }
 
-/// The metadata: texts by name.
-struct Texts(BTreeMap<String, String>);
+/// Reads a shape.
+struct ShapeOf<'a>(&'a FileLimits);
 
-impl<'de> Deserialize<'de> for Texts {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct Entries;
+impl<'de> DeserializeSeed<'de> for ShapeOf<'_> {
+    type Value = Vec<usize>;
 
-        impl<'de> Visitor<'de> for Entries {
-            type Value = Texts;
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Vec<usize>, D::Error> {
+        struct Sides(usize);
+
+        impl<'de> Visitor<'de> for Sides {
+            type Value = Vec<usize>;
 
             fn expecting(&self, f: &mut fmt::Formatter) -> fmt::Result {
-                write!(f, "`__metadata__` of at most {MAX_METADATA} texts")
+                write!(f, "a list of at most {} sizes", self.0)
             }
 
-            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Texts, A::Error> {
+            fn visit_seq<A: SeqAccess<'de>>(self, mut sides: A) -> Result<Vec<usize>, A::Error> {
+                let mut shape = Vec::new();
+                while let Some(side) = sides.next_element()? {
+                    if shape.len() == self.0 {
+                        return Err(A::Error::invalid_length(self.0.saturating_add(1), &self));
+                    }
+                    shape.push(side);
+                }
+                Ok(shape)
+            }
+        }
+
+        deserializer.deserialize_seq(Sides(self.0.dimensions))
+    }
+}
+
+/// Reads the metadata: texts by name, or nothing, as some writers have it.
+struct TextsOf<'a>(&'a FileLimits);
+
+impl<'de> DeserializeSeed<'de> for TextsOf<'_> {
+    type Value = BTreeMap<String, String>;
+
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Self::Value, D::Error> {
+        struct Entries<'a>(&'a FileLimits);
+
+        impl<'de> Visitor<'de> for Entries<'_> {
+            type Value = BTreeMap<String, String>;
+
+            fn expecting(&self, f: &mut fmt::Formatter) -> fmt::Result {
+                write!(f, "`__metadata__` of at most {} texts", self.0.metadata)
+            }
+
+            fn visit_unit<E: Error>(self) -> Result<Self::Value, E> {
+                Ok(BTreeMap::new())
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
+                let most = self.0.metadata;
                 let mut texts = BTreeMap::new();
                 while let Some(key) = map.next_key::<String>()? {
-                    if texts.len() == MAX_METADATA {
-                        return Err(A::Error::invalid_length(MAX_METADATA + 1, &self));
+                    if texts.len() == most {
+                        return Err(A::Error::invalid_length(most.saturating_add(1), &self));
                     }
                     let text = map.next_value().map_err(|error| {
-                        let shown: String = key.chars().take(MAX_NAME_BYTES).collect();
+                        let shown: String = key.chars().take(120).collect();
                         A::Error::custom(format!("metadata `{}`: {error}", shown.escape_debug()))
                     })?;
                     insert(&mut texts, key, text)?;
                 }
-                Ok(Texts(texts))
+                Ok(texts)
             }
         }
 
-        deserializer.deserialize_map(Entries)
+        deserializer.deserialize_any(Entries(self.0))
     }
 }
 
@@ -229,8 +299,12 @@ mod tests {
 
     use super::*;
 
+    fn parse(json: &str) -> Result<Header, String> {
+        Header::parse(json.as_bytes(), &FileLimits::default())
+    }
+
     fn error(json: &str) -> String {
-        Header::parse(json.as_bytes()).unwrap_err()
+        parse(json).unwrap_err()
     }
 
     #[test]
@@ -238,7 +312,7 @@ mod tests {
         let json = r#"{"b":{"dtype":"BF16","shape":[3],"data_offsets":[8,14]},
             "a":{"dtype":"F32","shape":[2,1],"data_offsets":[0,8]},"e":{"dtype":"F4","shape":[0,2],"data_offsets":[14,14]},
             "__metadata__":{"format":"pt","x":""}}"#;
-        let header = Header::parse(json.as_bytes()).unwrap();
+        let header = parse(json).unwrap();
         let file = [
             &(json.len() as u64).to_le_bytes()[..],
             json.as_bytes(),
@@ -254,6 +328,39 @@ mod tests {
         assert_eq!(header.data_len, expected.data_len());
         let metadata = expected.metadata().clone().unwrap();
         assert_eq!(header.metadata, metadata.into_iter().collect());
+    }
+
+    #[test]
+    fn metadata_of_null_is_none_as_the_crate_has_it() {
+        let json = r#"{"__metadata__":null,"a":{"dtype":"F32","shape":[],"data_offsets":[0,4]}}"#;
+        let header = parse(json).unwrap();
+        assert!(header.metadata.is_empty());
+        let file = [
+            &(json.len() as u64).to_le_bytes()[..],
+            json.as_bytes(),
+            &[0; 4],
+        ]
+        .concat();
+        assert!(
+            SafeTensors::read_metadata(&file)
+                .unwrap()
+                .1
+                .metadata()
+                .is_none()
+        );
+        assert!(error(r#"{"__metadata__":null,"__metadata__":null}"#).contains("stands twice"));
+        assert!(error(r#"{"__metadata__":3}"#).contains("`__metadata__` of at most"));
+    }
+
+    #[test]
+    fn of_a_repeated_name_the_last_entry_counts_where_that_is_allowed() {
+        let entry =
+            |shape: &str| format!(r#""a":{{"dtype":"F32","shape":{shape},"data_offsets":[0,4]}}"#);
+        let json = format!("{{{},{}}}", entry("[1]"), entry("[1,1]"));
+        let limits = FileLimits::new().with_repeated_names(true);
+        let header = Header::parse(json.as_bytes(), &limits).unwrap();
+        assert_eq!(header.tensors["a"].shape, [1, 1]);
+        assert!(error(&json).contains("the key `a` stands twice"));
     }
 
     #[test]
@@ -286,15 +393,19 @@ mod tests {
         let tensor =
             |shape: &str| format!(r#"{{"dtype":"F32","shape":[{shape}],"data_offsets":[0,0]}}"#);
         let sides = |n: usize| vec!["0"; n].join(",");
-        assert!(Header::parse(format!(r#"{{"q":{}}}"#, tensor(&sides(16))).as_bytes()).is_ok());
+        assert!(parse(&format!(r#"{{"q":{}}}"#, tensor(&sides(16)))).is_ok());
         assert!(error(&format!(r#"{{"q":{}}}"#, tensor(&sides(17)))).contains("tensor `q`"));
-        let name = "x".repeat(MAX_NAME_BYTES + 1);
+        let name = "x".repeat(4097);
         assert!(error(&format!(r#"{{"{name}":{}}}"#, tensor("0"))).contains("4097 bytes"));
         let texts = |n: usize| -> String {
             let texts: Vec<_> = (0..n).map(|i| format!(r#""{i}":"""#)).collect();
             format!(r#"{{"__metadata__":{{{}}}}}"#, texts.join(","))
         };
-        assert!(Header::parse(texts(MAX_METADATA).as_bytes()).is_ok());
-        assert!(error(&texts(MAX_METADATA + 1)).contains("at most 4096 texts"));
+        assert!(parse(&texts(4096)).is_ok());
+        let unlimited = FileLimits::unlimited();
+        assert!(Header::parse(texts(4097).as_bytes(), &unlimited).is_ok());
+        let many = format!(r#"{{"{name}":{}}}"#, tensor(&sides(17)));
+        assert!(Header::parse(many.as_bytes(), &unlimited).is_ok());
+        assert!(error(&texts(4097)).contains("at most 4096 texts"));
     }
 }

@@ -11,27 +11,44 @@ use serde_json::{Map, Number, Value};
 use super::header::twice;
 use crate::{PeftError, Result};
 
-/// Most values of one file, keys not counted. In memory a value takes tens of times the two bytes that it may have in
-/// the file; a configuration of a mebibyte that names modules has fewer.
+/// Most values of one file that is not large, keys not counted. In memory a value takes tens of times the two bytes that it
+/// may have in the file; a configuration of a mebibyte that names modules has fewer.
 const MAX_VALUES: usize = 1 << 16;
+/// How many bytes a value of a large file has at least, its key counted. A configuration with a rank and an alpha for each of
+/// 40,000 modules has some 100.
+const BYTES_PER_VALUE: usize = 16;
 
 /// Reads an object.
 ///
 /// # Errors
 ///
 /// [`PeftError::Json`] for what is no JSON object, for a key that stands twice in one object, for more than
-/// [`MAX_VALUES`] values, and for more than 127 levels.
+/// [`MAX_VALUES`] values, if these are more than one per [`BYTES_PER_VALUE`] bytes, and for more than 127 levels.
 pub(crate) fn object(json: &[u8]) -> Result<Map<String, Value>> {
-    object_of(json, MAX_VALUES)
+    object_of(json, most_values(json), false)
 }
 
-/// As [`object`], of at most `max_values` values.
-pub(super) fn object_of(json: &[u8], max_values: usize) -> Result<Map<String, Value>> {
+/// As [`object`]; with `repeated` the last of two equal keys counts, as in Python.
+pub(super) fn object_with(json: &[u8], repeated: bool) -> Result<Map<String, Value>> {
+    object_of(json, most_values(json), repeated)
+}
+
+fn most_values(json: &[u8]) -> usize {
+    MAX_VALUES.max(json.len() / BYTES_PER_VALUE)
+}
+
+/// As [`object_with`], of at most `max_values` values.
+pub(super) fn object_of(
+    json: &[u8],
+    max_values: usize,
+    repeated: bool,
+) -> Result<Map<String, Value>> {
     let left = Cell::new(max_values);
     let mut deserializer = serde_json::Deserializer::from_slice(json);
     let value = Strict {
         left: &left,
         max_values,
+        repeated,
     }
     .deserialize(&mut deserializer)
     .map_err(PeftError::json)?;
@@ -47,6 +64,7 @@ pub(super) fn object_of(json: &[u8], max_values: usize) -> Result<Map<String, Va
 struct Strict<'a> {
     left: &'a Cell<usize>,
     max_values: usize,
+    repeated: bool,
 }
 
 impl<'de> DeserializeSeed<'de> for Strict<'_> {
@@ -110,7 +128,7 @@ impl<'de> Visitor<'de> for Strict<'_> {
     fn visit_map<A: MapAccess<'de>>(self, mut entries: A) -> Result<Value, A::Error> {
         let mut object = Map::new();
         while let Some(key) = entries.next_key::<String>()? {
-            if object.contains_key(&key) {
+            if !self.repeated && object.contains_key(&key) {
                 return Err(twice(&key));
             }
             object.insert(key, entries.next_value_seed(self)?);
@@ -141,7 +159,10 @@ mod tests {
         ] {
             let error = object(json.as_bytes()).unwrap_err().to_string();
             assert!(error.contains("the key `r` stands twice"), "{error}");
+            assert!(object_with(json.as_bytes(), true).is_ok());
         }
+        let last = object_with(br#"{"r": 1, "r": 2}"#, true).unwrap();
+        assert_eq!(last["r"], 2);
     }
 
     #[test]

@@ -49,6 +49,7 @@ mod atomic;
 mod base;
 mod config;
 mod digest;
+mod disguise;
 mod disk;
 pub(crate) mod elements;
 mod explicit;
@@ -60,6 +61,7 @@ mod fit;
 mod header;
 mod json;
 mod keys;
+mod limits;
 mod load;
 mod mlx;
 mod names;
@@ -71,29 +73,34 @@ mod serving;
 mod shapes;
 mod sites;
 mod stored;
+mod summary;
 mod tied;
 mod writable;
 mod write;
 
 #[cfg(feature = "optim")]
 pub(crate) use atomic::write_files;
+pub(crate) use disguise::{not_json, recognise};
 pub(crate) use json::object as json_object;
 pub(crate) use read::read_bounded;
 
 pub use adapter::{AdapterFile, LoraTensors, ParameterTensor, adapter_dir};
 pub use base::{
     BASE_FILE, BASE_INDEX_FILE, BaseCheckpoint, BaseMismatch, BaseOptions, BaseReport, BaseTensor,
-    DTypeMismatch, Dtype, IndexFault, LoadProgress, MAX_BUFFER_BYTES, MAX_INDEX_BYTES,
-    MAX_INDEX_TENSORS, MAX_SHARDS, MODEL_CONFIG_FILE, OnProgress, SaveBaseOptions, SaveBaseReport,
+    COMMON_BUFFERS, DTypeMismatch, Dtype, Family, IndexFault, IndexFaultKind, LoadProgress,
+    MAX_BUFFER_BYTES, MODEL_CONFIG_FILE, OnProgress, Proposal, Resized, SaveBaseOptions,
+    SaveBaseReport,
 };
 pub use config::{
     AdapterConfig, CONFIG_FILE, InitLoraWeights, MAX_CONFIG_BYTES, MAX_NAMES, MAX_RANK,
     PEFT_VERSION,
 };
 pub use digest::DigestCheck;
-pub use file::{MAX_HEADER_BYTES, SafetensorsFile};
-pub use header::MAX_TENSORS;
+pub use file::SafetensorsFile;
 pub use keys::{Factor, PREFIX, parse_key, tensor_key};
+pub use limits::{
+    FileLimits, MAX_HEADER_BYTES, MAX_INDEX_BYTES, MAX_INDEX_TENSORS, MAX_SHARDS, MAX_TENSORS,
+};
 pub use load::LoadOptions;
 pub use mlx::MLX_WEIGHTS_FILE;
 pub use names::NameMap;

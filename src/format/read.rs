@@ -9,6 +9,7 @@ use burn::tensor::TensorData;
 use super::adapter::{AdapterFile, LoraTensors, ParameterTensor};
 use super::config::{AdapterConfig, CONFIG_FILE, MAX_CONFIG_BYTES};
 use super::digest::DigestCheck;
+use super::disguise::not_json;
 use super::elements::{check_finite, transposed};
 use super::file::SafetensorsFile;
 use super::keys::{Factor, read_key};
@@ -56,7 +57,7 @@ pub(super) fn read(dir: &Path, options: &ReadOptions) -> Result<AdapterFile> {
     let config_file = dir.join(CONFIG_FILE);
     let of_mlx = !weights.exists() && mlx_weights.exists();
     let json = read_bounded(&config_file, MAX_CONFIG_BYTES)?;
-    let in_config = |error: PeftError| error.in_file(&config_file);
+    let in_config = |error: PeftError| not_json(&config_file, &json, error);
     let (mut file, config) = if of_mlx {
         weights = mlx_weights;
         let file = SafetensorsFile::open(&weights, options.max_bytes)?;

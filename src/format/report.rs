@@ -2,10 +2,8 @@
 
 use std::fmt;
 
+use super::summary::{Kind, MOST_LISTED, write_names};
 use crate::{PeftError, Result};
-
-/// How many names of a kind a message lists; the report's fields always hold all of them.
-const MOST_LISTED: usize = 20;
 
 /// A tensor whose shape is not the one its place demands.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -18,7 +16,9 @@ pub struct Mismatch {
     pub found: Vec<usize>,
 }
 
-/// The fate of every tensor. Names are keys of the file, sorted; when printed, control characters in them are escaped.
+/// The fate of every tensor. Names are keys of the file, sorted.
+///
+/// When printed, long lists are counted and shown as patterns, and control characters in names are escaped.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct LoadReport {
     /// Tensors that were read and put in their place.
@@ -63,12 +63,17 @@ impl LoadReport {
 impl fmt::Display for LoadReport {
     fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
         write!(f, "{} tensors loaded", self.loaded.len())?;
-        list(f, "missing", &self.missing, |f, name| {
-            write!(f, "`{}`", name.escape_debug())
-        })?;
-        list(f, "unexpected", &self.unexpected, |f, name| {
-            write!(f, "`{}`", name.escape_debug())
-        })?;
+        let mismatched = self.mismatched.iter().map(|mismatch| &mismatch.tensor);
+        let fitting = self.loaded.iter().chain(mismatched);
+        let fitting = || fitting.clone().map(String::as_str);
+        write_names(f, Kind::Missing, "missing", &self.missing, fitting())?;
+        write_names(
+            f,
+            Kind::Unexpected,
+            "unexpected",
+            &self.unexpected,
+            fitting(),
+        )?;
         list(
             f,
             "mismatched",

@@ -7,10 +7,12 @@ use burn::tensor::TensorData;
 
 use super::adapter::AdapterFile;
 use super::atomic;
-use super::config::CONFIG_FILE;
+use super::config::{CONFIG_FILE, MAX_CONFIG_BYTES};
 use super::digest;
 use super::elements::{Stored, check_finite};
+use super::header::Header;
 use super::keys::{is_path, parameter_key, parse_key, rows_key, tensor_key};
+use super::limits::{FileLimits, MAX_HEADER_BYTES};
 use super::read::{WEIGHTS_FILE, check_dtypes};
 use super::sites::check_shape;
 use super::tied::TiedHead;
@@ -34,12 +36,43 @@ pub(super) fn write(adapter: &AdapterFile, dir: &Path, options: &WriteOptions) -
     if options.digest {
         digest::seal(&mut weights, &config);
     }
+    check_limits(&weights, &config)?;
     // The configuration comes last: a directory without it is no adapter.
     atomic::write_files(
         dir,
         &[(WEIGHTS_FILE, &weights), (CONFIG_FILE, &config)],
         options.overwrite,
     )
+}
+
+/// Checks that what is to be written is within the limits of what is read.
+///
+/// # Errors
+///
+/// [`PeftError::Malformed`] with the name of the file.
+fn check_limits(weights: &[u8], config: &[u8]) -> Result<()> {
+    let malformed = |file: &str, reason: String| {
+        let path = file.into();
+        Err(PeftError::Malformed { path, reason })
+    };
+    // Of a file that was just made, the length stands before the header.
+    let (length, rest) = weights.split_first_chunk().expect("a safetensors file");
+    let length = u64::from_le_bytes(*length);
+    if length > MAX_HEADER_BYTES {
+        let reason = format!("a header of {length} bytes: at most {MAX_HEADER_BYTES} are read");
+        return malformed(WEIGHTS_FILE, reason);
+    }
+    if let Err(reason) = Header::parse(&rest[..length as usize], &FileLimits::default()) {
+        return malformed(WEIGHTS_FILE, reason);
+    }
+    if config.len() as u64 > MAX_CONFIG_BYTES {
+        let found = config.len();
+        let reason = format!(
+            "{found} bytes: at most {MAX_CONFIG_BYTES} are read; fewer modules with ranks of their own make it smaller"
+        );
+        return malformed(CONFIG_FILE, reason);
+    }
+    Ok(())
 }
 
 /// The bytes of the file of tensors, in the order of PEFT's own: by element type, then by name.

@@ -9,7 +9,7 @@ use std::path::Path;
 use serde_json::{Map, Value};
 
 use super::shape::ModelShape;
-use crate::format::{json_object, read_bounded};
+use crate::format::{json_object, not_json, read_bounded};
 use crate::{PeftError, Result};
 
 /// Largest `config.json` that is read; those of published models have a few kilobytes.
@@ -34,7 +34,7 @@ impl ModelShape {
             false => path.to_owned(),
         };
         let json = read_bounded(&file, MAX_MODEL_CONFIG_BYTES)?;
-        Self::from_json(&json).map_err(|error| error.in_file(&file))
+        Self::from_json(&json).map_err(|error| not_json(&file, &json, error))
     }
 
     /// Parses the text of a `config.json`.

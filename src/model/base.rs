@@ -5,9 +5,10 @@ use std::collections::HashMap;
 use burn::module::{Module, Param, Reparameterizer};
 use burn::tensor::{DType, Device, FloatDType, Shape, Tensor, TensorData};
 
-use super::peft_model::{head_path, refuse_foreign};
+use super::peft_model::refuse_foreign;
 use super::target::{TargetConfig, TargetReport};
 use super::traverse::{See, as_matrix, by_burns_paths, collect, replace_next, walk};
+use super::vocabulary::{TokenLayer, output_head};
 use super::weight::{PeftWeight, Transfer};
 use crate::layer::{LayerKind, loader_transposes};
 use crate::nf4::Nf4Weight;
@@ -22,8 +23,8 @@ pub(crate) struct BaseParameter {
     pub torch_name: String,
     /// Its shape as a dense one: `[d_in, d_out]` of a linear layer.
     pub shape: Vec<usize>,
-    /// Whether it is the weight of a linear layer, which PyTorch holds transposed.
-    pub is_linear: bool,
+    /// What layer it is the weight of, if it is that of one that an adapter can change.
+    pub layer: Option<LayerKind>,
     /// Whether Burn itself transposes what is loaded into it: a linear layer of column layout.
     pub loader_transposes: bool,
     /// Where it lies.
@@ -34,6 +35,21 @@ impl BaseParameter {
     /// Path of its module.
     pub fn module(&self) -> &str {
         self.path.rsplit_once('.').map_or("", |(module, _)| module)
+    }
+
+    /// Whether it is the weight of a linear layer, which PyTorch holds transposed.
+    pub fn is_linear(&self) -> bool {
+        self.layer == Some(LayerKind::Linear)
+    }
+
+    /// The layer as one that may have a row for each token.
+    pub fn token_layer(&self) -> Option<TokenLayer<'_>> {
+        let kind = self.layer?;
+        matches!(kind, LayerKind::Linear | LayerKind::Embedding).then(|| TokenLayer {
+            module: self.module(),
+            kind,
+            dims: [self.shape[0], self.shape[1]],
+        })
     }
 }
 
@@ -59,7 +75,7 @@ pub(crate) fn base_parameters<M: Module>(module: &M) -> Result<Vec<BaseParameter
         }
         parameters.push(BaseParameter {
             torch_name: site.torch_name().to_owned(),
-            is_linear: site.layer == Some(LayerKind::Linear),
+            layer: site.layer,
             path: site.path,
             shape: site.shape,
             loader_transposes: false,
@@ -76,7 +92,7 @@ struct Loaders<'a>(&'a mut [BaseParameter], usize);
 impl See for Loaders<'_> {
     fn see<const D: usize>(&mut self, _path: &str, param: &Param<Tensor<D>>) {
         if let Some(parameter) = self.0.get_mut(self.1)
-            && parameter.is_linear
+            && parameter.is_linear()
         {
             parameter.loader_transposes = loader_transposes(&as_matrix(param));
         }
@@ -84,21 +100,22 @@ impl See for Loaders<'_> {
     }
 }
 
-/// The linear layers among `parameters` that `targets` choose.
+/// The linear layers among `parameters` that `targets` choose; the output head is the layer `head`, or found without a name.
 ///
 /// # Errors
 ///
 /// Those of the targets.
 pub(crate) fn choose_linear(
     parameters: &[BaseParameter],
-    head: &str,
+    head: Option<&str>,
     targets: &TargetConfig,
 ) -> Result<TargetReport> {
-    let linear = parameters.iter().filter(|parameter| parameter.is_linear);
+    let linear = parameters.iter().filter(|parameter| parameter.is_linear());
     let modules: Vec<String> = linear
         .map(|parameter| parameter.module().to_owned())
         .collect();
-    let head = head_path(head, modules.iter().map(String::as_str));
+    let layers = parameters.iter().filter_map(BaseParameter::token_layer);
+    let head = output_head(&layers.collect::<Vec<_>>(), head);
     targets.compile(head)?.resolve(&modules)
 }
 

@@ -60,7 +60,8 @@ pub enum BiasMode {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(untagged)]
 pub enum TrainableTokens {
-    /// Of the input embedding: the only embedding of the model, or the one called `embed_tokens`.
+    /// Of the input embedding: the only embedding of the model, or the one of a usual name (`embed_tokens`, `wte`,
+    /// `word_embeddings`, ...), or the one with the most rows.
     Input(Vec<usize>),
     /// Of the embeddings of these names: paths or their last segments.
     Named(BTreeMap<String, Vec<usize>>),

@@ -23,16 +23,19 @@ mod forward;
 mod fresh;
 mod head_loss;
 mod merge;
+mod new_rows;
 mod parameters;
 mod peft_model;
 mod quantize;
 mod report;
+mod resize;
 mod status;
 mod storage;
 mod stored_base;
 mod target;
 mod transparent;
 mod traverse;
+mod vocabulary;
 mod weight;
 
 pub use active::Active;
@@ -43,11 +46,14 @@ pub use config::{BiasMode, PeftConfig, TrainableTokens};
 pub use eva::EvaModule;
 pub use forward::{PeftForward, TiedHead};
 pub use head_loss::HeadLoss;
+pub use new_rows::NewRows;
+pub(crate) use new_rows::Table;
 pub(crate) use parameters::is_named;
+pub(crate) use peft_model::Parameter;
 pub use peft_model::{DEFAULT_ADAPTER, PeftModel};
-pub(crate) use peft_model::{DEFAULT_HEAD, Parameter};
 pub use quantize::QuantizeReport;
 pub use report::{AdapterReport, AttachReport, Base, ChangeKind, ModelReport, WeightReport};
+pub use resize::{ResizeReport, ResizedTable};
 pub use status::{LayerStatus, ModelStatus, Regular};
 pub use storage::{Amount, Storage, Stored};
 pub(crate) use stored_base::{StoredParameter, StoredValue};
@@ -56,4 +62,5 @@ pub use target::{
     ModuleNames, PatternMap, TargetConfig, TargetMatch, TargetMatcher, TargetModules, TargetReport,
     UnmatchedPattern,
 };
+pub(crate) use vocabulary::{input_embedding, output_head};
 pub use weight::{PeftWeight, Way};

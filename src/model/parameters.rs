@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 use super::config::{BiasMode, TrainableTokens};
 use super::target::{UnmatchedPattern, unmatched};
 use super::traverse::Site;
+use super::vocabulary::{self, TokenLayer};
 use crate::layer::LayerKind;
 use crate::{PeftError, Result};
 
@@ -104,15 +105,11 @@ pub(super) fn tokens<'a>(
     tokens: Option<&TrainableTokens>,
 ) -> Result<BTreeMap<String, (&'a Site, Vec<usize>)>> {
     const OPTION: &str = "trainable_token_indices";
-    let embeddings = sites
-        .iter()
-        .filter(|site| site.layer == Some(LayerKind::Embedding));
-    let embeddings: Vec<&Site> = embeddings.collect();
     let mut chosen = BTreeMap::new();
     match tokens {
         None => {}
         Some(TrainableTokens::Input(indices)) => {
-            let site = input_embedding(&embeddings)?;
+            let site = input_embedding(sites)?;
             chosen.insert(site.path.clone(), (site, indices.clone()));
         }
         Some(TrainableTokens::Named(named)) => {
@@ -139,22 +136,19 @@ pub(super) fn tokens<'a>(
     Ok(chosen)
 }
 
-/// The embedding of the input: the only one, or the one that models call `embed_tokens`.
-fn input_embedding<'a>(embeddings: &[&'a Site]) -> Result<&'a Site> {
-    let usual = embeddings
+/// The embedding of the input.
+fn input_embedding(sites: &[Site]) -> Result<&Site> {
+    let layers: Vec<TokenLayer> = sites.iter().filter_map(Site::token_layer).collect();
+    let module = vocabulary::input_embedding(&layers).map_err(|embeddings| {
+        PeftError::config(
+            "trainable_token_indices",
+            format!("of one of {embeddings:?}"),
+            "the name of an embedding, as more than one, or none, may be the input's",
+        )
+    })?;
+    let mut embeddings = sites
         .iter()
-        .filter(|site| is_named(site.module(), "embed_tokens"));
-    let usual: Vec<&&Site> = usual.collect();
-    match (embeddings, &usual[..]) {
-        ([only], _) => Ok(only),
-        (_, [only]) => Ok(only),
-        _ => {
-            let paths = embeddings.iter().map(|site| site.module());
-            Err(PeftError::config(
-                "trainable_token_indices",
-                format!("of one of {:?}", paths.collect::<Vec<_>>()),
-                "the name of an embedding, as more than one, or none, may be the input's",
-            ))
-        }
-    }
+        .filter(|site| site.layer == Some(LayerKind::Embedding));
+    let found = embeddings.find(|site| site.module() == module.module);
+    Ok(found.expect("one of these"))
 }

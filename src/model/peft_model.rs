@@ -14,6 +14,7 @@ use super::quantize::{self, QuantizeReport};
 use super::report::ModelReport;
 use super::target::{TargetConfig, TargetReport};
 use super::traverse::{Site, collect, edit};
+use super::vocabulary::{DEFAULT_HEAD, TokenLayer, output_head};
 use super::weight::PeftWeight;
 use crate::adapter::{Change, Lora};
 use crate::layer::{ExpertLayout, LayerKind};
@@ -22,9 +23,6 @@ use crate::{PeftError, Result};
 
 /// Name of the adapter that PEFT writes without a folder of its own.
 pub const DEFAULT_ADAPTER: &str = "default";
-
-/// Name of the output head in most models.
-pub(crate) const DEFAULT_HEAD: &str = "lm_head";
 
 /// Any Burn module with adapters on its weights: low-rank changes of linear layers, embeddings and convolutions, and copies of
 /// whole parameters.
@@ -58,7 +56,8 @@ pub struct PeftModel<M> {
     pub(super) adapters: Vec<(String, PeftConfig)>,
     pub(super) active: Active,
     pub(super) enabled: bool,
-    pub(super) head: String,
+    /// Name of the output head, if the user has given one.
+    pub(super) head: Option<String>,
     pub(super) experts: ExpertLayout,
     /// How many groups convolutions have, by their paths or the ends of those.
     pub(super) groups: BTreeMap<String, usize>,
@@ -96,16 +95,17 @@ impl<M: Module> PeftModel<M> {
             adapters: Vec::new(),
             active: Active::none(),
             enabled: true,
-            head: DEFAULT_HEAD.into(),
+            head: None,
             experts: ExpertLayout::default(),
             groups: BTreeMap::new(),
         }
     }
 
-    /// Names the output head, which `"all-linear"` leaves out as PEFT does: a module path, or its end. Default:
-    /// `lm_head`.
+    /// Names the output head, which `"all-linear"` leaves out as PEFT does: a module path, or its end. Default: `lm_head`; in
+    /// a model without one, the only linear layer with another usual name (`embed_out`, `proj_out`, `output`, `head`, ...) that has
+    /// an output for each token of the input embedding.
     pub fn with_head(mut self, head: impl Into<String>) -> Self {
-        self.head = head.into();
+        self.head = Some(head.into());
         self
     }
 
@@ -123,9 +123,20 @@ impl<M: Module> PeftModel<M> {
         self
     }
 
-    /// Name of the output head.
+    /// Name of the output head, as it was given or as most models have it.
     pub(crate) fn head(&self) -> &str {
-        &self.head
+        self.head.as_deref().unwrap_or(DEFAULT_HEAD)
+    }
+
+    /// Path of the output head, if the model has one that is a layer of its own.
+    pub(crate) fn head_path(&self) -> Option<String> {
+        let sites = collect(self.module());
+        self.head_of(&sites).map(str::to_owned)
+    }
+
+    /// The name of the output head, if the user has given one.
+    pub(crate) fn named_head(&self) -> Option<&str> {
+        self.head.as_deref()
     }
 
     /// The module with its adapters attached.
@@ -305,15 +316,16 @@ impl<M: Module> PeftModel<M> {
     }
 
     fn resolve(&self, targets: &TargetConfig, sites: &[Site]) -> Result<TargetReport> {
+        let all = collect(self.module());
         targets
-            .compile(self.head_of(sites))?
+            .compile(self.head_of(&all))?
             .resolve(&modules(sites))
     }
 
-    /// Path of the output head.
+    /// Path of the output head among all parameters.
     pub(super) fn head_of<'a>(&self, sites: &'a [Site]) -> Option<&'a str> {
-        let linear = sites.iter().filter(|site| site.is_linear());
-        head_path(&self.head, linear.map(Site::module))
+        let layers: Vec<TokenLayer> = sites.iter().filter_map(Site::token_layer).collect();
+        output_head(&layers, self.named_head())
     }
 
     pub(super) fn device_of(&self, site: &Site) -> Device {
@@ -346,14 +358,6 @@ impl<M: Module> PeftModel<M> {
     pub(super) fn update(&mut self, states: HashMap<String, PeftWeight>) {
         self.module = self.module.take().map(|module| edit(module, states));
     }
-}
-
-/// The first of the paths of linear modules that is that of the output head of this name.
-pub(super) fn head_path<'a>(
-    head: &str,
-    mut linear: impl Iterator<Item = &'a str>,
-) -> Option<&'a str> {
-    linear.find(|path| is_named(path, head))
 }
 
 fn modules(sites: &[Site]) -> Vec<String> {

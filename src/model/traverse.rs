@@ -8,6 +8,7 @@ use std::collections::HashMap;
 use burn::module::{Module, ModuleVisitor, Param, Reparameterization, Reparameterizer};
 use burn::tensor::{DType, Device, Tensor};
 
+use super::vocabulary::TokenLayer;
 use super::weight::{PeftWeight, REPARAMETERIZATION, Transfer};
 use crate::layer::{LayerKind, WeightLayout, weight_dims};
 use crate::nf4::Nf4Weight;
@@ -103,6 +104,16 @@ impl Site {
     /// Whether it is the weight of a layer that targets name by its module.
     pub fn is_target(&self) -> bool {
         self.layer.is_some() && self.experts().is_none()
+    }
+
+    /// The layer as one that may have a row for each token.
+    pub fn token_layer(&self) -> Option<TokenLayer<'_>> {
+        let kind = self.layer?;
+        matches!(kind, LayerKind::Linear | LayerKind::Embedding).then(|| TokenLayer {
+            module: self.module(),
+            kind,
+            dims: self.dims(),
+        })
     }
 
     /// How many experts it has the weights of.

@@ -25,7 +25,7 @@ mod weight;
 mod words;
 
 pub use blocks::{BLOCK_SIZES, BlockSize};
-pub(crate) use builder::{Nf4Builder, PIECE_UNIT};
+pub(crate) use builder::{Nf4Builder, Nf4Piece, PIECE_UNIT};
 pub use data::{Nf4Config, Nf4Data, Nf4Scales};
 pub use double::DoubleAbsmax;
 pub use float::Nf4Float;

@@ -1,14 +1,9 @@
-//! Randomness that depends on the seed and the step alone.
-//!
-//! The mixing function is SplitMix64's (Steele, Lea and Flood, *Fast splittable pseudorandom number generators*, 2014, with
-//! the constants of Vigna's public [`splitmix64.c`](https://prng.di.unimi.it/splitmix64.c)). It is written out here because a
-//! checkpoint outlives versions: the `rand` crate says itself that its `StdRng` and its shuffles may change between
-//! releases. The values below never do; the tests pin them.
+//! Randomness that depends on the seed and the step alone, by the mixing function of SplitMix64. The values never change,
+//! since a checkpoint outlives versions; the tests pin them.
 
 use burn::tensor::Device;
 
-/// What `n` increments of SplitMix64's state differ by: 2⁶⁴ over the golden ratio, made odd.
-const GOLDEN: u64 = 0x9e37_79b9_7f4a_7c15;
+use crate::splitmix::{GOLDEN, Stream, mix};
 
 /// Streams of one seed that must not meet.
 const DEVICE: u64 = 0;
@@ -75,37 +70,6 @@ impl Seed {
     }
 }
 
-/// SplitMix64's output function after one increment; a bijection.
-fn mix(state: u64) -> u64 {
-    let mut z = state.wrapping_add(GOLDEN);
-    z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    z ^ (z >> 31)
-}
-
-/// SplitMix64.
-struct Stream(u64);
-
-impl Stream {
-    fn next(&mut self) -> u64 {
-        let value = mix(self.0);
-        self.0 = self.0.wrapping_add(GOLDEN);
-        value
-    }
-
-    /// A number below `bound`, which is not 0, without bias: Lemire, *Fast random integer generation in an interval*, 2019.
-    fn below(&mut self, bound: u64) -> u64 {
-        // So many of the products' low halves are dropped that every result keeps as many.
-        let surplus = bound.wrapping_neg() % bound;
-        loop {
-            let product = u128::from(self.next()) * u128::from(bound);
-            if product as u64 >= surplus {
-                return (product >> 64) as u64;
-            }
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use std::collections::HashSet;
@@ -113,20 +77,6 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-
-    /// The first values of `splitmix64.c` for the seed 1234567, as many other implementations pin them.
-    #[test]
-    fn the_stream_is_splitmix64() {
-        let mut stream = Stream(1_234_567);
-        let expected = [
-            6_457_827_717_110_365_317,
-            3_203_168_211_198_807_973,
-            9_817_491_932_198_370_423,
-            4_593_380_528_125_082_431,
-            16_408_922_859_458_223_821,
-        ];
-        assert_eq!(expected.map(|_| stream.next()), expected);
-    }
 
     /// From an implementation in Python, written after the sources.
     const PINNED: [u64; 5] = [

@@ -7,8 +7,9 @@ use std::path::{Path, PathBuf};
 use safetensors::Dtype;
 use safetensors::tensor::TensorInfo;
 
-use super::index::{Index, IndexFault, MAX_INDEX_TENSORS, MAX_SHARDS, refuse};
-use crate::format::SafetensorsFile;
+use super::index::{Faults, Index, IndexFault, IndexFaultKind};
+use super::options::BaseOptions;
+use crate::format::{FileLimits, SafetensorsFile};
 use crate::{PeftError, Result};
 
 /// Name of the file of a model in one file.
@@ -36,6 +37,8 @@ pub struct BaseCheckpoint {
     shards: Vec<SafetensorsFile>,
     /// Which of the files holds a tensor.
     tensors: BTreeMap<String, usize>,
+    /// Faults of the index that were passed over.
+    faults: Vec<IndexFault>,
 }
 
 /// What is known of one tensor of a [`BaseCheckpoint`] before its values are read.
@@ -55,35 +58,60 @@ pub struct BaseTensor<'a> {
 
 impl BaseCheckpoint {
     /// Opens a safetensors file; or a directory with [`BASE_FILE`], or else [`BASE_INDEX_FILE`] and the files it names; or
-    /// an index by its own path, which ends in `.index.json`. Where a directory has both, the single file is the model, as
+    /// an index by its own path, which ends in `.json`. Where a directory has both, the single file is the model, as
     /// in transformers.
     ///
     /// # Errors
     ///
     /// [`PeftError::Io`]; [`PeftError::Malformed`] for a directory without either file, for what is no whole safetensors
-    /// file (cut, say), for what is no index or names more than [`MAX_SHARDS`] files, and for more tensors than
-    /// [`MAX_INDEX_TENSORS`]; [`PeftError::Index`] with all that an index says and the files do not bear out: files and
+    /// file (cut, say), for what is no index, and for more than the [limits](FileLimits) allow; [`PeftError::Index`] with all
+    /// that an index says and the files do not bear out: files and
     /// tensors that are missing, misplaced, unlisted or there twice, names that lead elsewhere, a wrong total size;
     /// [`PeftError::Json`] for a key twice.
     pub fn open(path: impl AsRef<Path>) -> Result<Self> {
+        Self::open_with(path, &BaseOptions::new())
+    }
+
+    /// As [`open`](Self::open), as far as `options` concern files: their
+    /// [limits](BaseOptions::with_limits) and the [faults of an index](BaseOptions::with_allowed_index_faults) that are passed over.
+    ///
+    /// # Errors
+    ///
+    /// As [`open`](Self::open).
+    pub fn open_with(path: impl AsRef<Path>, options: &BaseOptions) -> Result<Self> {
         let path = path.as_ref();
-        if path.as_os_str().to_string_lossy().ends_with(".index.json") {
-            return Self::open_sharded(path);
+        let limits = &options.limits;
+        let sharded = |path: &Path| Self::open_sharded(path, limits, &options.index_faults);
+        let name = path.as_os_str().to_string_lossy();
+        if name.ends_with(".json") && !path.is_dir() {
+            return sharded(path);
         }
         if !path.is_dir() {
-            return Self::open_single(path);
+            return Self::from_files_with([path], options);
         }
         // A link that leads nowhere is an error of the file it stands for, not a reason to take another.
         let is_there = |name: &str| path.join(name).symlink_metadata().is_ok();
         if is_there(BASE_FILE) {
-            return Self::open_single(&path.join(BASE_FILE));
+            return Self::from_files_with([path.join(BASE_FILE)], options);
         }
         if is_there(BASE_INDEX_FILE) {
-            return Self::open_sharded(&path.join(BASE_INDEX_FILE));
+            return sharded(&path.join(BASE_INDEX_FILE));
         }
         let mut reason = format!("neither {BASE_FILE} nor {BASE_INDEX_FILE} is there");
         if let Some(pickle) = PICKLES.iter().find(|name| is_there(name)) {
-            reason += &format!("; {pickle} is a pickle, which is never read");
+            reason += &format!(
+                "; {pickle} is a pickle, which is never read: `AutoModel.from_pretrained(dir).save_pretrained(out)` in Python converts it"
+            );
+        }
+        let others = std::fs::read_dir(path).map_err(PeftError::io(path))?;
+        let others = others.filter_map(|entry| entry.ok()?.file_name().into_string().ok());
+        let mut others: Vec<String> = others
+            .filter(|name| name.ends_with(".safetensors") || name.ends_with(".index.json"))
+            .collect();
+        others.sort();
+        if !others.is_empty() {
+            others.truncate(4);
+            reason += &format!("; there is {others:?}, which can be given by its path");
         }
         Err(PeftError::Malformed {
             path: path.to_owned(),
@@ -91,89 +119,148 @@ impl BaseCheckpoint {
         })
     }
 
-    fn open_single(path: &Path) -> Result<Self> {
-        // It is read by parts, whose sizes are bounded.
-        let file = SafetensorsFile::open(path, u64::MAX)?;
-        Ok(Self {
-            path: path.to_owned(),
-            tensors: file
-                .tensors()
-                .keys()
-                .map(|name| (name.clone(), 0))
-                .collect(),
-            shards: vec![file],
-        })
+    /// The tensors of these files, without an index: some files of a model, or files that no index names.
+    ///
+    /// # Errors
+    ///
+    /// [`PeftError::Io`]; [`PeftError::Malformed`] for what is no whole safetensors file, for a tensor that two files hold, and for
+    /// no file at all.
+    pub fn from_files<P: AsRef<Path>>(paths: impl IntoIterator<Item = P>) -> Result<Self> {
+        Self::from_files_with(paths, &BaseOptions::new())
     }
 
-    fn open_sharded(path: &Path) -> Result<Self> {
-        let index = Index::read(path)?;
-        let mut names: Vec<&String> = index.weight_map.values().collect();
-        names.sort();
-        names.dedup();
-        if names.len() > MAX_SHARDS {
-            return Err(PeftError::Malformed {
-                path: path.to_owned(),
-                reason: format!("{} files: at most {MAX_SHARDS} are read", names.len()),
-            });
-        }
-        let mut faults = Vec::new();
-        for name in &names {
-            if path.with_file_name(name).symlink_metadata().is_err() {
-                let file = (*name).clone();
-                faults.push(IndexFault::MissingShard { file });
-            }
-        }
-        refuse(path, faults)?;
-        let (mut shards, mut tensors) = (Vec::with_capacity(names.len()), BTreeMap::new());
-        let mut faults = Vec::new();
-        let (mut total_size, mut count) = (0_u64, 0);
-        for (shard, name) in names.iter().enumerate() {
-            let file = SafetensorsFile::open(&path.with_file_name(name), u64::MAX)?;
-            // Those that stand twice too: one file under many names has no more names than one.
-            count += file.tensors().len();
-            if count > MAX_INDEX_TENSORS {
-                return Err(PeftError::Malformed {
-                    path: path.to_owned(),
-                    reason: format!("more than {MAX_INDEX_TENSORS} tensors"),
-                });
-            }
-            for (tensor, info) in file.tensors() {
-                match tensors.entry(tensor.clone()) {
-                    Entry::Vacant(place) => {
-                        place.insert(shard);
-                        total_size = total_size.saturating_add(num_bytes(info) as u64);
-                    }
-                    Entry::Occupied(place) => faults.push(IndexFault::Duplicate {
-                        tensor: tensor.clone(),
-                        files: [names[*place.get()], name].map(|name| name.clone()),
-                    }),
+    /// As [`from_files`](Self::from_files), with the limits of `options`.
+    ///
+    /// # Errors
+    ///
+    /// As [`from_files`](Self::from_files).
+    pub fn from_files_with<P: AsRef<Path>>(
+        paths: impl IntoIterator<Item = P>,
+        options: &BaseOptions,
+    ) -> Result<Self> {
+        let (mut shards, mut tensors) = (Vec::new(), BTreeMap::new());
+        for path in paths {
+            // It is read by parts, whose sizes are bounded.
+            let file = SafetensorsFile::open_with(path.as_ref(), u64::MAX, &options.limits)?;
+            for name in file.tensors().keys() {
+                if let Some(other) = tensors.insert(name.clone(), shards.len()) {
+                    let other: &SafetensorsFile = &shards[other];
+                    return Err(PeftError::Malformed {
+                        path: file.path().to_owned(),
+                        reason: format!(
+                            "tensor `{}` is in {} too",
+                            name.escape_debug(),
+                            other.path().display()
+                        ),
+                    });
                 }
             }
             shards.push(file);
         }
+        let path = shards.first().map(|file| file.path().to_owned());
+        Ok(Self {
+            path: path.ok_or_else(|| PeftError::config("files", "none", "at least one file"))?,
+            shards,
+            tensors,
+            faults: Vec::new(),
+        })
+    }
+
+    fn open_sharded(path: &Path, limits: &FileLimits, allowed: &[IndexFaultKind]) -> Result<Self> {
+        let mut faults = Faults::new(allowed);
+        let index = Index::read(path, limits, &mut faults)?;
+        let malformed = |reason: String| PeftError::Malformed {
+            path: path.to_owned(),
+            reason,
+        };
+        if index.files.len() > limits.shards {
+            return Err(malformed(format!(
+                "{} files: at most {} are read, or `FileLimits::shards`",
+                index.files.len(),
+                limits.shards
+            )));
+        }
+        let is_there: Vec<bool> = index
+            .files
+            .iter()
+            .map(|name| path.with_file_name(name).symlink_metadata().is_ok())
+            .collect();
+        for (name, _) in index
+            .files
+            .iter()
+            .zip(&is_there)
+            .filter(|(_, there)| !**there)
+        {
+            let file = name.clone();
+            faults.push(IndexFault::MissingShard { file });
+        }
+        faults.check(path)?;
+        let mut shards = Vec::with_capacity(index.files.len());
+        let mut tensors: BTreeMap<String, usize> = BTreeMap::new();
+        // Which file of the index a shard is.
+        let mut of_index = Vec::with_capacity(index.files.len());
+        let (mut total_size, mut count) = (0_u64, 0);
+        for (place, name) in index
+            .files
+            .iter()
+            .enumerate()
+            .filter(|(place, _)| is_there[*place])
+        {
+            let file = SafetensorsFile::open_with(&path.with_file_name(name), u64::MAX, limits)?;
+            // Those that stand twice too: one file under many names has no more names than one.
+            count += file.tensors().len();
+            if count > limits.index_tensors {
+                return Err(malformed(format!(
+                    "more than {} tensors, or `FileLimits::index_tensors`",
+                    limits.index_tensors
+                )));
+            }
+            let shard = shards.len();
+            for (tensor, info) in file.tensors() {
+                match tensors.entry(tensor.clone()) {
+                    Entry::Vacant(entry) => {
+                        entry.insert(shard);
+                        total_size = total_size.saturating_add(num_bytes(info) as u64);
+                    }
+                    Entry::Occupied(mut entry) => {
+                        let first: usize = of_index[*entry.get()];
+                        faults.push(IndexFault::Duplicate {
+                            tensor: tensor.clone(),
+                            files: [first, place].map(|place| index.files[place].clone()),
+                        });
+                        entry.insert(shard);
+                    }
+                }
+            }
+            shards.push(file);
+            of_index.push(place);
+        }
+        let holds = |place: usize, tensor: &str| {
+            let shard = of_index.iter().position(|other| *other == place);
+            shard.is_some_and(|shard| shards[shard].tensors().contains_key(tensor))
+        };
         for (tensor, &shard) in &tensors {
-            let (tensor, found) = (tensor.clone(), names[shard].clone());
-            faults.extend(match index.weight_map.get(&tensor) {
-                None => Some(IndexFault::Unlisted {
-                    tensor,
-                    file: found,
+            let found = of_index[shard];
+            match index.weight_map.get(tensor) {
+                None => faults.push(IndexFault::Unlisted {
+                    tensor: tensor.clone(),
+                    file: index.files[found].clone(),
                 }),
                 // Where it stands twice, that was said.
-                Some(expected)
-                    if *expected != found && !holds(&shards, &names, expected, &tensor) =>
-                {
-                    Some(IndexFault::Misplaced {
-                        tensor,
-                        expected: expected.clone(),
-                        found,
-                    })
+                Some(&expected) if expected != found && !holds(expected, tensor) => {
+                    faults.push(IndexFault::Misplaced {
+                        tensor: tensor.clone(),
+                        expected: index.files[expected].clone(),
+                        found: index.files[found].clone(),
+                    });
                 }
-                Some(_) => None,
-            });
+                Some(_) => {}
+            }
         }
-        for (tensor, file) in &index.weight_map {
-            if !tensors.contains_key(tensor) {
-                let (tensor, file) = (tensor.clone(), file.clone());
+        for (tensor, &file) in &index.weight_map {
+            // Of a file that is missing, that was said.
+            if !tensors.contains_key(tensor) && is_there[file] {
+                let (tensor, file) = (tensor.clone(), index.files[file].clone());
                 faults.push(IndexFault::MissingTensor { tensor, file });
             }
         }
@@ -181,12 +268,18 @@ impl BaseCheckpoint {
         if faults.is_empty() {
             index.check_total_size(total_size, &mut faults);
         }
-        refuse(path, faults)?;
+        faults.check(path)?;
         Ok(Self {
             path: path.to_owned(),
             shards,
             tensors,
+            faults: faults.passed,
         })
+    }
+
+    /// The faults of the index that were [passed over](BaseOptions::with_allowed_index_faults).
+    pub fn index_faults(&self) -> &[IndexFault] {
+        &self.faults
     }
 
     /// The file, or the index where there are several.
@@ -276,10 +369,4 @@ impl BaseCheckpoint {
 
 fn num_bytes(info: &TensorInfo) -> usize {
     info.data_offsets.1 - info.data_offsets.0
-}
-
-/// Whether the file of this name holds the tensor.
-fn holds(shards: &[SafetensorsFile], names: &[&String], file: &str, tensor: &str) -> bool {
-    let file = names.iter().position(|name| *name == file);
-    file.is_some_and(|file| shards[file].tensors().contains_key(tensor))
 }

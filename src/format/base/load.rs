@@ -14,12 +14,13 @@ use super::progress::Meter;
 use super::report::{BaseMismatch, BaseReport};
 use super::stream::{self, Source, Stored, Stream};
 use crate::Result;
-use crate::model::{DEFAULT_HEAD, NewBase, PeftModel, replace_bases};
-use crate::nf4::Nf4Weight;
+use crate::model::{NewBase, NewRows, PeftModel, Table, replace_bases};
+use crate::nf4::{Nf4Scales, Nf4Weight};
 
 impl BaseCheckpoint {
     /// Reads the tensors into the float parameters of `module`, as `options` say. Ids, and whether a parameter requires a
-    /// gradient, stay as they are. The output head, which `"all-linear"` does not pack, is the layer `lm_head`.
+    /// gradient, stay as they are. The output head, which `"all-linear"` does not pack, is found as
+    /// [`PeftModel::with_head`] says.
     ///
     /// All names, shapes and element types are checked before the first value is read, and no parameter changes before
     /// the last one was.
@@ -30,8 +31,11 @@ impl BaseCheckpoint {
     /// [`with_requantized_fp4`](BaseOptions::with_requantized_fp4) packs them. All their tensors are accounted for like any
     /// other, and a `quantization_config` in a `config.json` beside the files must agree with them.
     ///
-    /// A matrix of a linear layer is `[d_out, d_in]` in the files, as PyTorch's `Linear` has it; those of GPT-2's `Conv1D` are the
-    /// transpose, and are not for this loader: a square one would be taken for what it is not.
+    /// A matrix of a linear layer is `[d_out, d_in]` in the files, as PyTorch's `Linear` has it. Those of GPT-2's `Conv1D` are the
+    /// transpose, which [`with_conv1d`](BaseOptions::with_conv1d) must say: the shape of a square one tells nothing.
+    ///
+    /// Values are taken as they are. Where a model's code in Python changes them on use, as Gemma's norms multiply by
+    /// `weight + 1`, the Burn model must do the same.
     ///
     /// # Memory
     ///
@@ -39,7 +43,8 @@ impl BaseCheckpoint {
     /// ([`with_buffer`](BaseOptions::with_buffer)), and with double quantisation the f32 scales of one weight (32 MiB of
     /// 2²⁹ values in blocks of 64), for which the buffer gives way. Parameters that were initialised keep their old values until all new
     /// ones are there; those that were not are never initialised. A device with a memory of its own gets one whole
-    /// tensor at a time from the host's.
+    /// tensor at a time from the host's. A `Conv1D` to be packed and a table of tokens to be
+    /// [resized](BaseOptions::with_resized_vocabulary) are on the host once more, dense, one at a time.
     ///
     /// # Errors
     ///
@@ -48,7 +53,8 @@ impl BaseCheckpoint {
     /// write, and for a `quantization_config` that says otherwise, [`PeftError::Malformed`](crate::PeftError::Malformed) for maps of
     /// other values than are computed with, and [`PeftError::NotFinite`](crate::PeftError::NotFinite) for scales;
     /// [`PeftError::NotFinite`](crate::PeftError::NotFinite) for NaN or infinity in a weight to be packed (others are
-    /// not looked at), in [`PeftError::InFile`](crate::PeftError::InFile); those of
+    /// not looked at), and [`PeftError::Overflow`](crate::PeftError::Overflow) for a finite value that the element type asked for
+    /// does not have, in [`PeftError::InFile`](crate::PeftError::InFile); those of
     /// [`read_at`](Self::read_at); [`PeftError::Config`](crate::PeftError::Config) for options out of range;
     /// [`PeftError::AlreadyQuantized`](crate::PeftError::AlreadyQuantized) and
     /// [`PeftError::ForeignReparameterization`](crate::PeftError::ForeignReparameterization) for a model some of whose
@@ -58,7 +64,7 @@ impl BaseCheckpoint {
         module: &mut M,
         options: &BaseOptions,
     ) -> Result<BaseReport> {
-        load(self, module, DEFAULT_HEAD, options)
+        load(self, module, None, options)
     }
 }
 
@@ -74,16 +80,16 @@ impl<M: Module> PeftModel<M> {
         path: impl AsRef<Path>,
         options: &BaseOptions,
     ) -> Result<BaseReport> {
-        let checkpoint = BaseCheckpoint::open(path)?;
-        let head = self.head().to_owned();
-        load(&checkpoint, self.module_mut(), &head, options)
+        let checkpoint = BaseCheckpoint::open_with(path, options)?;
+        let head = self.named_head().map(str::to_owned);
+        load(&checkpoint, self.module_mut(), head.as_deref(), options)
     }
 }
 
 fn load<M: Module>(
     checkpoint: &BaseCheckpoint,
     module: &mut M,
-    head: &str,
+    head: Option<&str>,
     options: &BaseOptions,
 ) -> Result<BaseReport> {
     let plan = Plan::new(checkpoint, module, head, options)?;
@@ -100,6 +106,8 @@ fn load<M: Module>(
             meter: &meter,
             tensor: &job.tensor,
             fp4: job.fp4(checkpoint),
+            wide: job.stored == DType::F64,
+            allow_overflow: options.allow_overflow,
         };
         let buffer = &mut buffer;
         let stream = Stream { source, buffer };
@@ -149,6 +157,8 @@ fn check_copies(
             meter,
             tensor: copy,
             fp4: None,
+            wide: false,
+            allow_overflow: false,
         };
         let buffer = &mut *buffer;
         let stream = Stream { source, buffer };
@@ -174,19 +184,43 @@ impl Job {
     }
 
     fn read_as<S: Stored, T: Stored>(&self, stream: Stream) -> Result<NewBase> {
-        let device = &self.parameter.device;
-        let values: Vec<T> = match (self.form, &self.shape[..]) {
-            (Form::AlreadyPacked, _) => {
-                let weight = self.four_bit(stream.source.checkpoint);
-                let weight = weight.map(|weight| weight.nf4(device, stream.source.meter));
+        let (device, dtype, source) = (&self.parameter.device, self.dtype, stream.source);
+        let packed = |weight: Nf4Weight| Ok(NewBase::Packed(weight, dtype));
+        let values: Vec<T> = match (self.form, self.resize, &self.shape[..]) {
+            (Form::AlreadyPacked, ..) => {
+                let weight = self.four_bit(source.checkpoint);
+                let weight = weight.map(|weight| weight.nf4(device, source.meter));
                 let weight = weight.expect("a job of this form has a state")?;
-                return Ok(NewBase::Packed(weight, self.dtype));
+                check_scales(&weight, dtype, &source)?;
+                return packed(weight);
             }
-            (Form::Packed(config), &[d_out, d_in]) => {
-                let weight: Nf4Weight = stream.packed::<S>([d_out, d_in], &config, device)?;
-                return Ok(NewBase::Packed(weight, self.dtype));
+            (Form::Packed(config), None, &[d_out, d_in]) => {
+                return packed(stream.packed::<S>([d_out, d_in], &config, dtype, device)?);
             }
-            (Form::Transposed, &[rows, columns]) => stream.transposed::<S, T>([rows, columns])?,
+            (Form::PackedTransposed(config), _, &[d_in, d_out]) => {
+                let values = stream.transposed::<S, S>([d_in, d_out])?;
+                let shape = [d_out, d_in];
+                return packed(source.packed_values(&values, shape, &config, dtype, device)?);
+            }
+            (Form::Packed(config), Some(resize), &[d_out, d_in]) => {
+                let values = stream.in_order::<S, S>(self.num_read())?;
+                let values = self.resized(values, resize);
+                let shape = [d_out, d_in];
+                return packed(source.packed_values(&values, shape, &config, dtype, device)?);
+            }
+            (Form::Transposed, None, &[rows, columns]) => {
+                stream.transposed::<S, T>([rows, columns])?
+            }
+            (form, Some(resize), shape) => {
+                let values = stream.in_order::<S, T>(self.num_read())?;
+                let values = self.resized(values, resize);
+                match (form, shape) {
+                    (Form::Transposed, &[rows, columns]) => {
+                        stream::transposed_values(&values, [rows, columns])
+                    }
+                    _ => values,
+                }
+            }
             _ => stream.in_order::<S, T>(self.num_values())?,
         };
         let n = values.len();
@@ -199,4 +233,43 @@ impl Job {
         });
         Ok(NewBase::Dense(tensor, self.loaded_shape()))
     }
+
+    /// The rows of a table of the file, as many of them as there are in both, and new ones for the others.
+    fn resized<T: Stored>(&self, mut values: Vec<T>, (rows, new_rows): (usize, NewRows)) -> Vec<T> {
+        let columns: usize = self.shape[1..].iter().product();
+        let added = self.shape[0].saturating_sub(rows);
+        if added > 0 {
+            let table = Table {
+                name: &self.tensor,
+                rows,
+                columns,
+                row: &|index, out| {
+                    let row = &values[index * columns..][..columns];
+                    for (out, &value) in out.iter_mut().zip(row) {
+                        *out = value.into();
+                    }
+                },
+                is_bias: self.shape.len() == 1,
+            };
+            let new = new_rows.draw(&table, added);
+            values.extend(new.into_iter().map(T::round));
+        }
+        values
+    }
+}
+
+/// Checks that the values of a packed weight are finite in f16, if it is to be restored to that.
+fn check_scales(weight: &Nf4Weight, dtype: FloatDType, source: &Source) -> Result<()> {
+    if dtype != FloatDType::F16 {
+        return Ok(());
+    }
+    let scales = match weight.scales_to_data() {
+        Nf4Scales::Plain(scales) => scales,
+        Nf4Scales::Double(double) => double.dequantize(),
+    };
+    // The largest value of a block is its scale.
+    let tensor = &format!("{}.absmax", source.tensor);
+    let source = Source { tensor, ..*source };
+    let checked = source.check_overflow(0, &scales, dtype.into());
+    checked.map_err(|error| source.in_file(error))
 }

@@ -14,14 +14,17 @@
 
 mod bitsandbytes;
 mod checkpoint;
+mod family;
 mod four_bit;
 mod fp4;
 mod index;
 mod load;
+mod lookup;
 mod model_config;
 mod options;
 mod plan;
 mod progress;
+mod proposal;
 mod python_json;
 mod quant_state;
 mod report;
@@ -30,10 +33,12 @@ mod shards;
 mod stream;
 
 pub use checkpoint::{BASE_FILE, BASE_INDEX_FILE, BaseCheckpoint, BaseTensor};
-pub use index::{IndexFault, MAX_INDEX_BYTES, MAX_INDEX_TENSORS, MAX_SHARDS};
-pub use options::{BaseOptions, MAX_BUFFER_BYTES, OnProgress};
+pub use family::Family;
+pub use index::{IndexFault, IndexFaultKind};
+pub use options::{BaseOptions, COMMON_BUFFERS, MAX_BUFFER_BYTES, OnProgress};
 pub use progress::LoadProgress;
-pub use report::{BaseMismatch, BaseReport, DTypeMismatch};
+pub use proposal::Proposal;
+pub use report::{BaseMismatch, BaseReport, DTypeMismatch, Resized};
 /// Element type of a tensor as a safetensors file names it; of any kind, `U8` for packed weights among them.
 pub use safetensors::Dtype;
 pub use save::{MODEL_CONFIG_FILE, SaveBaseOptions, SaveBaseReport};

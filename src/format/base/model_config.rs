@@ -6,9 +6,11 @@ use burn::tensor::FloatDType;
 use serde_json::{Value, json};
 
 use super::checkpoint::BaseCheckpoint;
+use super::options::BaseOptions;
 use super::python_json;
 use super::quant_state::{QuantState, torch_name};
 use super::save::MODEL_CONFIG_FILE;
+use crate::format::disguise::not_json;
 use crate::format::read::read_bounded;
 use crate::format::{MAX_CONFIG_BYTES, json};
 use crate::{PeftError, Result};
@@ -59,9 +61,39 @@ pub(super) fn old_config(dir: &Path) -> Result<Option<String>> {
         return Ok(None);
     }
     let text = read_bounded(&path, MAX_CONFIG_BYTES)?;
-    json::object(&text).map_err(|error| error.in_file(&path))?;
+    json::object(&text).map_err(|error| not_json(&path, &text, error))?;
     // What is JSON is UTF-8.
     Ok(Some(String::from_utf8_lossy(&text).into_owned()))
+}
+
+/// Whether the `config.json` beside a checkpoint says that the output head is the embedding; `default` where it says nothing.
+/// Without a `config.json` it is.
+///
+/// # Errors
+///
+/// [`PeftError::Json`] for what is no object; [`PeftError::Config`] for what is no boolean; those of reading.
+pub(super) fn tied(
+    checkpoint: &BaseCheckpoint,
+    default: bool,
+    options: &BaseOptions,
+) -> Result<bool> {
+    const KEY: &str = "tie_word_embeddings";
+    let path = checkpoint.path().with_file_name(MODEL_CONFIG_FILE);
+    if path.symlink_metadata().is_err() {
+        return Ok(true);
+    }
+    let text = read_bounded(&path, MAX_CONFIG_BYTES)?;
+    let config = json::object_with(&text, options.limits.repeated_names)
+        .map_err(|error| not_json(&path, &text, error))?;
+    let of_text = config.get("text_config").and_then(|text| text.get(KEY));
+    match config.get(KEY).or(of_text) {
+        None | Some(Value::Null) => Ok(default),
+        Some(Value::Bool(tied)) => Ok(*tied),
+        Some(other) => {
+            let other: String = other.to_string().chars().take(80).collect();
+            Err(PeftError::config(KEY, other, "true or false").in_file(&path))
+        }
+    }
 }
 
 impl Quantization {
@@ -93,14 +125,20 @@ impl Quantization {
 pub(super) fn check<'a>(
     checkpoint: &BaseCheckpoint,
     states: impl Iterator<Item = &'a QuantState>,
+    options: &BaseOptions,
 ) -> Result<()> {
+    if options.ignore_quantization_config {
+        return Ok(());
+    }
     let states: Vec<_> = states.collect();
     let path = checkpoint.path().with_file_name(MODEL_CONFIG_FILE);
     if path.symlink_metadata().is_err() {
         return Ok(());
     }
-    let config = read_bounded(&path, MAX_CONFIG_BYTES)
-        .and_then(|config| json::object(&config).map_err(|error| error.in_file(&path)));
+    let config = read_bounded(&path, MAX_CONFIG_BYTES).and_then(|config| {
+        json::object_with(&config, options.limits.repeated_names)
+            .map_err(|error| not_json(&path, &config, error))
+    });
     let Some(first) = states.first() else {
         // What the configuration of a dense model says, broken or not, is not for this crate but for that one word.
         let stated = config.as_ref().ok().and_then(|config| {
@@ -114,7 +152,7 @@ pub(super) fn check<'a>(
                 let error = PeftError::config(
                     "quantization_config.load_in_4bit",
                     "true",
-                    "none, as no tensor is packed",
+                    "none, as no tensor is packed, or `with_ignore_quantization_config`",
                 );
                 Err(error.in_file(&path))
             }
@@ -153,7 +191,7 @@ pub(super) fn check<'a>(
             let error = PeftError::config(
                 format!("quantization_config.{key}"),
                 value.chars().take(80).collect::<String>(),
-                format!("{expected}, as the tensors are"),
+                format!("{expected}, as the tensors are, or `with_ignore_quantization_config`"),
             );
             return Err(error.in_file(&path));
         }

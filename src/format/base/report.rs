@@ -3,8 +3,11 @@
 use std::fmt;
 use std::time::Duration;
 
+use super::index::IndexFault;
+use super::proposal::Proposal;
 use crate::format::Mismatch;
 use crate::format::report::list;
+use crate::format::summary::{Kind, write_names};
 use crate::model::TargetReport;
 
 /// What loading a base did.
@@ -17,10 +20,16 @@ pub struct BaseReport {
     pub tied: Vec<(String, String)>,
     /// Tensors without a parameter that are equal to the tensor they are tied to.
     pub equal: Vec<String>,
-    /// Tensors without a parameter that were to be ignored.
+    /// Tensors without a parameter that were ignored, as the options say.
     pub ignored: Vec<String>,
     /// Parameters without a tensor that were left as they are.
     pub left: Vec<String>,
+    /// Parameters that were left as they are because their tensors have another shape.
+    pub mismatched: Vec<Mismatch>,
+    /// Tables of tokens that have another number of rows in the files, with their names and shapes there.
+    pub resized: Vec<Resized>,
+    /// Faults of the index that were passed over.
+    pub index_faults: Vec<IndexFault>,
     /// What was packed and why.
     pub targets: Option<TargetReport>,
     /// Weights that the files have in four bits, by their names: those in NF4 were taken as they are.
@@ -56,10 +65,34 @@ impl fmt::Display for BaseReport {
             ("ignored", &self.ignored),
             ("left as they were", &self.left),
         ] {
-            list_names(f, kind, names)?;
+            write_names(f, Kind::Other, kind, names, [])?;
         }
-        Ok(())
+        list(
+            f,
+            "left as they were, of another shape",
+            &self.mismatched,
+            show_shapes,
+        )?;
+        list(f, "resized", &self.resized, |f, resized| {
+            let Resized { tensor, from, to } = resized;
+            write!(f, "`{}` ({from} to {to} rows)", tensor.escape_debug())
+        })?;
+        list(f, "faults of the index", &self.index_faults, |f, fault| {
+            write!(f, "{fault}")
+        })
     }
+}
+
+/// A table of tokens that has another number of rows in the model than in the files.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Resized {
+    /// The tensor's name in the files.
+    pub tensor: String,
+    /// Its rows there.
+    pub from: usize,
+    /// Its rows in the model.
+    pub to: usize,
 }
 
 /// A tensor of an element type that its place does not have.
@@ -73,8 +106,9 @@ pub struct DTypeMismatch {
     pub found: String,
 }
 
-/// All that keeps a checkpoint from fitting a model. Names are those of the files, sorted; when printed, control
-/// characters in them are escaped.
+/// All that keeps a checkpoint from fitting a model. Names are those of the files, sorted.
+///
+/// When printed, long lists are counted and shown as patterns, and control characters in names are escaped.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct BaseMismatch {
@@ -90,21 +124,31 @@ pub struct BaseMismatch {
     pub dtypes: Vec<DTypeMismatch>,
     /// Tensors that are not equal to the one they are tied to: `(copy, source)`.
     pub unequal: Vec<(String, String)>,
+    /// Rules under which more names would fit, if some were found.
+    pub proposal: Option<Proposal>,
+    /// The names of the tensors that fit, by which messages tell whether whole layers are missing.
+    pub(super) fitted: Vec<String>,
 }
 
 impl BaseMismatch {
     /// Whether all fits, and something does.
     pub(super) fn is_none(&self) -> bool {
+        self.fitting > 0 && self.lists_nothing()
+    }
+
+    /// Whether all fits, or there is nothing.
+    pub(super) fn lists_nothing(&self) -> bool {
         let Self {
-            fitting,
+            fitting: _,
             missing,
             unexpected,
             shapes,
             dtypes,
             unequal,
+            proposal: _,
+            fitted: _,
         } = self;
-        *fitting > 0
-            && missing.is_empty()
+        missing.is_empty()
             && unexpected.is_empty()
             && shapes.is_empty()
             && dtypes.is_empty()
@@ -115,16 +159,13 @@ impl BaseMismatch {
 impl fmt::Display for BaseMismatch {
     fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
         write!(f, "{} tensors fit", self.fitting)?;
-        list_names(f, "missing", &self.missing)?;
-        list_names(f, "unexpected", &self.unexpected)?;
-        list(f, "of another shape", &self.shapes, |f, mismatch| {
-            let (tensor, expected, found) = (
-                mismatch.tensor.escape_debug(),
-                &mismatch.expected,
-                &mismatch.found,
-            );
-            write!(f, "`{tensor}` (expected {expected:?}, found {found:?})")
-        })?;
+        let shapes = self.shapes.iter().map(|mismatch| &mismatch.tensor);
+        let others = self.fitted.iter().chain(shapes);
+        let others = || others.clone().map(String::as_str);
+        write_names(f, Kind::Missing, "missing", &self.missing, others())?;
+        let unexpected = &self.unexpected;
+        write_names(f, Kind::Unexpected, "unexpected", unexpected, others())?;
+        list(f, "of another shape", &self.shapes, show_shapes)?;
         list(f, "of another dtype", &self.dtypes, |f, mismatch| {
             let (tensor, expected, found) = (
                 mismatch.tensor.escape_debug(),
@@ -133,14 +174,64 @@ impl fmt::Display for BaseMismatch {
             );
             write!(f, "`{tensor}` (expected {expected}, found {found})")
         })?;
-        list_tied(f, "not equal to what they are tied to", &self.unequal)
+        list_tied(f, "not equal to what they are tied to", &self.unequal)?;
+        if let Some(proposal) = &self.proposal {
+            write!(f, "; {proposal}")?;
+        }
+        self.show_options(f)
     }
 }
 
-fn list_names(f: &mut fmt::Formatter, kind: &str, names: &[String]) -> fmt::Result {
-    list(f, kind, names, |f, name| {
-        write!(f, "`{}`", name.escape_debug())
-    })
+impl BaseMismatch {
+    /// Names the options that get past what does not fit.
+    fn show_options(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        let Self {
+            missing,
+            unexpected,
+            shapes,
+            dtypes,
+            unequal,
+            ..
+        } = self;
+        let allowing = [
+            (
+                !missing.is_empty(),
+                "`with_optional` or `with_allow_missing`",
+            ),
+            (
+                !unexpected.is_empty(),
+                "`with_ignored` or `with_allow_unexpected`",
+            ),
+            (
+                !unequal.is_empty(),
+                "`with_ignored`, or a head of its own in the model",
+            ),
+            (
+                !shapes.is_empty(),
+                "`with_conv1d`, `with_resized_vocabulary` or `with_ignore_mismatched_sizes`",
+            ),
+            (!dtypes.is_empty(), "`with_dtype` or `with_skipped`"),
+        ];
+        let mut options = allowing.iter().filter(|(applies, _)| *applies);
+        let Some((_, first)) = options.next() else {
+            return match self.fitting {
+                0 => f.write_str("; nothing fits, which only `with_allow_nothing_loaded` allows"),
+                _ => Ok(()),
+            };
+        };
+        write!(f, "; options of `BaseOptions` that get past this: {first}")?;
+        options.try_for_each(|(_, option)| write!(f, "; {option}"))
+    }
+}
+
+fn show_shapes(f: &mut fmt::Formatter, mismatch: &Mismatch) -> fmt::Result {
+    let Mismatch {
+        tensor,
+        expected,
+        found,
+    } = mismatch;
+    let tensor = tensor.escape_debug();
+    write!(f, "`{tensor}` (expected {expected:?}, found {found:?})")
 }
 
 fn list_tied(f: &mut fmt::Formatter, kind: &str, tied: &[(String, String)]) -> fmt::Result {

@@ -12,13 +12,14 @@ use safetensors::Dtype;
 
 use super::BASE_INDEX_FILE;
 use super::bitsandbytes::Part;
+use super::lookup::means;
 use super::model_config::{Quantization, old_config, rewrite};
 use super::quant_state::{QuantState, QuantType};
-use super::shards::{Entry, Shard, check_limits, index, is_of_model, split};
+use super::shards::{Entry, Shard, check_index, check_limits, index, is_of_model, split};
 use crate::format::atomic::{Content, Scratch, write_contents};
 use crate::format::stored::host;
 use crate::format::{NameMap, elements};
-use crate::model::{PeftModel, StoredParameter, StoredValue, is_named};
+use crate::model::{PeftModel, StoredParameter, StoredValue};
 use crate::nf4::codebook::CODEBOOK;
 use crate::nf4::double::DYNAMIC_MAP;
 use crate::nf4::{Nf4Scales, Nf4Weight};
@@ -38,6 +39,9 @@ pub struct SaveBaseOptions {
     pub overwrite: bool,
     /// How the files call the model's modules.
     pub names: NameMap,
+    /// The linear layers that are `Conv1D` in the files, as for [`BaseOptions::with_conv1d`](super::BaseOptions::with_conv1d): dense
+    /// weights are written as `[d_in, d_out]`. Default: none.
+    pub conv1d: Vec<String>,
     /// The text of the base's `config.json`. It is written with the `quantization_config` of the packed weights, in place of
     /// one that it has, and with the `dtype` of the dense parameters, if they all have one. Without it a `config.json` that is
     /// in the directory is taken for it if `overwrite` is true, since what it says of the weights is no longer so; otherwise
@@ -56,11 +60,61 @@ impl Default for SaveBaseOptions {
         Self {
             overwrite: false,
             names: NameMap::default(),
+            conv1d: Vec::new(),
             config: None,
             compute_dtype: FloatDType::F32,
             max_shard_bytes: 50_000_000_000,
             ignore_adapters: false,
         }
+    }
+}
+
+impl SaveBaseOptions {
+    /// The default.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Sets whether older files may be replaced.
+    pub fn with_overwrite(mut self, overwrite: bool) -> Self {
+        self.overwrite = overwrite;
+        self
+    }
+
+    /// Says how the files call the model's modules.
+    pub fn with_names(mut self, names: NameMap) -> Self {
+        self.names = names;
+        self
+    }
+
+    /// Says which linear layers are `Conv1D` in the files.
+    pub fn with_conv1d<S: Into<String>>(mut self, modules: impl IntoIterator<Item = S>) -> Self {
+        self.conv1d.extend(modules.into_iter().map(Into::into));
+        self
+    }
+
+    /// Sets the text of the base's `config.json`.
+    pub fn with_config(mut self, config: impl Into<Option<String>>) -> Self {
+        self.config = config.into();
+        self
+    }
+
+    /// Sets in what bitsandbytes is to compute.
+    pub fn with_compute_dtype(mut self, dtype: FloatDType) -> Self {
+        self.compute_dtype = dtype;
+        self
+    }
+
+    /// Sets the most bytes of tensors in one file.
+    pub fn with_max_shard_bytes(mut self, bytes: u64) -> Self {
+        self.max_shard_bytes = bytes;
+        self
+    }
+
+    /// Sets whether a model that has adapters is saved without them.
+    pub fn with_ignore_adapters(mut self, ignore: bool) -> Self {
+        self.ignore_adapters = ignore;
+        self
     }
 }
 
@@ -102,7 +156,12 @@ impl<M: Module> PeftModel<M> {
     /// would refuse: no tensor at all, more files than [`MAX_SHARDS`](crate::format::MAX_SHARDS), more tensors in one than
     /// [`MAX_TENSORS`](crate::format::MAX_TENSORS), or in all than [`MAX_INDEX_TENSORS`](crate::format::MAX_INDEX_TENSORS);
     /// [`PeftError::Exists`] and [`PeftError::Io`]. Nothing has changed on disk then.
-    pub fn save_base(&self, dir: &Path, options: &SaveBaseOptions) -> Result<SaveBaseReport> {
+    pub fn save_base(
+        &self,
+        dir: impl AsRef<Path>,
+        options: &SaveBaseOptions,
+    ) -> Result<SaveBaseReport> {
+        let dir = dir.as_ref();
         let adapters: Vec<_> = self.adapters().collect();
         if !adapters.is_empty() && !options.ignore_adapters {
             return Err(PeftError::config(
@@ -127,12 +186,17 @@ impl<M: Module> PeftModel<M> {
             None if options.overwrite => old_config(dir)?,
             _ => None,
         };
-        let plan = Plan::new(self.stored_base()?, self.head(), old.as_deref(), options)?;
+        let head = self.head_path();
+        let base = self.stored_base()?;
+        let plan = Plan::new(base, head.as_deref(), old.as_deref(), options)?;
         let shards = split(plan.entries(), options.max_shard_bytes);
         check_limits(dir, &shards)?;
         let headers = shards.iter().map(Shard::header);
         let headers: Vec<_> = headers.collect::<Result<_>>()?;
         let index = (shards.len() > 1).then(|| index(&shards, plan.total_parameters));
+        if let Some(index) = &index {
+            check_index(dir, index.len())?;
+        }
         let mut files = Vec::with_capacity(shards.len() + 2);
         for (shard, header) in shards.iter().zip(headers) {
             let plan = &plan;
@@ -192,7 +256,7 @@ struct Plan {
 impl Plan {
     fn new(
         parameters: Vec<StoredParameter>,
-        head: &str,
+        head: Option<&str>,
         old_config: Option<&str>,
         options: &SaveBaseOptions,
     ) -> Result<Self> {
@@ -204,27 +268,29 @@ impl Plan {
                 "" => String::new(),
                 module => options.names.to_file(module)?,
             };
-            let name = match module.as_str() {
-                "" => parameter.torch_name.clone(),
-                module => format!("{module}.{}", parameter.torch_name),
-            };
+            let names = &options.names;
+            let name = names.tensor_of_file_module(&module, &parameter.torch_name)?;
+            let is_head = head == Some(parameter.module());
             plan.total_parameters += parameter.shape.iter().product::<usize>();
             match value {
                 StoredValue::Nf4(nf4, dtype) => {
                     double_quant |= nf4.double_quant();
                     plan.add_packed(&name, &nf4, dtype)?;
-                    packed.push(module);
+                    packed.push((module, is_head));
                 }
                 StoredValue::Dense(tensor) => {
                     let mut shape = parameter.shape.clone();
-                    if parameter.is_transposed() {
+                    let conv1d = options.conv1d.iter().any(|name| means(&module, name));
+                    let transposed = parameter.is_transposed() && !conv1d;
+                    if transposed {
                         shape.reverse();
-                        let is_head = is_named(parameter.module(), head);
+                    }
+                    if parameter.is_transposed() {
                         dense.push((module, is_head));
                     }
                     let dtype = elements::to_file(&name, tensor.dtype())?;
                     dtypes.insert(FloatDType::from(tensor.dtype()));
-                    let source = Source::Dense(tensor, parameter.is_transposed());
+                    let source = Source::Dense(tensor, transposed);
                     plan.add(name, dtype, shape, source)?;
                 }
             }
@@ -233,7 +299,7 @@ impl Plan {
         let quantization = (plan.packed > 0).then(|| Quantization {
             compute_dtype: options.compute_dtype,
             double_quant,
-            skip_modules: skip_modules(&packed, dense, head),
+            skip_modules: skip_modules(&packed, dense),
         });
         let mut dtypes = dtypes.into_iter();
         let dtype = dtypes.next().filter(|_| dtypes.next().is_none());
@@ -295,15 +361,15 @@ impl Plan {
 }
 
 /// The modules that transformers must be told to leave dense. By itself it leaves the head, and no other linear layer.
-fn skip_modules(packed: &[String], dense: Vec<(String, bool)>, head: &str) -> Option<Vec<String>> {
-    let head_is_packed = packed.iter().any(|module| is_named(module, head));
+fn skip_modules(packed: &[(String, bool)], dense: Vec<(String, bool)>) -> Option<Vec<String>> {
+    let head_is_packed = packed.iter().any(|(_, is_head)| *is_head);
     if !head_is_packed && dense.iter().all(|(_, is_head)| *is_head) {
         return None;
     }
     let mut skipped: Vec<String> = dense.into_iter().map(|(module, _)| module).collect();
     for module in &mut skipped {
         // A name also means all that end in it; an expression means what begins with it.
-        if packed.iter().any(|packed| packed.ends_with(&*module)) {
+        if packed.iter().any(|(packed, _)| packed.ends_with(&*module)) {
             *module = format!("{}$", regex::escape(module));
         }
     }

@@ -13,10 +13,11 @@ use safetensors::Dtype;
 use safetensors::tensor::{Metadata, TensorInfo};
 use serde_json::{Map, Value, json};
 
-use super::index::{MAX_INDEX_TENSORS, MAX_SHARDS};
 use super::python_json;
 use super::{BASE_FILE, BASE_INDEX_FILE};
-use crate::format::{MAX_HEADER_BYTES, MAX_TENSORS};
+use crate::format::{
+    FileLimits, MAX_HEADER_BYTES, MAX_INDEX_BYTES, MAX_INDEX_TENSORS, MAX_SHARDS, MAX_TENSORS,
+};
 use crate::{PeftError, Result};
 
 /// A tensor that is to be written.
@@ -105,7 +106,43 @@ pub(super) fn check_limits(dir: &Path, shards: &[Shard]) -> Result<()> {
         let reason = format!("{tensors} tensors: at most {MAX_INDEX_TENSORS} are read");
         return malformed(dir.to_owned(), reason);
     }
+    let limits = FileLimits::default();
+    for shard in shards {
+        for entry in &shard.entries {
+            let (name, axes) = (entry.name.len(), entry.shape.len());
+            if name > limits.name_bytes {
+                let most = limits.name_bytes;
+                let reason = format!("a name of {name} bytes: at most {most} are read");
+                return malformed(dir.join(&shard.file), reason);
+            }
+            if axes > limits.dimensions {
+                let most = limits.dimensions;
+                let reason = format!(
+                    "tensor `{}` has {axes} axes: at most {most} are read",
+                    entry.name.escape_debug()
+                );
+                return malformed(dir.join(&shard.file), reason);
+            }
+        }
+    }
     Ok(())
+}
+
+/// Checks that an index of so many bytes, which is to be written into `dir`, is read.
+///
+/// # Errors
+///
+/// [`PeftError::Malformed`].
+pub(super) fn check_index(dir: &Path, bytes: usize) -> Result<()> {
+    match bytes as u64 > MAX_INDEX_BYTES {
+        false => Ok(()),
+        true => Err(PeftError::Malformed {
+            path: dir.join(BASE_INDEX_FILE),
+            reason: format!(
+                "{bytes} bytes: at most {MAX_INDEX_BYTES} are read; one file has no index"
+            ),
+        }),
+    }
 }
 
 /// Whether a file of this name is one of a model, which must not be beside the files of another.
@@ -314,13 +351,49 @@ mod tests {
         many.push(1);
         for (bad, expected) in [
             (shards(&[]), "without parameters"),
-            (shards(&[1, MAX_TENSORS + 1]), "100001 tensors"),
+            (shards(&[1, MAX_TENSORS + 1]), "500001 tensors"),
             (shards(&[1; MAX_SHARDS + 1]), "513 files"),
-            (shards(&many), "400001 tensors"),
+            (shards(&many), "1000001 tensors"),
         ] {
             let error = check_limits(dir, &bad).unwrap_err();
             assert!(matches!(error, PeftError::Malformed { .. }), "{error}");
             assert!(error.to_string().contains(expected), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_header_or_an_index_above_its_limit_is_not_written() {
+        let padding = "x".repeat(4000);
+        let entries = (0..25_000).map(|i| entry(&format!("{padding}{i}"), Dtype::U8, 1));
+        let shard = Shard {
+            file: BASE_FILE.to_owned(),
+            entries: entries.collect(),
+        };
+        let error = shard.header().unwrap_err().to_string();
+        assert!(error.contains("a header of 10"), "{error}");
+        let dir = Path::new("dir");
+        check_index(dir, MAX_INDEX_BYTES as usize).unwrap();
+        let error = check_index(dir, MAX_INDEX_BYTES as usize + 1).unwrap_err();
+        assert!(error.to_string().contains("134217729 bytes"), "{error}");
+        for (entry, expected) in [
+            (
+                entry(&"x".repeat(4097), Dtype::U8, 1),
+                "a name of 4097 bytes",
+            ),
+            (
+                Entry {
+                    shape: vec![1; 17],
+                    ..entry("a", Dtype::U8, 1)
+                },
+                "tensor `a` has 17 axes",
+            ),
+        ] {
+            let shard = Shard {
+                file: BASE_FILE.to_owned(),
+                entries: vec![entry],
+            };
+            let error = check_limits(dir, &[shard]).unwrap_err().to_string();
+            assert!(error.contains(expected), "{error}");
         }
     }
 

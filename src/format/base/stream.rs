@@ -11,7 +11,7 @@
 use std::ops::Range;
 use std::sync::{Mutex, PoisonError};
 
-use burn::tensor::{Device, Element};
+use burn::tensor::{DType, Device, Element, FloatDType};
 use bytemuck::{Pod, cast_slice_mut, zeroed_vec};
 use half::{bf16, f16};
 use rayon::prelude::*;
@@ -20,7 +20,7 @@ use super::checkpoint::BaseCheckpoint;
 use super::four_bit::FourBit;
 use super::progress::Meter;
 use crate::format::elements::swap_to_host;
-use crate::nf4::{Nf4Builder, Nf4Config, Nf4Float, Nf4Weight, PIECE_UNIT};
+use crate::nf4::{Nf4Builder, Nf4Config, Nf4Float, Nf4Piece, Nf4Weight, PIECE_UNIT};
 use crate::{PeftError, Result};
 
 /// The most bytes that a thread reads at a time: what is read stays in its cache until it is packed or transposed.
@@ -78,7 +78,14 @@ pub(super) struct Source<'a> {
     pub tensor: &'a str,
     /// Of a tensor of FP4's codes, the weight that they stand for: values in f32.
     pub fp4: Option<FourBit<'a>>,
+    /// Whether the file has f64, of which values in f32 are made.
+    pub wide: bool,
+    /// Whether a finite value may become infinite.
+    pub allow_overflow: bool,
 }
+
+/// What gets past an overflow.
+const WAY_OUT: &str = "load it in a wider type (`BaseOptions::with_dtype`), or let it be infinite, as PyTorch does (`with_allow_overflow`)";
 
 /// A buffer of at most `most` bytes, and no larger than it is of use.
 pub(super) fn buffer(most: usize) -> Vec<u64> {
@@ -107,6 +114,7 @@ impl Stream<'_> {
             with_share(&shares, |share| {
                 let share = &mut share[..values.len()];
                 source.read(index * part, share)?;
+                source.check_cast::<S, T>(index * part, share)?;
                 for (value, &stored) in values.iter_mut().zip(&*share) {
                     *value = cast(stored);
                 }
@@ -142,6 +150,7 @@ impl Stream<'_> {
                         false => (first_row + index) * columns + first_column,
                     };
                     source.read(first, values)?;
+                    source.check_cast::<S, T>(first, values)?;
                     source.count::<S>(values.len());
                     Ok(())
                 })?;
@@ -156,15 +165,17 @@ impl Stream<'_> {
         Ok(values)
     }
 
-    /// The values of a matrix `[d_out, d_in]`, stored as `S`, packed.
+    /// The values of a matrix `[d_out, d_in]`, stored as `S`, packed. They are to compose to the type `dtype`.
     ///
     /// # Errors
     ///
-    /// [`PeftError::NotFinite`] for the first value that is not finite, in [`PeftError::InFile`].
+    /// [`PeftError::NotFinite`] for the first value that is not finite, [`PeftError::Overflow`] for one that `dtype` does not
+    /// have, in [`PeftError::InFile`].
     pub fn packed<S: Stored>(
         self,
         shape: [usize; 2],
         config: &Nf4Config,
+        dtype: FloatDType,
         device: &Device,
     ) -> Result<Nf4Weight> {
         let mut builder = Nf4Builder::new(shape, config);
@@ -176,11 +187,8 @@ impl Stream<'_> {
             let result = with_share(&shares, |share| {
                 let share = &mut share[..n];
                 source.read(index * part, share)?;
-                piece.quantize(share).map_err(|at| PeftError::NotFinite {
-                    tensor: source.tensor.to_owned(),
-                    index: index * part + at,
-                    value: share[at].into(),
-                })
+                source.check_overflow(index * part, share, dtype.into())?;
+                source.quantize(piece, index * part, share)
             });
             source.count::<S>(n);
             result.err()
@@ -189,10 +197,7 @@ impl Stream<'_> {
             Some(error) => Err(error),
             None => builder.finish(source.tensor, device),
         };
-        packed.map_err(|error| match source.checkpoint.tensor(source.tensor) {
-            Some(tensor) => error.in_file(tensor.file),
-            None => error,
-        })
+        packed.map_err(|error| source.in_file(error))
     }
 
     /// Whether the tensor has the bytes of another, which has as many.
@@ -222,9 +227,115 @@ impl Stream<'_> {
 }
 
 impl Source<'_> {
+    /// Values `[d_out, d_in]` that are there already, packed.
+    ///
+    /// # Errors
+    ///
+    /// As [`Stream::packed`].
+    pub fn packed_values<S: Stored>(
+        &self,
+        values: &[S],
+        shape: [usize; 2],
+        config: &Nf4Config,
+        dtype: FloatDType,
+        device: &Device,
+    ) -> Result<Nf4Weight> {
+        let part = PART / size_of::<S>();
+        let mut builder = Nf4Builder::new(shape, config);
+        let pieces = builder.pieces(part).enumerate();
+        let failed = pieces.find_map_first(|(index, piece)| {
+            let values = &values[index * part..][..piece.len().min(values.len() - index * part)];
+            let checked = self.check_overflow(index * part, values, dtype.into());
+            checked
+                .and_then(|()| self.quantize(piece, index * part, values))
+                .err()
+        });
+        let packed = match failed {
+            Some(error) => Err(error),
+            None => builder.finish(self.tensor, device),
+        };
+        packed.map_err(|error| self.in_file(error))
+    }
+
+    fn quantize<S: Stored>(&self, piece: Nf4Piece, first: usize, values: &[S]) -> Result<()> {
+        piece.quantize(values).map_err(|at| PeftError::NotFinite {
+            tensor: self.tensor.to_owned(),
+            index: first + at,
+            value: values[at].into(),
+        })
+    }
+
+    /// Checks that no finite value from index `first` on becomes infinite as a `T`.
+    fn check_cast<S: Stored, T: Stored>(&self, first: usize, values: &[S]) -> Result<()> {
+        self.check_overflow(first, values, T::dtype())
+            .map_err(|error| self.in_file(error))
+    }
+
+    /// As [`check_cast`](Self::check_cast), by the name of the type.
+    pub fn check_overflow<S: Stored>(
+        &self,
+        first: usize,
+        values: &[S],
+        dtype: DType,
+    ) -> Result<()> {
+        let Some(limit) = infinite_from(dtype).filter(|_| S::dtype() != dtype) else {
+            return Ok(());
+        };
+        let overflows = |value: &S| {
+            let value: f32 = (*value).into();
+            value.is_finite() && value.abs() >= limit
+        };
+        if self.allow_overflow {
+            return Ok(());
+        }
+        match values.iter().position(overflows) {
+            None => Ok(()),
+            Some(at) => {
+                let value: f32 = values[at].into();
+                Err(self.overflow(first + at, value.into(), dtype))
+            }
+        }
+    }
+
+    fn overflow(&self, index: usize, value: f64, dtype: DType) -> PeftError {
+        PeftError::Overflow {
+            tensor: self.tensor.to_owned(),
+            index,
+            value,
+            dtype: format!("{dtype:?}"),
+            way_out: WAY_OUT,
+        }
+    }
+
+    pub fn in_file(&self, error: PeftError) -> PeftError {
+        match self.checkpoint.tensor(self.tensor) {
+            Some(tensor) => error.in_file(tensor.file),
+            None => error,
+        }
+    }
+
+    /// Reads f64 as the f32 nearest to each.
+    fn read_wide(&self, first: usize, values: &mut [f32]) -> Result<()> {
+        let mut wide = vec![0_f64; values.len()];
+        let bytes: &mut [u8] = cast_slice_mut(&mut wide);
+        self.checkpoint.read_at(self.tensor, 8 * first, bytes)?;
+        swap_to_host(bytes, DType::F64);
+        for (at, (value, &wide)) in values.iter_mut().zip(&wide).enumerate() {
+            *value = wide as f32;
+            if value.is_infinite() && wide.is_finite() && !self.allow_overflow {
+                let error = self.overflow(first + at, wide, DType::F32);
+                return Err(self.in_file(error));
+            }
+        }
+        Ok(())
+    }
+
     fn read<S: Stored>(&self, first: usize, values: &mut [S]) -> Result<()> {
         if let Some(weight) = self.fp4 {
             return weight.fp4(first, cast_slice_mut(values));
+        }
+        if self.wide {
+            return self.read_wide(first, cast_slice_mut(values));
         }
         let bytes: &mut [u8] = cast_slice_mut(values);
         let offset = first * size_of::<S>();
@@ -237,9 +348,34 @@ impl Source<'_> {
     fn count<S>(&self, values: usize) {
         // Of FP4, whose bytes two parts may share, all are counted at the end.
         if self.fp4.is_none() {
-            self.meter.add_bytes(values * size_of::<S>());
+            let size = if self.wide { 8 } else { size_of::<S>() };
+            self.meter.add_bytes(values * size);
         }
     }
+}
+
+/// From which absolute value on an f32 is infinite in a narrower type: halfway from its largest value to what would follow,
+/// since a tie goes to the even one.
+fn infinite_from(dtype: DType) -> Option<f32> {
+    match dtype {
+        DType::F16 => Some(65_520.0),
+        DType::BF16 => Some(f32::from_bits(0x7f7f_8000)),
+        _ => None,
+    }
+}
+
+/// Values of a matrix `[rows, columns]` in the order of its transpose.
+pub(super) fn transposed_values<S: Stored>(values: &[S], [rows, columns]: [usize; 2]) -> Vec<S> {
+    let mut out: Vec<S> = zeroed_vec(values.len());
+    if values.is_empty() {
+        return out;
+    }
+    let bands = out.par_chunks_mut(TILE * rows).enumerate();
+    bands.for_each(|(band, out)| {
+        let columns_of_band = band * TILE..columns.min((band + 1) * TILE);
+        turn_band(values, columns, columns_of_band, out, rows, 0);
+    });
+    out
 }
 
 /// The buffer in a share for each thread, and how many values a part has that fits in one.
@@ -308,6 +444,33 @@ mod tests {
                 assert!(height * width <= most && (1..=rows).contains(&height));
                 assert!((1..=columns).contains(&width));
                 assert!(width == columns || height == rows.min(TILE));
+            }
+        }
+    }
+
+    #[test]
+    fn a_value_overflows_from_its_limit_on() {
+        for (dtype, round) in [
+            (
+                DType::F16,
+                (|v| f16::from_f32(v).to_f32()) as fn(f32) -> f32,
+            ),
+            (DType::BF16, |v| bf16::from_f32(v).to_f32()),
+        ] {
+            let limit = infinite_from(dtype).unwrap();
+            let below = f32::from_bits(limit.to_bits() - 1);
+            assert!(round(below).is_finite() && round(limit).is_infinite());
+            assert!(round(-below).is_finite() && round(-limit).is_infinite());
+        }
+    }
+
+    #[test]
+    fn values_are_turned_as_a_stream_turns_them() {
+        for [rows, columns] in [[1, 1], [3, 130], [200, 70], [64, 64]] {
+            let values: Vec<f32> = (0..rows * columns).map(|i| i as f32).collect();
+            let turned = transposed_values(&values, [rows, columns]);
+            for (i, value) in turned.iter().enumerate() {
+                assert_eq!(*value, values[i % rows * columns + i / rows]);
             }
         }
     }
