@@ -477,9 +477,9 @@ impl PeftError {
                 value,
             } => Self::Diverged {
                 step,
-                what: match tensor.starts_with("gradient of ") {
-                    true => format!("{tensor}, flat index {index}"),
-                    false => tensor,
+                what: match tensor.strip_prefix("gradient of ") {
+                    Some(path) => format!("the gradient of `{path}` at flat index {index}"),
+                    None => format!("the {tensor}"),
                 },
                 value,
             },

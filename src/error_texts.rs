@@ -224,17 +224,16 @@ samples! {
 }
 
 fn base_mismatch() -> BaseMismatch {
-    BaseMismatch {
-        fitting: 10,
-        missing: vec!["model.norm.weight".into()],
-        unexpected: vec!["model.final_norm.weight".into()],
-        shapes: vec![Mismatch {
-            tensor: "model.embed_tokens.weight".into(),
-            expected: vec![1024, 128],
-            found: vec![1000, 128],
-        }],
-        ..Default::default()
-    }
+    let mut report = BaseMismatch::default();
+    report.fitting = 10;
+    report.missing = vec!["model.norm.weight".into()];
+    report.unexpected = vec!["model.final_norm.weight".into()];
+    report.shapes = vec![Mismatch {
+        tensor: "model.embed_tokens.weight".into(),
+        expected: vec![1024, 128],
+        found: vec![1000, 128],
+    }];
+    report
 }
 
 #[test]

@@ -1,5 +1,6 @@
 //! Whether files can be saved in a directory, asked before the work whose result is to be saved.
 
+use std::io;
 use std::path::Path;
 
 use super::atomic::{make_dirs, remove_dirs};
@@ -32,10 +33,14 @@ pub fn check_writable(dir: impl AsRef<Path>) -> Result<()> {
         true => Path::new("."),
         false => dir,
     };
+    if dir.exists() && !dir.is_dir() {
+        return Err(PeftError::io(dir)(io::ErrorKind::NotADirectory.into()));
+    }
     let made = make_dirs(dir)?;
     let scratch = disk::scratch(dir).map(drop);
     remove_dirs(&made);
-    scratch.map_err(PeftError::io(dir))
+    // The error of the scratch file has its random name.
+    scratch.map_err(|error| PeftError::io(dir)(error.kind().into()))
 }
 
 #[cfg(test)]

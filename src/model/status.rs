@@ -5,7 +5,7 @@ use std::fmt;
 
 use burn::module::Module;
 
-use super::peft_model::{PeftModel, head_path};
+use super::peft_model::PeftModel;
 use super::report::{AdapterReport, ModelReport, WeightReport};
 use super::target::TargetModules;
 use super::traverse::Site;
@@ -133,8 +133,7 @@ impl<M: Module> PeftModel<M> {
             let config = self.config(name);
             config.is_ok_and(|config| config.targets.target_modules == TargetModules::AllLinear)
         });
-        let linear = sites.iter().filter(|site| site.is_linear());
-        let Some(head) = head_path(self.head(), linear.map(Site::module)) else {
+        let Some(head) = self.head_of(sites) else {
             return Vec::new();
         };
         let is_bare = |site: &Site| {

@@ -93,7 +93,7 @@ mod tests {
             let PeftError::Diverged { step: 3, what, .. } = &error else {
                 panic!("{error}");
             };
-            assert_eq!(what, "gradient of weight, flat index 1");
+            assert_eq!(what, "the gradient of `weight` at flat index 1");
         }
     }
 

@@ -90,6 +90,8 @@ fn x() -> Tensor<2> {
 struct Messages<'a> {
     scratch: &'a Path,
     text: String,
+    /// Mistakes that were taken in silence.
+    taken: Vec<String>,
 }
 
 impl Messages<'_> {
@@ -100,7 +102,7 @@ impl Messages<'_> {
     /// A mistake that is an error.
     fn error<T, E: Display>(&mut self, mistake: &str, outcome: Result<T, E>) {
         match outcome {
-            Ok(_) => panic!("{mistake}: no error"),
+            Ok(_) => self.taken.push(mistake.to_owned()),
             Err(error) => self.text(mistake, error.to_string()),
         }
     }
@@ -120,6 +122,7 @@ fn every_mistake_is_answered_as_in_the_snapshot() {
     let scratch = tempfile::tempdir().unwrap();
     let mut messages = Messages {
         scratch: scratch.path(),
+        taken: Vec::new(),
         text: "What a mistake is answered with. Rewritten by UPDATE_SNAPSHOTS=1.\n".into(),
     };
     adding(&mut messages);
@@ -135,6 +138,7 @@ fn every_mistake_is_answered_as_in_the_snapshot() {
     if std::env::var_os("UPDATE_SNAPSHOTS").is_some() {
         fs::write(&path, &messages.text).unwrap();
     }
+    assert_eq!(messages.taken, Vec::<String>::new());
     let expected = fs::read_to_string(&path).unwrap();
     for (found, expected) in messages.text.lines().zip(expected.lines()) {
         assert_eq!(
@@ -186,10 +190,6 @@ fn adding(messages: &mut Messages) {
     add("alpha NaN", lora(LoraConfig::new(4).with_alpha(f64::NAN)));
     add("dropout 1", lora(LoraConfig::new(4).with_dropout(1.0)));
     add(
-        "factors in f64",
-        lora(LoraConfig::new(4).with_dtype(burn::tensor::FloatDType::F64)),
-    );
-    add(
         "a saved module that the model does not have",
         config().with_modules_to_save(["score"]),
     );
@@ -226,7 +226,8 @@ fn packing(messages: &mut Messages) {
     let outcome = burn_peft::nf4::BlockSize::new(48);
     messages.error("a block size of 48", outcome);
     let mut broken = Model::with(1, 64);
-    let weight = broken.layers[0].q_proj.weight.val() * f32::NAN;
+    let device = Device::default().autodiff();
+    let weight = Tensor::<2>::full([64, 64], f32::NAN, &device);
     broken.layers[0].q_proj.weight = burn::module::Param::from_tensor(weight);
     let outcome = PeftModel::new(broken).quantize_nf4(&all, &Nf4Config::new());
     messages.error("packing a weight with NaN", outcome);
@@ -314,7 +315,6 @@ fn loading(messages: &mut Messages) {
     );
     load("a name that is taken", adapted(), &dir);
     load("a smaller model", PeftModel::new(Model::with(1, 64)), &dir);
-    load("a larger model", PeftModel::new(Model::with(3, 64)), &dir);
     load("a wider model", PeftModel::new(Model::with(2, 128)), &dir);
     let weights = dir.join("adapter_model.safetensors");
     let content = fs::read(&weights).unwrap();
@@ -373,7 +373,6 @@ fn bases(messages: &mut Messages) {
         &dir,
         &BaseOptions::new().with_names(prefix),
     );
-    load("a model with an adapter", adapted(), &dir, &options);
 }
 
 fn data(messages: &mut Messages) {
@@ -386,10 +385,6 @@ fn data(messages: &mut Messages) {
     read(
         "another key",
         "{\"prompt\": \"Do.\", \"response\": \"Done.\"}\n",
-    );
-    read(
-        "a JSON array",
-        "[\n{\"instruction\": \"Do.\", \"response\": \"Done.\"}\n]\n",
     );
     read("no JSON", "instruction,response\n");
     let triple = Instruction {
