@@ -425,7 +425,7 @@ fn resuming(messages: &mut Messages) {
     let outcome = Checkpoint::load(&path, &mut model(), &mut optimizer());
     messages.error("a checkpoint for a model without its adapter", outcome);
     let outcome = Checkpoint::load(
-        &path.with_extension("none"),
+        path.with_extension("none"),
         &mut adapted(),
         &mut optimizer(),
     );
