@@ -239,6 +239,8 @@ fn a_stays_frozen_through_the_life_of_a_model() {
         let other = LoraConfig::new(3);
         let other = PeftConfig::new(other, TargetConfig::list(["first"]));
         model.add_adapter("other", &other).unwrap();
+        check(&model, [false, true]);
+        model.set_adapter("other").unwrap();
         check(&model, [false, false]);
         model.set_adapters(&[("fa", 0.5), ("other", 1.0)]).unwrap();
         check(&model, [false, true]);
@@ -296,6 +298,7 @@ fn what_cannot_be_projected_is_an_error() {
     // Adapters that train both factors are left alone.
     let mut both = model(LoraConfig::new(2));
     both.add_adapter("plain", &config).unwrap();
+    both.set_adapter("plain").unwrap();
     let loss = both.first.forward_peft(random([3, 6])).square().sum();
     let mut grads = GradientsParams::from_grads(loss.backward(), &both);
     let (_, lora) = both.factors("plain").unwrap().remove(0);

@@ -1,13 +1,14 @@
 //! Clipping as torch does it (`tests/golden/optim/generate.py`), and the two learning rates of LoRA+.
 
-use burn::module::{Module, Param};
-use burn::nn::{Linear, LinearConfig};
+use burn::module::{Module, Param, ParamId};
+use burn::nn::conv::{Conv1d, Conv1dConfig};
+use burn::nn::{Embedding, EmbeddingConfig, LayerNorm, LayerNormConfig, Linear, LinearConfig};
 use burn::optim::{GradientsParams, SgdConfig};
 use burn::tensor::{Device, Distribution, Tensor, TensorData, Tolerance};
 use burn_peft::PeftError;
-use burn_peft::adapter::{LoraConfig, LoraInit};
-use burn_peft::model::{PeftConfig, PeftForward, PeftModel, TargetConfig};
-use burn_peft::optim::{clip_grad_norm, lora_plus};
+use burn_peft::adapter::{Change, LoraConfig, LoraInit};
+use burn_peft::model::{PeftConfig, PeftForward, PeftModel, TargetConfig, TrainableTokens};
+use burn_peft::optim::{EMBEDDING_LR, LoraPlusGroups, clip_grad_norm, lora_plus};
 use serde::Deserialize;
 
 #[derive(Deserialize)]
@@ -230,4 +231,90 @@ fn lora_plus_moves_b_and_magnitudes_faster_by_the_ratio() {
     ] {
         assert!(lora_plus(&model, lr, ratio).is_err());
     }
+}
+
+#[derive(Deserialize)]
+struct Rates {
+    lr: f64,
+    ratio: f64,
+    parameters: std::collections::BTreeMap<String, f64>,
+}
+
+#[derive(Module, Debug)]
+struct Kinds {
+    embed: Embedding,
+    other: Embedding,
+    first: Linear,
+    conv: Conv1d,
+    norm: LayerNorm,
+    head: Linear,
+}
+
+/// Golden: `tests/golden/optim/lora_plus.py`.
+#[test]
+fn every_parameter_has_the_rate_that_peft_gives_it() {
+    let golden = std::fs::read(crate::golden("optim/lora_plus.json")).unwrap();
+    let golden: Rates = serde_json::from_slice(&golden).unwrap();
+    let device = Device::default().autodiff();
+    let mut model = PeftModel::new(Kinds {
+        embed: EmbeddingConfig::new(7, 4).init(&device),
+        other: EmbeddingConfig::new(5, 4).init(&device),
+        first: LinearConfig::new(4, 6).init(&device),
+        conv: Conv1dConfig::new(4, 3, 2).init(&device),
+        norm: LayerNormConfig::new(6).init(&device),
+        head: LinearConfig::new(6, 2).init(&device),
+    });
+    let tokens = [("other".to_owned(), vec![1, 3])].into();
+    let config = PeftConfig::new(
+        LoraConfig::new(2).with_dora(true),
+        TargetConfig::list(["embed", "first", "conv"]),
+    )
+    .with_modules_to_save(["norm", "head"])
+    .with_trainable_tokens(TrainableTokens::Named(tokens));
+    model.add_adapter("default", &config).unwrap();
+    let groups = LoraPlusGroups::of(&model);
+    let rate = |id: &ParamId| {
+        if groups.b.matches(id, None) {
+            golden.lr * golden.ratio
+        } else if groups.embedding.matches(id, None) {
+            EMBEDDING_LR
+        } else {
+            assert!(groups.a.matches(id, None));
+            golden.lr
+        }
+    };
+    let mut found = std::collections::BTreeMap::new();
+    for (path, change) in model.changes("default").unwrap() {
+        let (module, name) = path.rsplit_once('.').unwrap();
+        match change {
+            Change::Lora(lora) => {
+                let factors = match module {
+                    "embed" => ["lora_embedding_A.default", "lora_embedding_B.default"],
+                    _ => ["lora_A.default.weight", "lora_B.default.weight"],
+                };
+                for (factor, name) in [lora.a.id, lora.b.id].iter().zip(factors) {
+                    found.insert(format!("{module}.{name}"), rate(factor));
+                }
+                let magnitude = format!("{module}.lora_magnitude_vector.default.weight");
+                found.insert(magnitude, rate(&lora.magnitude.unwrap().id));
+            }
+            Change::Copy(copy) => {
+                let name = match name {
+                    "gamma" => "weight",
+                    "beta" => "bias",
+                    name => name,
+                };
+                let name = format!("{module}.modules_to_save.default.{name}");
+                found.insert(name, rate(&copy.values.id));
+            }
+            Change::Rows(rows) => {
+                let name = format!("{module}.token_adapter.trainable_tokens_delta.default");
+                found.insert(name, rate(&rows.rows.id));
+            }
+        }
+    }
+    assert_eq!(found, golden.parameters);
+    // The scheduler has the same groups.
+    let mut rates = lora_plus(&model, golden.lr, golden.ratio).unwrap();
+    rates.step();
 }

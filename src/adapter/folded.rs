@@ -66,7 +66,7 @@ impl Lora {
     /// The plain adapter of the same change, with the same dropout: of rank `2r` if initial factors are left out, `k·r` with `k`
     /// slices, or both; else itself. Its scale is that of this one, so `α` grows as the rank does, or as its root for rsLoRA.
     pub fn converted(&self) -> Self {
-        let times = self.config().growth_of(self.initial.is_some());
+        let times = self.growth();
         if times == 1 && self.slices == Slices::Whole {
             return self.clone();
         }
@@ -82,6 +82,11 @@ impl Lora {
             slices: Slices::Whole,
             ..self.clone()
         }
+    }
+
+    /// How many times the rank it has once it is [converted](Self::converted).
+    pub(crate) fn growth(&self) -> usize {
+        self.config().growth_of(self.initial.is_some())
     }
 
     /// The factors of the whole change, `[d_in, r']` and `[r', d_out]`.

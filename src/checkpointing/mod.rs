@@ -26,6 +26,7 @@ use burn::module::Module;
 use burn::optim::GradientsParams;
 use burn::tensor::{Gradients, Tensor};
 
+use crate::model::nothing_trains;
 use crate::resume::Seed;
 use crate::tensor::constant;
 use crate::{PeftError, Result};
@@ -183,12 +184,18 @@ impl<B: Module, const D: usize> Tape<'_, B, D> {
     ///
     /// # Panics
     ///
-    /// As `Tensor::backward`: if `loss` depends on nothing that requires a gradient.
+    /// As `Tensor::backward`: if `loss` depends on nothing that requires a gradient. The text names the adapters if all of them are
+    /// frozen or inactive.
     pub fn backward<M: Module, const L: usize>(
         self,
         loss: &Tensor<L>,
         module: &M,
     ) -> GradientsParams {
+        if !self.input.is_tracked()
+            && let Some(error) = nothing_trains(module)
+        {
+            panic!("{error}");
+        }
         self.backward_from(loss.backward(), module)
     }
 

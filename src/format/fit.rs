@@ -16,7 +16,9 @@ use super::sites::check_shape;
 use super::tied::TiedHead;
 use crate::adapter::{Change, LoraConfig, Slices, TrainedCopy, TrainedRows, ungrown_alpha};
 use crate::layer::{LayerKind, WeightLayout};
-use crate::model::{BiasMode, Parameter, PeftModel, TargetModules, TrainableTokens, is_named};
+use crate::model::{
+    BiasMode, Parameter, PeftModel, TargetModules, TrainableTokens, is_named, is_statistic,
+};
 use crate::{PeftError, Result};
 
 /// Values that fit a parameter of the model.
@@ -64,7 +66,9 @@ impl Parameters {
             all: HashMap::new(),
             experts: Vec::new(),
         };
-        for parameter in model.parameters() {
+        // No adapter has running statistics of its own.
+        let parameters = model.parameters().into_iter();
+        for parameter in parameters.filter(|parameter| !is_statistic(&parameter.path)) {
             let path = match parameter.module() {
                 "" => parameter.torch_name.clone(),
                 module => match names.to_file(module) {

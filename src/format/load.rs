@@ -1,5 +1,7 @@
 //! From PEFT's directory to a model.
 
+#[cfg(feature = "faer")]
+use std::collections::HashSet;
 use std::path::Path;
 
 use burn::module::Module;
@@ -9,6 +11,7 @@ use burn::tensor::FloatDType;
 
 use super::adapter::AdapterFile;
 use super::config::{AdapterConfig, InitLoraWeights};
+use super::explicit::describe;
 use super::fit::{Fit, Values};
 use super::names::NameMap;
 use super::read::{ReadOptions, WEIGHTS_FILE};
@@ -16,7 +19,9 @@ use super::report::LoadReport;
 #[cfg(feature = "faer")]
 use crate::adapter::Change;
 use crate::adapter::{LoraConfig, LoraInit};
-use crate::model::{Adapted, BiasMode, PeftConfig, PeftModel, TargetConfig, TrainableTokens};
+use crate::model::{
+    Adapted, BiasMode, Joining, PeftConfig, PeftModel, TargetConfig, TrainableTokens,
+};
 use crate::{PeftError, Result};
 
 /// How an adapter is put on a model. The default is strict, has f32 factors, and takes the file's paths for the model's.
@@ -34,6 +39,11 @@ pub struct LoadOptions {
     /// Whether an adapter of the same name gives way, its place among the active ones and the ids of its parameters kept:
     /// a hot swap. Otherwise that is an error.
     pub replace: bool,
+    /// Whether the adapter trains while it is active. The default is false, PEFT's `is_trainable=False`: it is loaded to be used, and
+    /// [`set_trainable`](PeftModel::set_trainable) or [`set_adapter`](PeftModel::set_adapter) let it train later.
+    pub trainable: bool,
+    /// Whether it becomes the active adapter. The default, `None`, is PEFT's rule: if and only if the model has no other.
+    pub activate: Option<bool>,
 }
 
 impl Default for LoadOptions {
@@ -44,12 +54,34 @@ impl Default for LoadOptions {
             dtype: Some(FloatDType::F32),
             strict: true,
             replace: false,
+            trainable: false,
+            activate: None,
         }
     }
 }
 
+impl LoadOptions {
+    /// The default.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Loads the adapter to be trained on, or frozen.
+    pub fn with_trainable(mut self, trainable: bool) -> Self {
+        self.trainable = trainable;
+        self
+    }
+
+    /// Makes the adapter the active one or not; `None` if and only if the model has no other.
+    pub fn with_activate(mut self, activate: Option<bool>) -> Self {
+        self.activate = activate;
+        self
+    }
+}
+
 impl<M: Module> PeftModel<M> {
-    /// Reads the adapter in `dir`, adds it to the model under `name` and makes it the active one.
+    /// Reads the adapter in `dir` and adds it to the model under `name`, frozen. It becomes the active one if the model had none; a
+    /// later one stays inactive until [`set_adapter`](Self::set_adapter) chooses it. [`LoadOptions`] has both to choose.
     ///
     /// `dir` is the directory that holds the two files, as for PEFT, whatever `name` is: what
     /// [`save_adapter`](Self::save_adapter) returned. An adapter of PEFT on a convolution of several groups fits once
@@ -74,8 +106,9 @@ impl<M: Module> PeftModel<M> {
 }
 
 impl AdapterFile {
-    /// Adds this adapter to `model` under `name` and makes it the active one, or swaps it with the one of that name if
-    /// `options` say so.
+    /// Adds this adapter to `model` under `name`, or swaps it with the one of that name, if `options` say so. Whether it trains
+    /// and is active is for `options` to say too; a swapped one stays as the old one was, but is active or trainable where `options`
+    /// ask for it.
     ///
     /// The tensors decide which modules get factors. The configuration gives ranks, alphas and dropout; what it chooses in the
     /// model, a module or a whole parameter, and that has no tensor is reported as missing.
@@ -92,7 +125,7 @@ impl AdapterFile {
         name: &str,
         options: &LoadOptions,
     ) -> Result<LoadReport> {
-        let (fits, report) = self.fit(model, &options.names)?;
+        let (fits, mut report) = self.fit(model, &options.names)?;
         if options.strict || report.loaded.is_empty() {
             report.clone().strict()?;
         }
@@ -153,10 +186,30 @@ impl AdapterFile {
             });
             config.trainable_tokens = Some(TrainableTokens::Named(named.collect()));
         }
-        match options.replace && model.config(name).is_ok() {
-            true => model.swap_changes(name, &config, changes)?,
-            false => model.insert_changes(name, &config, changes)?,
+        let renamed = !options.names.is_empty();
+        // Without strictness what fits is loaded, even where no file can describe it: then saving refuses it.
+        if renamed && options.strict {
+            describe(&model.parameters(), &config, &changes, &options.names)?;
         }
+        if options.replace && model.config(name).is_ok() {
+            model.swap(name, &config, changes, renamed || !options.strict)?;
+            if options.trainable {
+                model.set_trainable(name, true)?;
+            }
+            if options.activate == Some(true) {
+                model.activate(&[(name, 1.0)])?;
+            }
+        } else {
+            let joining = Joining {
+                trainable: options.trainable,
+                activate: options.activate,
+                described: renamed || !options.strict,
+                ..Joining::default()
+            };
+            model.join(name, &config, changes, joining)?;
+        }
+        report.active = Some(model.active().uses(name));
+        report.trainable = Some(model.is_trainable(name)?);
         Ok(report)
     }
 }
@@ -169,13 +222,14 @@ fn leave_out<M: Module>(
     init: LoraInit,
 ) -> Result<Vec<(String, Change)>> {
     let module = |path: &str| path.strip_suffix(".weight").unwrap_or(path).to_owned();
-    let weights = model.dense_weights(|of| changes.iter().any(|(path, _)| module(path) == of));
+    let modules: HashSet<String> = changes.iter().map(|(path, _)| module(path)).collect();
+    let weights = model.dense_weights(|of| modules.contains(of));
     let changes = changes.into_iter().map(|(path, change)| {
         let Change::Lora(lora) = change else {
             return Ok((path, change));
         };
         let weight = weights.get(&module(&path)).filter(|weight| {
-            // A packed weight is an empty matrix here. It has lost what PEFT's part was taken of.
+            // A weight packed in NF4 is not among them. It has lost what PEFT's part was taken of.
             weight.dims() == lora.dims() && !matches!(weight.dtype(), DType::QFloat(_))
         });
         let Some(weight) = weight else {

@@ -29,6 +29,10 @@ pub struct LoadReport {
     pub unexpected: Vec<String>,
     /// Tensors that have a place of another shape.
     pub mismatched: Vec<Mismatch>,
+    /// Whether the adapter is active, once it is on a model.
+    pub active: Option<bool>,
+    /// Whether it trains while it is active, once it is on a model; a frozen adapter is only used.
+    pub trainable: Option<bool>,
 }
 
 impl LoadReport {
@@ -40,6 +44,7 @@ impl LoadReport {
             missing,
             unexpected,
             mismatched,
+            ..
         } = self;
         !loaded.is_empty() && missing.is_empty() && unexpected.is_empty() && mismatched.is_empty()
     }
@@ -90,7 +95,17 @@ impl fmt::Display for LoadReport {
                     tensor.escape_debug()
                 )
             },
-        )
+        )?;
+        f.write_str(match self.trainable {
+            None => "",
+            Some(true) => "; trainable",
+            Some(false) => "; frozen (`LoadOptions::trainable` lets it train)",
+        })?;
+        f.write_str(match self.active {
+            None => "",
+            Some(true) => "; active",
+            Some(false) => "; not active (`set_adapter` chooses it)",
+        })
     }
 }
 
@@ -162,6 +177,7 @@ mod tests {
                 expected: vec![4, 2],
                 found: vec![2, 4],
             }],
+            ..LoadReport::default()
         };
         let text = report.strict().unwrap_err().to_string();
         for part in [

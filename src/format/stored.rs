@@ -5,17 +5,10 @@ use burn::tensor::{Tensor, TensorData};
 
 use super::adapter::LoraTensors;
 use super::elements::reshaped;
-use crate::adapter::{Lora, converted_alpha};
+use crate::adapter::Lora;
 use crate::layer::{LayerKind, WeightLayout};
 use crate::model::Parameter;
 use crate::{PeftError, Result};
-
-/// The tensors of a module, and the rank and alpha that the file says of it.
-pub(super) struct StoredLora {
-    pub tensors: LoraTensors,
-    pub lora_rank: usize,
-    pub lora_alpha: f64,
-}
 
 impl LoraTensors {
     /// Of this change of this parameter, under the module path `path` of the file.
@@ -23,7 +16,7 @@ impl LoraTensors {
     /// What begins with a part of the weight is converted as PEFT does it, since the file is to be right on the untouched base,
     /// and slices become plain factors with zeros. Experts keep factors of their own, and groups PEFT's form: an `A` of all
     /// channels.
-    pub(super) fn of(lora: &Lora, path: String, parameter: &Parameter) -> Result<StoredLora> {
+    pub(super) fn of(lora: &Lora, path: String, parameter: &Parameter) -> Result<Self> {
         match parameter.layer.map(LayerKind::layout) {
             Some(WeightLayout::Experts(_)) => of_experts(lora, path, parameter),
             Some(WeightLayout::Kernel) => of_kernel(lora, path, parameter),
@@ -31,19 +24,9 @@ impl LoraTensors {
                 let lora = lora.converted();
                 let mut tensors = plain(&lora, path)?;
                 tensors.embedding = parameter.layer == Some(LayerKind::Embedding);
-                Ok(stored(tensors, &lora, 1))
+                Ok(tensors)
             }
         }
-    }
-}
-
-/// With the rank and alpha of `lora`, of `times` the rank.
-fn stored(tensors: LoraTensors, lora: &Lora, times: usize) -> StoredLora {
-    let config = lora.config();
-    StoredLora {
-        tensors,
-        lora_rank: config.rank * times,
-        lora_alpha: converted_alpha(config.alpha, config.rslora, times),
     }
 }
 
@@ -66,7 +49,7 @@ fn plain(lora: &Lora, path: String) -> Result<LoraTensors> {
 }
 
 /// `A [E·r, d_in]` expert by expert, as it is kept here, and `B [d_out, r·E]` rank by rank.
-fn of_experts(lora: &Lora, path: String, parameter: &Parameter) -> Result<StoredLora> {
+fn of_experts(lora: &Lora, path: String, parameter: &Parameter) -> Result<LoraTensors> {
     let (experts, rank) = (parameter.shape[0], lora.rank());
     let mut tensors = plain(lora, path.clone())?;
     let b = lora.b.val().without_autodiff();
@@ -77,12 +60,12 @@ fn of_experts(lora: &Lora, path: String, parameter: &Parameter) -> Result<Stored
         .reshape([width, rank * experts]);
     tensors.b = host(by_rank, &path)?;
     tensors.experts = true;
-    Ok(stored(tensors, lora, 1))
+    Ok(tensors)
 }
 
 /// Kernels in place of matrices. A change of the weight of a convolution of `g` groups becomes PEFT's, whose `A` sees all
 /// channels: that of a group has the group's features, and zeros for the channels of others.
-fn of_kernel(lora: &Lora, path: String, parameter: &Parameter) -> Result<StoredLora> {
+fn of_kernel(lora: &Lora, path: String, parameter: &Parameter) -> Result<LoraTensors> {
     let [_, seen, kernel @ ..] = &parameter.shape[..] else {
         unreachable!("a convolution's weight has axes");
     };
@@ -127,7 +110,7 @@ fn of_kernel(lora: &Lora, path: String, parameter: &Parameter) -> Result<StoredL
     tensors.b = reshaped(tensors.b, &shape([d_out, rank], &point));
     let magnitude = tensors.magnitude.take();
     tensors.magnitude = magnitude.map(|magnitude| reshaped(magnitude, &shape([1, d_out], &point)));
-    Ok(stored(tensors, &lora, groups))
+    Ok(tensors)
 }
 
 /// Values of a device, on the host.

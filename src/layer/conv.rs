@@ -27,6 +27,9 @@ pub(crate) trait Conv<const D: usize>: Clone {
     /// How many groups its channels are in.
     fn groups(&self) -> usize;
 
+    /// The same convolution with another weight.
+    fn with_weight(&self, weight: Tensor<D>) -> Self;
+
     /// The same convolution with another weight and number of groups, and no bias.
     fn convolve(&self, x: Tensor<D>, weight: Tensor<D>, groups: usize) -> Tensor<D>;
 
@@ -52,6 +55,12 @@ impl Conv<3> for Conv1d {
         self.groups
     }
 
+    fn with_weight(&self, weight: Tensor<3>) -> Self {
+        let mut conv = self.clone();
+        conv.weight = passing(weight);
+        conv
+    }
+
     fn convolve(&self, x: Tensor<3>, weight: Tensor<3>, groups: usize) -> Tensor<3> {
         let mut conv = self.clone();
         (conv.weight, conv.bias, conv.groups) = (passing(weight), None, groups);
@@ -74,6 +83,12 @@ impl Conv<4> for Conv2d {
 
     fn groups(&self) -> usize {
         self.groups
+    }
+
+    fn with_weight(&self, weight: Tensor<4>) -> Self {
+        let mut conv = self.clone();
+        conv.weight = passing(weight);
+        conv
     }
 
     fn convolve(&self, x: Tensor<4>, weight: Tensor<4>, groups: usize) -> Tensor<4> {

@@ -5,7 +5,8 @@ use std::fmt;
 /// The adapters in use: a weighted sum of changes, or one choice for every row of a batch.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Active {
-    /// `x·W + b + Σ_i w_i·Δ_i(x)`: adapters with their weights `w_i`; none leave the base as it is. These train.
+    /// `x·W + b + Σ_i w_i·Δ_i(x)`: adapters with their weights `w_i`; none leave the base as it is. Those of them that are
+    /// trainable train.
     Sum(Vec<(String, f64)>),
     /// Row `i` of a batch has the adapter at place `i`, or none. None of them trains.
     Rows(Vec<Option<String>>),
@@ -36,13 +37,13 @@ impl Active {
     /// Whether the adapter `name` is in use.
     pub fn uses(&self, name: &str) -> bool {
         match self {
-            Self::Sum(_) => self.trains(name),
+            Self::Sum(_) => self.sums(name),
             Self::Rows(rows) => rows.iter().any(|row| row.as_deref() == Some(name)),
         }
     }
 
-    /// Whether the parameters of the adapter `name` require a gradient.
-    pub(super) fn trains(&self, name: &str) -> bool {
+    /// Whether the adapter `name` is one of a sum: these can train.
+    pub(super) fn sums(&self, name: &str) -> bool {
         match self {
             Self::Sum(adapters) => adapters.iter().any(|(adapter, _)| adapter == name),
             Self::Rows(_) => false,
@@ -57,6 +58,22 @@ impl Active {
                 let rows = rows.iter().enumerate();
                 rows.filter_map(|(row, adapter)| (adapter.as_deref() == Some(name)).then_some(row))
                     .collect()
+            }
+        }
+    }
+
+    /// Gives an adapter another name.
+    pub(super) fn rename(&mut self, name: &str, new_name: &str) {
+        match self {
+            Self::Sum(adapters) => {
+                for (adapter, _) in adapters.iter_mut().filter(|(adapter, _)| adapter == name) {
+                    *adapter = new_name.into();
+                }
+            }
+            Self::Rows(rows) => {
+                for row in rows.iter_mut().flatten().filter(|row| *row == name) {
+                    *row = new_name.into();
+                }
             }
         }
     }

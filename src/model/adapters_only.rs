@@ -298,6 +298,7 @@ mod tests {
             });
             model.insert_adapter(name, &config, factors.into()).unwrap();
         }
+        model.set_adapter("second").unwrap();
         model.adapters_only()
     }
 

@@ -2,7 +2,7 @@
 //!
 //! What can fail is planned on what the model has, so that an error changes nothing.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use burn::module::Module;
 
@@ -10,20 +10,48 @@ use super::active::Active;
 use super::config::PeftConfig;
 use super::fresh::{copies, dense_weights, fresh};
 use super::parameters::{biases, named_modules, target_parameters, tokens};
-use super::peft_model::{PeftModel, find, refuse_foreign};
+use super::peft_model::{Adapter, PeftModel, refuse_foreign, targets_by_module};
 use super::report::AttachReport;
 use super::target::{TargetModules, TargetReport};
 use super::traverse::Site;
 use super::weight::{NF4, NamedChange, PeftWeight};
 use crate::adapter::{Change, Lora};
-use crate::layer::WeightLayout;
+use crate::layer::{LayerKind, WeightLayout};
 use crate::{PeftError, Result};
 
 /// Longest name of an adapter, in bytes.
 const MAX_NAME: usize = 128;
 
+/// How an adapter joins a model.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Joining {
+    /// Whether it trains while it is active.
+    pub trainable: bool,
+    /// Whether it becomes the active adapter; `None` if and only if the model has no other.
+    pub activate: Option<bool>,
+    /// Whether its values were taken of the base as it is now.
+    pub of_base: bool,
+    /// Whether it is known that a file can describe it.
+    pub described: bool,
+}
+
+impl Default for Joining {
+    fn default() -> Self {
+        Self {
+            trainable: true,
+            activate: None,
+            of_base: false,
+            described: false,
+        }
+    }
+}
+
 impl<M: Module> PeftModel<M> {
-    /// Adds a fresh adapter and makes it the active one.
+    /// Adds a fresh adapter. It becomes the active one if the model had none; a later one stays inactive, and without gradient,
+    /// until [`set_adapter`](Self::set_adapter) chooses it, as in PEFT.
+    ///
+    /// An adapter may do without low-rank changes: with no name in `target_modules`, [`modules_to_save`](PeftConfig::modules_to_save),
+    /// [`bias`](PeftConfig::bias) or [`trainable_tokens`](PeftConfig::trainable_tokens) alone decide what trains.
     ///
     /// # Errors
     ///
@@ -33,25 +61,31 @@ impl<M: Module> PeftModel<M> {
     ///
     /// [`LoraConfig::init_on`]: crate::adapter::LoraConfig::init_on
     pub fn add_adapter(&mut self, name: &str, config: &PeftConfig) -> Result<AttachReport> {
+        self.check_new_name(name)?;
         let all = self.sites();
         let saved = named_modules("modules_to_save", &all, &config.modules_to_save)?;
-        let is_saved = |site: &Site| saved.iter().any(|saved| saved.path == site.path);
-        let mut sites: Vec<&Site> = all.iter().filter(|site| site.is_target()).collect();
-        if config.targets.target_modules == TargetModules::AllLinear {
-            sites.retain(|site| site.is_linear());
-        }
+        let saved_paths: HashSet<&str> = saved.iter().map(|site| site.path.as_str()).collect();
+        let all_linear = config.targets.target_modules == TargetModules::AllLinear;
+        let sites = all
+            .iter()
+            .filter(|site| site.is_target() && (site.is_linear() || !all_linear));
+        let by_module = targets_by_module(sites.clone());
         let matcher = config.targets.compile(self.head_of(&all))?;
-        let candidates = sites.iter().filter(|site| !is_saved(site));
-        let candidates: Vec<_> = candidates.map(|site| site.module().to_owned()).collect();
+        let candidates: Vec<_> = sites
+            .filter(|site| !saved_paths.contains(site.path.as_str()))
+            .map(|site| site.module().to_owned())
+            .collect();
         let mut matched = target_parameters(&all, &config.target_parameters)?;
-        let named = !matches!(&config.targets.target_modules, TargetModules::List(names) if names.is_empty());
-        let targets = match named || matched.is_empty() {
-            true => matcher.resolve(&candidates)?,
-            false => TargetReport::default(),
+        let unnamed = matches!(&config.targets.target_modules, TargetModules::List(names) if names.is_empty());
+        let otherwise = !matched.is_empty() || config.has_more_than_targets();
+        let targets = match unnamed && otherwise {
+            true => TargetReport::default(),
+            false => matcher.resolve(&candidates)?,
         };
+        let mut taken: HashSet<&str> = matched.iter().map(|site| site.path.as_str()).collect();
         for target in &targets.matched {
-            let site = *find(&sites, &target.path)?;
-            if !matched.iter().any(|matched| matched.path == site.path) {
+            let site = by_module[target.path.as_str()];
+            if taken.insert(&site.path) {
                 matched.push(site);
             }
         }
@@ -67,20 +101,30 @@ impl<M: Module> PeftModel<M> {
         }
         let mut copied = saved;
         for site in biases(&all, config.bias, &matched) {
-            if !copied.iter().any(|saved| saved.path == site.path) {
+            if !saved_paths.contains(site.path.as_str()) {
                 copied.push(site);
             }
         }
         let rows = tokens(&all, config.trainable_tokens.as_ref())?;
         changes.extend(copies(self.module(), &copied, &rows, config.lora.dtype)?);
-        self.insert_changes(name, config, changes)?;
+        if changes.is_empty() {
+            return Err(PeftError::NoTargets {
+                candidates: candidates.len(),
+                excluded: targets.excluded.len(),
+            });
+        }
+        let joining = Joining {
+            of_base: config.lora.needs_weight() && !matched.is_empty(),
+            ..Joining::default()
+        };
+        self.join(name, config, changes, joining)?;
         Ok(AttachReport {
             targets,
             model: self.report(),
         })
     }
 
-    /// Adds an adapter of given factors, by the path of their module, and makes it the active one.
+    /// Adds an adapter of given factors, by the path of their module. It becomes the active one if the model had none.
     ///
     /// # Errors
     ///
@@ -96,7 +140,7 @@ impl<M: Module> PeftModel<M> {
         self.insert_changes(name, config, self.of_weights(factors))
     }
 
-    /// Adds an adapter of given changes, by the path of their parameter, and makes it the active one.
+    /// Adds an adapter of given changes, by the path of their parameter. It becomes the active one if the model had none.
     ///
     /// # Errors
     ///
@@ -107,16 +151,52 @@ impl<M: Module> PeftModel<M> {
         config: &PeftConfig,
         changes: Vec<(String, Change)>,
     ) -> Result<()> {
+        self.join(name, config, changes, Joining::default())
+    }
+
+    /// Adds an adapter of given changes, by the path of their parameter.
+    ///
+    /// # Errors
+    ///
+    /// As [`insert_adapter`](Self::insert_adapter).
+    pub(crate) fn join(
+        &mut self,
+        name: &str,
+        config: &PeftConfig,
+        changes: Vec<(String, Change)>,
+        joining: Joining,
+    ) -> Result<()> {
         self.check_new_name(name)?;
-        let states = self.attached(name, config, changes)?;
-        self.adapters.push((name.into(), config.clone()));
+        let activate = joining.activate.unwrap_or(self.adapters.is_empty());
+        let sites = self.sites();
+        let mut states = self.attached(&sites, name, config, changes.clone(), joining.trainable)?;
+        if !joining.described {
+            self.describe(&sites, config, &changes)?;
+        }
+        if activate {
+            self.active = Active::one(name);
+            for site in sites {
+                if let (Some(state), false) = (site.state, states.contains_key(&site.path)) {
+                    states.insert(site.path, state);
+                }
+            }
+        }
+        for state in states.values_mut() {
+            state.activate(&self.active);
+        }
+        self.adapters.push(Adapter {
+            name: name.into(),
+            config: config.clone(),
+            trainable: joining.trainable,
+            of_base: joining.of_base,
+        });
         self.update(states);
-        self.use_adapters(Active::one(name));
         Ok(())
     }
 
-    /// Gives an adapter other factors, and another configuration, in place: whether it is active, and with which weight, stays,
-    /// and so do the ids of parameters whose module had the adapter before. Whatever has nothing new loses what it had.
+    /// Gives an adapter other factors, and another configuration, in place: whether it is active, with which weight, and whether
+    /// it trains stay, and so do the ids of parameters whose module had the adapter before. Modules that have no new factors lose
+    /// their old ones.
     ///
     /// # Errors
     ///
@@ -135,58 +215,96 @@ impl<M: Module> PeftModel<M> {
     ///
     /// # Errors
     ///
-    /// As [`swap_adapter`](Self::swap_adapter).
+    /// As [`swap_adapter`](Self::swap_adapter); [`PeftError::Config`] for values of a whole parameter, or of rows, while rows of a
+    /// batch use the adapter: they can have low-rank changes only.
     pub fn swap_changes(
         &mut self,
         name: &str,
         config: &PeftConfig,
         changes: Vec<(String, Change)>,
     ) -> Result<()> {
-        self.config(name)?;
-        let states = self.attached(name, config, changes)?;
-        self.change(|state| state.adapters.retain(|adapter| adapter.name != name));
-        for (adapter, known) in &mut self.adapters {
-            if adapter == name {
-                *known = config.clone();
+        self.swap(name, config, changes, false)
+    }
+
+    /// See [`swap_changes`](Self::swap_changes); `described`: it is known that a file can describe the adapter.
+    pub(crate) fn swap(
+        &mut self,
+        name: &str,
+        config: &PeftConfig,
+        changes: Vec<(String, Change)>,
+        described: bool,
+    ) -> Result<()> {
+        let trainable = self.adapter(name)?.trainable;
+        if matches!(&self.active, Active::Rows(_)) && self.active.uses(name) {
+            refuse_own_values(name, &changes)?;
+        }
+        let sites = self.sites();
+        let mut states = self.attached(&sites, name, config, changes.clone(), trainable)?;
+        if !described {
+            self.describe(&sites, config, &changes)?;
+        }
+        for site in sites {
+            let Some(mut state) = site.state else {
+                continue;
+            };
+            if state.changes(name).next().is_some() && !states.contains_key(&site.path) {
+                state.adapters.retain(|adapter| adapter.name != name);
+                states.insert(site.path, state);
+            }
+        }
+        for state in states.values_mut() {
+            state.activate(&self.active);
+        }
+        for adapter in &mut self.adapters {
+            if adapter.name == name {
+                adapter.config = config.clone();
+                adapter.of_base = false;
             }
         }
         self.update(states);
-        self.use_adapters(self.active.clone());
         Ok(())
     }
 
     /// These factors by the paths of their parameters: that of a module's weight, or of a tensor of experts.
-    fn of_weights(&self, factors: Vec<(String, Lora)>) -> Vec<(String, Change)> {
+    pub(super) fn of_weights(&self, factors: Vec<(String, Lora)>) -> Vec<(String, Change)> {
         let sites = self.sites();
-        let factors = factors.into_iter();
+        let paths: HashSet<&str> = sites.iter().map(|site| site.path.as_str()).collect();
         factors
-            .map(
-                |(path, lora)| match sites.iter().any(|site| site.path == path) {
-                    true => (path, lora.into()),
-                    false => (format!("{path}.weight"), lora.into()),
-                },
-            )
+            .into_iter()
+            .map(|(path, lora)| match paths.contains(path.as_str()) {
+                true => (path, lora.into()),
+                false => (format!("{path}.weight"), lora.into()),
+            })
             .collect()
     }
 
     /// The states of the parameters that get these changes, by their paths, each with the adapter in its old place or the last.
     fn attached(
         &self,
+        sites: &[Site],
         name: &str,
         config: &PeftConfig,
         changes: Vec<(String, Change)>,
+        trainable: bool,
     ) -> Result<HashMap<String, PeftWeight>> {
-        let sites = self.sites();
-        let mut states: HashMap<String, PeftWeight> = HashMap::new();
+        let by_path: HashMap<&str, &Site> = sites
+            .iter()
+            .map(|site| (site.path.as_str(), site))
+            .collect();
+        let mut states: HashMap<String, PeftWeight> = HashMap::with_capacity(changes.len());
         for (path, change) in changes {
-            let site = sites.iter().find(|site| site.path == path);
-            let site = site.ok_or_else(|| PeftError::UnknownModule { path: path.clone() })?;
+            let Some(&site) = by_path.get(path.as_str()) else {
+                return Err(PeftError::UnknownModule { path });
+            };
             refuse_foreign(site)?;
             check_fit(name, config, site, &change)?;
             let old = site.state_or_new();
             let state = states.entry(path).or_insert_with(|| {
                 let mut state = old.clone();
                 state.layout = site.layout();
+                state.looks_up = site.layer == Some(LayerKind::Embedding);
+                state.enabled = self.enabled;
+                state.compose = self.compose;
                 // What has nothing new is gone, but the place among the adapters stays.
                 state.adapters.retain(|adapter| adapter.name != name);
                 state
@@ -211,6 +329,7 @@ impl<M: Module> PeftModel<M> {
                 NamedChange {
                     name: name.into(),
                     change,
+                    trainable,
                 },
             );
         }
@@ -237,6 +356,19 @@ impl<M: Module> PeftModel<M> {
             name: name.into(),
             reason,
         })
+    }
+}
+
+/// Rows of a batch can have low-rank changes of their own only.
+pub(super) fn refuse_own_values(name: &str, changes: &[(String, Change)]) -> Result<()> {
+    let own = changes.iter().find(|(_, change)| change.lora().is_none());
+    match own {
+        None => Ok(()),
+        Some((path, _)) => Err(PeftError::config(
+            format!("rows of adapter `{name}`"),
+            format!("its own values of `{path}`"),
+            "low-rank changes only, of which every row can have its own",
+        )),
     }
 }
 
@@ -273,23 +405,40 @@ fn check_fit(name: &str, config: &PeftConfig, site: &Site, change: &Change) -> R
                     format!("plain factors for each of {experts} experts: equal slices"),
                 ));
             }
+            let own = lora.config();
             for (what, found, expected) in [
-                ("dora", lora.magnitude.is_some(), config.lora.dora),
-                ("bias of B", lora.bias.is_some(), config.lora.bias),
+                ("DoRA", own.dora.to_string(), config.lora.dora.to_string()),
+                (
+                    "bias of B",
+                    own.bias.to_string(),
+                    config.lora.bias.to_string(),
+                ),
+                (
+                    "rsLoRA",
+                    own.rslora.to_string(),
+                    config.lora.rslora.to_string(),
+                ),
+                (
+                    "dropout",
+                    own.dropout.to_string(),
+                    config.lora.dropout.to_string(),
+                ),
             ] {
-                if found != expected {
+                // PEFT gives an embedding no bias of B.
+                let none = what == "bias of B" && site.layer == Some(LayerKind::Embedding);
+                if found != expected && !none {
                     return Err(PeftError::config(
                         format!("{what} of `{}`", site.module()),
                         found,
-                        format!("the adapter's own: {expected}"),
+                        format!("{expected}, as in the configuration of the whole adapter"),
                     ));
                 }
             }
             Ok(())
         }
-        Change::Copy(copy) => shape(site.dense_shape(), copy.shape().to_vec()),
+        Change::Copy(copy) => shape(site.shape.clone(), copy.shape().to_vec()),
         Change::Rows(rows) => {
-            let mut dense = site.dense_shape();
+            let mut dense = site.shape.clone();
             if rows.is_of_head() {
                 dense.reverse();
             }

@@ -3,8 +3,9 @@
 use std::collections::HashMap;
 
 use burn::module::{Module, Param, Reparameterizer};
-use burn::tensor::{DType, Device, FloatDType, Shape, Tensor, TensorData};
+use burn::tensor::{Device, FloatDType, Shape, Tensor};
 
+use super::dense_look::mapper_of;
 use super::peft_model::refuse_foreign;
 use super::target::{TargetConfig, TargetReport};
 use super::traverse::{See, as_matrix, by_burns_paths, collect, replace_next, walk};
@@ -129,12 +130,11 @@ pub(crate) fn replace_bases<M: Module>(module: M, bases: HashMap<String, NewBase
         .collect();
     let mut bases = by_burns_paths(&module, bases);
     let states = by_burns_paths(&module, states);
-    let module = module.apply_reparameterization(Replacer {
+    let _idle = Transfer::idle_afterwards();
+    module.apply_reparameterization(Replacer {
         bases: &mut bases,
         states,
-    });
-    Transfer::Idle.swap();
-    module
+    })
 }
 
 struct Replacer<'a> {
@@ -158,13 +158,15 @@ impl Reparameterizer for Replacer<'_> {
             Some(NewBase::Dense(values, shape)) => (shaped(values, shape), None),
             Some(NewBase::Packed(weight, dtype)) => {
                 let mut state = self.states.remove(path);
-                if let Some(state) = &mut state {
-                    state.dtype = dtype;
-                    state.nf4 = Some(weight);
-                }
-                let empty = TensorData::new(Vec::<f32>::new(), Shape::from(vec![0; D]));
-                let empty = Tensor::from_data(empty, (&param.lazy_device(), DType::from(dtype)));
-                (empty, state)
+                let look = state
+                    .as_mut()
+                    .map(|state| state.pack(weight, dtype, mapper_of(&param)));
+                replace_next(&state);
+                let param = match look {
+                    Some(look) => look.param(param.id, param.lazy_device()),
+                    None => param,
+                };
+                return (param, state);
             }
         };
         replace_next(&state);

@@ -1,7 +1,10 @@
 //! Adapters made of other adapters of the same model.
 
+use std::collections::HashMap;
+
 use burn::module::Module;
 
+use super::attach::Joining;
 use super::config::PeftConfig;
 use super::peft_model::PeftModel;
 use super::target::{Adapted, TargetConfig};
@@ -30,8 +33,9 @@ impl ModuleChanges {
 }
 
 impl<M: Module> PeftModel<M> {
-    /// Adds an adapter that combines others of this model, each with its weight, and makes it the active one: PEFT's
-    /// `add_weighted_adapter`. A module has those of them that it has; the others stay as they are.
+    /// Adds an adapter that combines others of this model, each with its weight: PEFT's `add_weighted_adapter`. As there, it is frozen
+    /// and not active until [`set_adapter`](Self::set_adapter) chooses it. A module gets the sum of those of them that it has; the
+    /// others stay as they are.
     ///
     /// [`Combination::Cat`] is exact: the new adapter changes the model as [`set_adapters`](Self::set_adapters) with the same
     /// weights does. The others combine factors, and are not. The best sum of a given rank is that of
@@ -63,6 +67,7 @@ impl<M: Module> PeftModel<M> {
         // Checks names and weights.
         self.with_adapters(adapters)?;
         let mut modules: Vec<ModuleChanges> = Vec::new();
+        let mut places: HashMap<String, usize> = HashMap::new();
         for &(adapter, weight) in adapters {
             for (path, change) in self.changes(adapter)? {
                 if change.lora().is_none_or(|lora| lora.bias.is_some()) {
@@ -74,12 +79,15 @@ impl<M: Module> PeftModel<M> {
                 }
             }
             for (path, lora) in self.factors(adapter)? {
-                match modules.iter_mut().find(|module| module.path == path) {
-                    Some(module) => module.changes.push((lora, weight)),
-                    None => modules.push(ModuleChanges {
-                        path,
-                        changes: vec![(lora, weight)],
-                    }),
+                match places.get(&path) {
+                    Some(&place) => modules[place].changes.push((lora, weight)),
+                    None => {
+                        places.insert(path.clone(), modules.len());
+                        modules.push(ModuleChanges {
+                            path,
+                            changes: vec![(lora, weight)],
+                        });
+                    }
                 }
             }
         }
@@ -102,6 +110,11 @@ impl<M: Module> PeftModel<M> {
         });
         let adapted: Vec<_> = adapted.collect();
         let targets = TargetConfig::listed(&adapted, lora.rank, lora.alpha);
-        self.insert_adapter(name, &PeftConfig::new(lora, targets), factors)
+        let changes = self.of_weights(factors);
+        let joining = Joining {
+            trainable: false,
+            ..Joining::default()
+        };
+        self.join(name, &PeftConfig::new(lora, targets), changes, joining)
     }
 }

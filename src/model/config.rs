@@ -81,6 +81,13 @@ impl PeftConfig {
         }
     }
 
+    /// Whether it says of anything to train beside low-rank changes.
+    pub(super) fn has_more_than_targets(&self) -> bool {
+        !self.modules_to_save.is_empty()
+            || self.bias != BiasMode::None
+            || self.trainable_tokens.is_some()
+    }
+
     /// Gives the experts in these tensors factors too.
     pub fn with_target_parameters<S: Into<String>>(
         mut self,

@@ -18,7 +18,7 @@ use crate::Result;
 use crate::adapter::{Combination, DeltaReport, Lora, Truncation, change_of};
 
 impl<M: Module> PeftModel<M> {
-    /// Adds the plain LoRA nearest to the weighted sum of what these adapters change, and makes it the active one: converts one, a
+    /// Adds the plain LoRA nearest to the weighted sum of what these adapters change: converts one, a
     /// DoRA for instance, or sums up several. Reports the rank and the relative error of every module.
     ///
     /// The change of a DoRA depends on its weight: the new adapter is for this base, packed or dense as it is now. It has

@@ -7,7 +7,7 @@ use burn::tensor::Tensor;
 
 use super::config::PeftConfig;
 use super::fresh::{dense_weights, fresh};
-use super::peft_model::{PeftModel, find};
+use super::peft_model::{PeftModel, targets_by_module};
 use super::target::TargetConfig;
 use crate::adapter::{Directions, LoraConfig, LoraInit, cast, share_out};
 use crate::{PeftError, Result};
@@ -24,8 +24,9 @@ pub struct EvaModule {
 }
 
 impl<M: Module> PeftModel<M> {
-    /// Adds an adapter whose `A` are the main directions of the `inputs [rows, d_in]` of each module, by its path, and makes it
-    /// the active one: [EVA](https://arxiv.org/abs/2410.07170). `B` is zero, so a fresh adapter changes nothing.
+    /// Adds an adapter whose `A` are the main directions of the `inputs [rows, d_in]` of each module, by its path:
+    /// [EVA](https://arxiv.org/abs/2410.07170). `B` is zero, so a fresh adapter changes nothing. It becomes the active one if the
+    /// model had none.
     ///
     /// The inputs are what the modules are called with in your own forward pass over a batch or a few: keep the tensor
     /// that goes into each and flatten it to rows. Unlike PEFT, nothing is subtracted from them: what LoRA multiplies is the
@@ -59,8 +60,12 @@ impl<M: Module> PeftModel<M> {
             ));
         }
         let sites = self.linear_sites();
-        for path in inputs.keys() {
-            find(&sites, path)?;
+        let known = targets_by_module(sites.iter());
+        if let Some(path) = inputs
+            .keys()
+            .find(|path| !known.contains_key(path.as_str()))
+        {
+            return Err(PeftError::UnknownModule { path: path.clone() });
         }
         // In the model's order, so that equal shares are always shared out alike.
         let mut modules = Vec::with_capacity(inputs.len());

@@ -2,10 +2,10 @@
 
 use burn::nn::conv::{Conv1d, Conv2d};
 use burn::nn::{Embedding, Linear};
-use burn::tensor::{Int, Tensor, assert_shape, module::linear};
+use burn::tensor::{Int, Tensor, assert_shape, module::embedding, module::linear};
 
 use super::active::Active;
-use super::weight::PeftWeight;
+use super::weight::{PeftWeight, composed_value};
 use crate::adapter::{Change, FrozenLayer, FrozenMap, cast, layer_rows, layer_sum};
 use crate::fused::frozen_linear;
 use crate::layer::{Conv, ConvLayer, DenseMap, EmbeddingLayer, attend_low_rank, weight_dims};
@@ -77,7 +77,10 @@ impl PeftForward<Tensor<2, Int>> for Embedding {
 
     fn forward_peft(&self, x: Tensor<2, Int>) -> Tensor<3> {
         let state = match self.weight.reparameterization::<PeftWeight>() {
-            Some(state) if state.is_changed() && !has_copy(state) => state,
+            Some(state) if has_copy(state) => {
+                return embedding(composed_value(&self.weight), x);
+            }
+            Some(state) if state.is_changed() => state,
             _ => return self.forward(x),
         };
         let weight = self.weight.base();
@@ -129,7 +132,8 @@ fn convolution<const D: usize, C: Conv<D>>(
             let layer = ConvLayer { conv, weight };
             run(state, &layer, x, batch, conv.bias())
         }
-        _ => forward(conv, x),
+        Some(_) => forward(&conv.with_weight(composed_value(conv.weight())), x),
+        None => forward(conv, x),
     }
 }
 
@@ -178,7 +182,7 @@ impl TiedHead for Embedding {
             !has_copy(state) && changes.is_some_and(|changes| !changes.iter().any(dora))
         });
         let Some(state) = factored else {
-            return frozen_linear(x, self.weight.val().transpose());
+            return frozen_linear(x, composed_value(&self.weight).transpose());
         };
         if state.is_changed() {
             state.read_factored();

@@ -62,7 +62,7 @@ pub(super) fn fresh(
 }
 
 /// The dense base weights at these sites as matrices `[d_in, d_out]`, by their paths, shared; initialises those that are not
-/// yet. A packed one is an empty matrix.
+/// yet. Packed weights are left out.
 pub(super) fn dense_weights<'a, M: Module>(
     module: &M,
     sites: impl IntoIterator<Item = &'a Site>,
@@ -81,7 +81,8 @@ pub(super) fn dense_weights<'a, M: Module>(
         }
     }
 
-    let sites = sites.into_iter().map(|site| (site.path.as_str(), site));
+    let sites = sites.into_iter().filter(|site| site.nf4().is_none());
+    let sites = sites.map(|site| (site.path.as_str(), site));
     let mut weights = Weights {
         sites: sites.collect(),
         found: HashMap::new(),

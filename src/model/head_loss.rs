@@ -5,7 +5,7 @@ use burn::tensor::{DType, Int, Tensor, TensorData};
 
 use super::active::Active;
 use super::forward::PeftForward;
-use super::weight::PeftWeight;
+use super::weight::{PeftWeight, composed_value};
 use crate::adapter::{Change, Lora, cast};
 use crate::fused::cross_entropy as of_logits;
 use crate::head::{Head, HeadChunks, HeadWeight, cross_entropy};
@@ -79,7 +79,8 @@ impl HeadLoss for Linear {
             Way::Whole => whole(self.forward_peft(hidden), labels),
             Way::Composed => {
                 let rows = Rows::new(hidden, labels);
-                rows.loss(dense(self.weight.val()), Terms::default(), bias, chunks)
+                let weight = dense(composed_value(&self.weight));
+                rows.loss(weight, Terms::default(), bias, chunks)
             }
             Way::Factored => {
                 state.read_factored();
@@ -128,7 +129,7 @@ impl HeadLoss for Embedding {
         let rows = Rows::new(hidden, labels);
         let mut terms = Terms::default();
         let weight = match factored {
-            None => self.weight.val(),
+            None => composed_value(&self.weight),
             Some(state) => {
                 if state.is_changed() {
                     state.read_factored();

@@ -9,7 +9,9 @@ use burn::module::{Module, Param};
 use burn::tensor::{FloatDType, Tensor};
 
 use super::active::Active;
+use super::dense_look::{mappers, restore_mappers};
 use super::peft_model::{PeftModel, refuse_foreign};
+use super::statistics::with_own_statistics;
 use super::traverse::{See, Site, collect, edit, walk};
 use super::weight::{Materialize, NamedChange, PeftWeight};
 use crate::adapter::{TrainedCopy, cast};
@@ -32,7 +34,7 @@ impl<M: Module> PeftModel<M> {
     ///
     /// # Errors
     ///
-    /// As [`merged`](Self::merged); the model is lost, keep a clone.
+    /// As [`merged`](Self::merged), which keeps the model; here an error drops it.
     pub fn merge_and_unload(self) -> Result<(M, MergeReport)> {
         let (report, biases) = self.check_merge()?;
         let merged = Merged {
@@ -53,7 +55,9 @@ impl<M: Module> PeftModel<M> {
     /// for an adapter of PEFT on a convolution of several groups;
     /// [`PeftError::ForeignReparameterization`], as Burn would fold that one in too.
     pub fn merged(&self) -> Result<(M, MergeReport)> {
-        self.clone().merge_and_unload()
+        let mut own = self.clone();
+        own.module = own.module.map(with_own_statistics);
+        own.merge_and_unload()
     }
 
     /// Merges the active adapters and takes the plain module with its packed weights packed: those under an adapter are
@@ -64,7 +68,7 @@ impl<M: Module> PeftModel<M> {
     ///
     /// # Errors
     ///
-    /// As [`merged`](Self::merged); the model is lost, keep a clone.
+    /// As [`merged`](Self::merged), which keeps the model; here an error drops it.
     pub fn merge_into_nf4(self, config: &Nf4Config) -> Result<(M, Vec<(String, Nf4MergeReport)>)> {
         let (_, biases) = self.check_merge()?;
         let mut requantizer = Requantizer {
@@ -112,7 +116,7 @@ impl<M: Module> PeftModel<M> {
         };
         walk(self.module(), &mut changes);
         changes.result?;
-        Ok(self.disabled().freeze())
+        Ok(self.disabled().reference())
     }
 
     fn refuse_rows(&self) -> Result<()> {
@@ -206,7 +210,7 @@ impl See for Check {
             return;
         }
         let base = param.base();
-        let bare = PeftWeight::new(WeightLayout::Matrix);
+        let bare = PeftWeight::new(path, WeightLayout::Matrix);
         let state = state.unwrap_or(&bare);
         let dtype = state.effective_dtype(base.dtype());
         let mut exact = state.effective(base).detach();
@@ -287,6 +291,12 @@ fn largest<const D: usize>(x: Tensor<D>) -> f32 {
     }
 }
 
+/// Folds in whatever is attached to parameters. Those that were packed are as they were before they were packed.
+pub(super) fn materialize<M: Module>(module: M) -> M {
+    let mappers = mappers(&module);
+    restore_mappers(module.materialize(), mappers)
+}
+
 /// What a merge has computed beforehand, by parameter paths.
 #[derive(Default)]
 struct Merged {
@@ -311,6 +321,7 @@ fn remove<M: Module>(
             state.adapters = vec![NamedChange {
                 name: MERGED.into(),
                 change: bias.into(),
+                trainable: false,
             }];
             state.active = Active::one(MERGED);
             state.enabled = true;
@@ -329,9 +340,8 @@ fn remove<M: Module>(
                     .remove(&site.path)
                     .or_else(|| state.nf4.clone())
                 {
-                    let mut bare = PeftWeight::new(state.layout);
-                    bare.dtype = state.dtype;
-                    bare.nf4 = Some(nf4);
+                    let mut bare = PeftWeight::new(&site.path, state.layout);
+                    bare.pack(nf4, state.dtype, state.mapper.clone());
                     again.insert(site.path.clone(), bare);
                 }
                 Materialize::KeepBase
@@ -339,5 +349,7 @@ fn remove<M: Module>(
         });
         last.insert(site.path, state);
     }
-    Ok(edit(edit(module, last).materialize(), again))
+    let mappers = mappers(&module);
+    let module = edit(module, last).materialize();
+    Ok(edit(restore_mappers(module, mappers), again))
 }

@@ -14,9 +14,12 @@ mod attach;
 mod base;
 mod choose;
 mod combine;
+mod compose;
 mod config;
 #[cfg(feature = "faer")]
 mod convert;
+mod dense_look;
+mod describe;
 #[cfg(feature = "faer")]
 mod eva;
 mod forward;
@@ -29,10 +32,13 @@ mod peft_model;
 mod quantize;
 mod report;
 mod resize;
+mod shown_groups;
+mod statistics;
 mod status;
 mod storage;
 mod stored_base;
 mod target;
+mod training;
 mod transparent;
 mod traverse;
 mod vocabulary;
@@ -40,8 +46,11 @@ mod weight;
 
 pub use active::Active;
 pub use adapters_only::AdaptersOnly;
+pub(crate) use attach::Joining;
 pub(crate) use base::{BaseParameter, NewBase, base_parameters, choose_linear, replace_bases};
+pub use compose::ComposeOptions;
 pub use config::{BiasMode, PeftConfig, TrainableTokens};
+pub(crate) use describe::{Content, Description, Naming, by_path};
 #[cfg(feature = "faer")]
 pub use eva::EvaModule;
 pub use forward::{PeftForward, TiedHead};
@@ -54,6 +63,7 @@ pub use peft_model::{DEFAULT_ADAPTER, PeftModel};
 pub use quantize::QuantizeReport;
 pub use report::{AdapterReport, AttachReport, Base, ChangeKind, ModelReport, WeightReport};
 pub use resize::{ResizeReport, ResizedTable};
+pub(crate) use statistics::is_statistic;
 pub use status::{LayerStatus, ModelStatus, Regular};
 pub use storage::{Amount, Storage, Stored};
 pub(crate) use stored_base::{StoredParameter, StoredValue};
@@ -62,5 +72,6 @@ pub use target::{
     ModuleNames, PatternMap, TargetConfig, TargetMatch, TargetMatcher, TargetModules, TargetReport,
     UnmatchedPattern,
 };
+pub(crate) use training::nothing_trains;
 pub(crate) use vocabulary::{input_embedding, output_head};
 pub use weight::{PeftWeight, Way};

@@ -1,10 +1,12 @@
 //! Which parameters an adapter trains whole, beside its deltas: PEFT's `modules_to_save`, `bias` and
 //! `trainable_token_indices`.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 
 use super::config::{BiasMode, TrainableTokens};
-use super::target::{UnmatchedPattern, unmatched};
+use super::describe::Ends;
+use super::statistics::is_statistic;
+use super::target::{UnmatchedPattern, ends, unmatched};
 use super::traverse::Site;
 use super::vocabulary::{self, TokenLayer};
 use crate::layer::LayerKind;
@@ -18,7 +20,8 @@ pub(crate) fn is_named(path: &str, name: &str) -> bool {
     }
 }
 
-/// The parameters of the modules that `names` mean, or of what is inside of them, in the model's order.
+/// The parameters of the modules that `names` mean, or of what is inside of them, in the model's order. As in PEFT, a name means
+/// every module whose path ends with it, after a dot or not: `norm` means `input_norm` too.
 ///
 /// # Errors
 ///
@@ -28,13 +31,17 @@ pub(super) fn named_modules<'a>(
     sites: &'a [Site],
     names: &[String],
 ) -> Result<Vec<&'a Site>> {
-    let means = |site: &Site, name: &str| {
-        let mut modules = ancestors(&site.path);
-        modules.any(|module| is_named(module, name))
-    };
+    if names.is_empty() {
+        return Ok(Vec::new());
+    }
+    let modules: BTreeSet<&str> = sites
+        .iter()
+        .flat_map(|site| ancestors(&site.path))
+        .collect();
+    let ends = Ends::new(modules.into_iter());
     let patterns = names
         .iter()
-        .filter(|name| !sites.iter().any(|site| means(site, name)));
+        .filter(|name| ends.ending_with(name).next().is_none());
     let patterns: Vec<UnmatchedPattern> = patterns
         .map(|name| {
             let modules = sites.iter().flat_map(|site| ancestors(&site.path));
@@ -44,10 +51,13 @@ pub(super) fn named_modules<'a>(
     if !patterns.is_empty() {
         return Err(PeftError::UnmatchedPatterns { patterns });
     }
-    let named = sites
-        .iter()
-        .filter(|site| names.iter().any(|name| means(site, name)));
-    Ok(named.collect())
+    let saved = ends.saved_by(names);
+    let is_saved = |site: &&Site| {
+        let module = site.path.rsplit_once('.');
+        module.is_some_and(|(module, _)| saved.contains(module))
+    };
+    let is_parameter = |site: &&Site| !is_statistic(&site.path);
+    Ok(sites.iter().filter(is_parameter).filter(is_saved).collect())
 }
 
 /// The paths of the modules around a parameter, the innermost first.
@@ -63,9 +73,10 @@ fn ancestors(path: &str) -> impl Iterator<Item = &str> {
 pub(super) fn target_parameters<'a>(sites: &'a [Site], names: &[String]) -> Result<Vec<&'a Site>> {
     let is_target = |site: &&Site| site.experts().is_some() || site.is_linear();
     let known: Vec<&Site> = sites.iter().filter(is_target).collect();
+    let ends_of_known: HashSet<&str> = known.iter().flat_map(|site| ends(&site.path)).collect();
     let patterns = names
         .iter()
-        .filter(|name| !known.iter().any(|site| is_named(&site.path, name)));
+        .filter(|name| !ends_of_known.contains(name.as_str()));
     let patterns: Vec<UnmatchedPattern> = patterns
         .map(|name| {
             let paths = known.iter().map(|site| site.path.as_str());
@@ -75,26 +86,28 @@ pub(super) fn target_parameters<'a>(sites: &'a [Site], names: &[String]) -> Resu
     if !patterns.is_empty() {
         return Err(PeftError::UnmatchedPatterns { patterns });
     }
-    let named = known.into_iter();
-    Ok(named
-        .filter(|site| names.iter().any(|name| is_named(&site.path, name)))
-        .collect())
+    let names: HashSet<&str> = names.iter().map(String::as_str).collect();
+    let is_named = |site: &&Site| ends(&site.path).any(|end| names.contains(end));
+    Ok(known.into_iter().filter(is_named).collect())
 }
 
 /// The biases that `mode` trains, beside the layers at `adapted`.
 pub(super) fn biases<'a>(sites: &'a [Site], mode: BiasMode, adapted: &[&Site]) -> Vec<&'a Site> {
+    let adapted: HashSet<&str> = adapted.iter().map(|layer| layer.module()).collect();
     let is_chosen = |site: &&Site| match mode {
         BiasMode::None => false,
         BiasMode::All => true,
-        BiasMode::LoraOnly => adapted
-            .iter()
-            .any(|layer| site.path.strip_suffix(".bias") == Some(layer.module())),
+        BiasMode::LoraOnly => {
+            let layer = site.path.strip_suffix(".bias");
+            layer.is_some_and(|layer| adapted.contains(layer))
+        }
     };
     let biases = sites.iter().filter(|site| site.torch_name() == "bias");
     biases.filter(is_chosen).collect()
 }
 
-/// The embeddings, or heads, of which `tokens` says rows, by the paths of their parameters, with the rows.
+/// The embeddings, or heads, of which `tokens` says rows, by the paths of their parameters, with the rows. As in PEFT, a name means
+/// every such module whose path ends with it, after a dot or not.
 ///
 /// # Errors
 ///
@@ -118,7 +131,9 @@ pub(super) fn tokens<'a>(
             });
             let matrices: Vec<&Site> = matrices.collect();
             for (name, indices) in named {
-                let of_name = matrices.iter().filter(|site| is_named(site.module(), name));
+                let of_name = matrices
+                    .iter()
+                    .filter(|site| site.module().ends_with(name.as_str()));
                 let mut any = false;
                 for site in of_name {
                     any = true;

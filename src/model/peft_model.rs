@@ -1,21 +1,23 @@
 //! A model of any kind with adapters, as PEFT's `PeftModel` in Python.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 
 use burn::module::{Module, ParamGroup, list_param_ids};
 use burn::tensor::Device;
 
 use super::active::Active;
+use super::compose::ComposeOptions;
 use super::config::PeftConfig;
 #[cfg(feature = "faer")]
 use super::fresh::dense_weights;
 use super::parameters::is_named;
 use super::quantize::{self, QuantizeReport};
 use super::report::ModelReport;
+use super::shown_groups::shown_groups;
 use super::target::{TargetConfig, TargetReport};
 use super::traverse::{Site, collect, edit};
 use super::vocabulary::{DEFAULT_HEAD, TokenLayer, output_head};
-use super::weight::PeftWeight;
+use super::weight::{NamedChange, PeftWeight};
 use crate::adapter::{Change, Lora};
 use crate::layer::{ExpertLayout, LayerKind};
 use crate::nf4::Nf4Config;
@@ -40,7 +42,9 @@ pub const DEFAULT_ADAPTER: &str = "default";
 /// # Errors and clones
 ///
 /// Every operation that can fail plans first and leaves the model as it was on an error. Clones are cheap (tensors are
-/// shared) and independent: activating an adapter in one does not show in another.
+/// shared) and independent: activating an adapter in one does not show in another. Running statistics are the exception: as with any
+/// module of Burn, clones share those of a `BatchNorm`, and a forward pass in training by one changes them for all. A
+/// [`reference`](Self::reference) and a [`merged`](Self::merged) module have their own.
 ///
 /// The methods of `PeftModel` hide those of the model inside that have the same name, such as `config`, `report`, `status`, `head` or
 /// `merge`. [`module`](Self::module) and [`module_mut`](Self::module_mut) give the model itself: `model.module().config()`.
@@ -56,14 +60,26 @@ pub const DEFAULT_ADAPTER: &str = "default";
 pub struct PeftModel<M> {
     /// Empty only inside an operation that takes the module by value.
     pub(super) module: Option<M>,
-    pub(super) adapters: Vec<(String, PeftConfig)>,
+    pub(super) adapters: Vec<Adapter>,
     pub(super) active: Active,
     pub(super) enabled: bool,
+    pub(super) compose: ComposeOptions,
     /// Name of the output head, if the user has given one.
     pub(super) head: Option<String>,
     pub(super) experts: ExpertLayout,
     /// How many groups convolutions have, by their paths or the ends of those.
     pub(super) groups: BTreeMap<String, usize>,
+}
+
+/// An adapter of a model, beside what is attached to the parameters.
+#[derive(Clone, Debug)]
+pub(super) struct Adapter {
+    pub name: String,
+    pub config: PeftConfig,
+    /// Whether it trains while it is in use.
+    pub trainable: bool,
+    /// Whether its values were taken of the base as it was when the adapter was added: DoRA's magnitude, the factors of PiSSA.
+    pub of_base: bool,
 }
 
 /// A float parameter of a model, as files need to know it.
@@ -98,6 +114,7 @@ impl<M: Module> PeftModel<M> {
             adapters: Vec::new(),
             active: Active::none(),
             enabled: true,
+            compose: ComposeOptions::default(),
             head: None,
             experts: ExpertLayout::default(),
             groups: BTreeMap::new(),
@@ -118,9 +135,11 @@ impl<M: Module> PeftModel<M> {
         self
     }
 
-    /// Says how many groups the convolution of this path, or of a path that ends so, has: Burn shows that to no one who walks a
-    /// model, and PEFT's files of adapters on such a convolution have shapes that follow from it. Default: 1, until
-    /// [`forward_peft`](super::PeftForward::forward_peft) has run an adapter on it.
+    /// Says how many groups the convolution of this path, or of a path that ends so, has. PEFT's files of adapters on such a
+    /// convolution have shapes that follow from it, and Burn does not show it to code that walks a model.
+    ///
+    /// It is needed for a model that does not derive `Debug` only: the groups are read from that, and from the first pass by
+    /// [`forward_peft`](super::PeftForward::forward_peft).
     pub fn with_conv_groups(mut self, path: impl Into<String>, groups: usize) -> Self {
         self.groups.insert(path.into(), groups);
         self
@@ -170,7 +189,9 @@ impl<M: Module> PeftModel<M> {
     /// # Errors
     ///
     /// [`PeftError::NotFinite`] with the path of the weight; [`PeftError::AlreadyQuantized`] for one that is packed
-    /// already; [`PeftError::ForeignReparameterization`]; and those of the targets. Nothing has changed then (only the
+    /// already; [`PeftError::Config`] for one with an adapter whose values were taken of the dense weight (DoRA's magnitude, the
+    /// factors of PiSSA and the like): pack first, then add the adapter, so that it is of the weight that it will change;
+    /// [`PeftError::ForeignReparameterization`]; and those of the targets. Nothing has changed then (only the
     /// initialiser of a weight not yet initialised can still fail later, by yielding what is not finite).
     pub fn quantize_nf4(
         &mut self,
@@ -179,10 +200,36 @@ impl<M: Module> PeftModel<M> {
     ) -> Result<QuantizeReport> {
         let sites = self.linear_sites();
         let chosen = self.resolve(targets, &sites)?;
+        self.refuse_of_base(&sites, &chosen)?;
         let module = self.module.take().expect("only empty inside an operation");
         let (module, report) = quantize::quantize(module, sites, &chosen, config);
         self.module = Some(module);
         report
+    }
+
+    /// Packing changes a weight. An adapter that was made for the weight as it was would no longer be none at the start.
+    fn refuse_of_base(&self, sites: &[Site], chosen: &TargetReport) -> Result<()> {
+        let of_base = self.adapters.iter().filter(|adapter| adapter.of_base);
+        let of_base: Vec<&str> = of_base.map(|adapter| adapter.name.as_str()).collect();
+        if of_base.is_empty() {
+            return Ok(());
+        }
+        let chosen = chosen.matched.iter().map(|target| target.path.as_str());
+        let chosen: HashSet<&str> = chosen.collect();
+        for site in sites.iter().filter(|site| chosen.contains(site.module())) {
+            let adapters = site.state.iter().flat_map(|state| &state.adapters);
+            let mut made = adapters.filter(|adapter| {
+                adapter.change.lora().is_some() && of_base.contains(&adapter.name.as_str())
+            });
+            if let Some(NamedChange { name, .. }) = made.next() {
+                return Err(PeftError::config(
+                    format!("weight of `{}`", site.module()),
+                    format!("dense, with values of adapter `{name}` that were computed from it"),
+                    "no such adapter: pack the weight first and add the adapter then, or delete the adapter",
+                ));
+            }
+        }
+        Ok(())
     }
 
     /// Removes an adapter, and takes it out of use.
@@ -192,17 +239,47 @@ impl<M: Module> PeftModel<M> {
     /// [`PeftError::UnknownAdapter`].
     pub fn delete_adapter(&mut self, name: &str) -> Result<()> {
         self.config(name)?;
-        self.change(|state| state.adapters.retain(|adapter| adapter.name != name));
-        self.adapters.retain(|(adapter, _)| adapter != name);
-        let mut active = self.active.clone();
-        active.retain(|adapter| adapter != name);
-        self.use_adapters(active);
+        self.adapters.retain(|adapter| adapter.name != name);
+        self.active.retain(|adapter| adapter != name);
+        self.change(|state| {
+            state.adapters.retain(|adapter| adapter.name != name);
+            state.active.retain(|adapter| adapter != name);
+        });
+        Ok(())
+    }
+
+    /// Gives an adapter another name. Whether it is in use, and whether it trains, stay as they are.
+    ///
+    /// # Errors
+    ///
+    /// [`PeftError::UnknownAdapter`]; [`PeftError::AdapterName`] if the new name is not one or is taken. The model has not changed
+    /// then.
+    pub fn rename_adapter(&mut self, name: &str, new_name: &str) -> Result<()> {
+        self.config(name)?;
+        if name == new_name {
+            return Ok(());
+        }
+        self.check_new_name(new_name)?;
+        for adapter in &mut self.adapters {
+            if adapter.name == name {
+                adapter.name = new_name.into();
+            }
+        }
+        self.active.rename(name, new_name);
+        self.change(|state| {
+            for adapter in &mut state.adapters {
+                if adapter.name == name {
+                    adapter.name = new_name.into();
+                }
+            }
+            state.active.rename(name, new_name);
+        });
         Ok(())
     }
 
     /// Names of all adapters, in the order they were added.
     pub fn adapters(&self) -> impl Iterator<Item = &str> {
-        self.adapters.iter().map(|(name, _)| name.as_str())
+        self.adapters.iter().map(|adapter| adapter.name.as_str())
     }
 
     /// The configuration of an adapter.
@@ -211,9 +288,13 @@ impl<M: Module> PeftModel<M> {
     ///
     /// [`PeftError::UnknownAdapter`].
     pub fn config(&self, name: &str) -> Result<&PeftConfig> {
-        let found = self.adapters.iter().find(|(adapter, _)| adapter == name);
-        found
-            .map(|(_, config)| config)
+        self.adapter(name).map(|adapter| &adapter.config)
+    }
+
+    pub(super) fn adapter(&self, name: &str) -> Result<&Adapter> {
+        let mut adapters = self.adapters.iter();
+        adapters
+            .find(|adapter| adapter.name == name)
             .ok_or_else(|| PeftError::UnknownAdapter {
                 name: name.into(),
                 adapters: self.adapters().map(str::to_owned).collect(),
@@ -281,27 +362,37 @@ impl<M: Module> PeftModel<M> {
 
     /// Every float parameter, in the model's order.
     pub(crate) fn parameters(&self) -> Vec<Parameter> {
-        let sites = self.sites();
+        self.parameters_of(&self.sites())
+    }
+
+    /// The parameters at these sites.
+    pub(super) fn parameters_of(&self, sites: &[Site]) -> Vec<Parameter> {
+        let shown = shown_groups(self.module(), sites);
         let parameters = sites.iter().map(|site| Parameter {
             path: site.path.clone(),
             torch_name: site.torch_name().to_owned(),
-            shape: site.dense_shape(),
+            shape: site.shape.clone(),
             layer: site.layer,
-            groups: self.groups_of(site),
+            groups: self.groups_of(site, &shown),
             device: self.device_of(site),
         });
         parameters.collect()
     }
 
-    /// How many groups a convolution is known to have: as was said, or seen.
-    fn groups_of(&self, site: &Site) -> usize {
+    /// How many groups a convolution is known to have: as was said, seen by a forward pass, or shown.
+    fn groups_of(&self, site: &Site, shown: &HashMap<String, usize>) -> usize {
+        if site.layer != Some(LayerKind::Conv) {
+            return 1;
+        }
         let mut said = self.groups.iter();
         let said = said.find(|(name, _)| is_named(site.module(), name));
-        let seen = site.state.as_ref().map_or(1, PeftWeight::groups);
-        said.map_or(seen, |(_, groups)| (*groups).max(1))
+        let said = said.map(|(_, groups)| (*groups).max(1));
+        let seen = || site.state.as_ref().and_then(PeftWeight::groups);
+        let shown = || shown.get(&site.path).copied();
+        said.or_else(seen).or_else(shown).unwrap_or(1)
     }
 
-    /// The dense weights of the modules at these paths, `[d_in, d_out]`, shared; a packed one is an empty matrix.
+    /// The dense weights of the modules at these paths, `[d_in, d_out]`, shared. Packed weights are left out.
     #[cfg(feature = "faer")]
     pub(crate) fn dense_weights(
         &self,
@@ -335,19 +426,12 @@ impl<M: Module> PeftModel<M> {
     }
 
     pub(super) fn device_of(&self, site: &Site) -> Device {
-        match site.nf4() {
-            Some(nf4) => nf4.device(),
-            None => site.device.clone(),
-        }
+        site.device.clone()
     }
 
     pub(super) fn use_adapters(&mut self, active: Active) {
-        let enabled = self.enabled;
-        self.change(|state| {
-            state.activate(&active);
-            state.enabled = enabled;
-        });
-        self.active = active;
+        self.active = active.clone();
+        self.change(|state| state.activate(&active));
     }
 
     /// Changes the state of every weight that has one.
@@ -375,12 +459,12 @@ fn module_of(path: &str) -> &str {
     path.strip_suffix(".weight").unwrap_or(path)
 }
 
-/// The weight of the module at `path`.
-pub(super) fn find<'a, S: std::borrow::Borrow<Site>>(sites: &'a [S], path: &str) -> Result<&'a S> {
-    let mut sites = sites.iter();
-    sites
-        .find(|site| (*site).borrow().is_target() && (*site).borrow().module() == path)
-        .ok_or_else(|| PeftError::UnknownModule { path: path.into() })
+/// The weights that targets can name, by the paths of their modules.
+pub(super) fn targets_by_module<'a>(
+    sites: impl Iterator<Item = &'a Site>,
+) -> HashMap<&'a str, &'a Site> {
+    let targets = sites.filter(|site| site.is_target());
+    targets.map(|site| (site.module(), site)).collect()
 }
 
 /// Burn puts an attached reparameterization back whatever is attached in its place.

@@ -1,8 +1,11 @@
 //! Packing the weights of a whole model, one at a time.
 
-use burn::module::{Module, Param, Reparameterizer};
-use burn::tensor::{DType, Shape, Tensor, TensorData};
+use std::collections::{HashMap, HashSet};
 
+use burn::module::{Module, Param, Reparameterizer};
+use burn::tensor::{DType, Tensor};
+
+use super::dense_look::{into_matrix, of_matrix};
 use super::peft_model::refuse_foreign;
 use super::target::TargetReport;
 use super::traverse::{See, Site, by_burns_paths, replace_next, walk};
@@ -30,14 +33,14 @@ pub(super) fn quantize<M: Module>(
     targets: &TargetReport,
     config: &Nf4Config,
 ) -> (M, Result<QuantizeReport>) {
+    let matched: HashSet<&str> = targets
+        .matched
+        .iter()
+        .map(|target| target.path.as_str())
+        .collect();
     let chosen: Vec<Site> = sites
         .into_iter()
-        .filter(|site| {
-            targets
-                .matched
-                .iter()
-                .any(|target| target.path == site.module())
-        })
+        .filter(|site| matched.contains(site.module()))
         .collect();
     if let Err(error) = check(&module, &chosen) {
         return (module, Err(error));
@@ -47,12 +50,12 @@ pub(super) fn quantize<M: Module>(
         .into_iter()
         .map(|site| (site.path.clone(), site.state_or_new()));
     let states = by_burns_paths(&module, states.collect());
+    let _idle = Transfer::idle_afterwards();
     let module = module.apply_reparameterization(Packer {
         states,
         config,
         packed: &mut packed,
     });
-    Transfer::Idle.swap();
     let report = packed.map(|(weights, dense_bytes, packed_bytes)| QuantizeReport {
         targets: targets.clone(),
         weights,
@@ -85,7 +88,7 @@ fn check<M: Module>(module: &M, chosen: &[Site]) -> Result<()> {
         }
     }
     let mut finite = Finite {
-        chosen,
+        chosen: chosen.iter().map(|site| site.path.as_str()).collect(),
         result: Ok(()),
     };
     walk(module, &mut finite);
@@ -93,16 +96,13 @@ fn check<M: Module>(module: &M, chosen: &[Site]) -> Result<()> {
 }
 
 struct Finite<'a> {
-    chosen: &'a [Site],
+    chosen: HashSet<&'a str>,
     result: Result<()>,
 }
 
 impl See for Finite<'_> {
     fn see<const D: usize>(&mut self, path: &str, param: &Param<Tensor<D>>) {
-        if self.result.is_ok()
-            && param.is_initialized()
-            && self.chosen.iter().any(|site| site.path == path)
-        {
+        if self.result.is_ok() && param.is_initialized() && self.chosen.contains(path) {
             let base = param.base().without_autodiff();
             let dims = base.dims();
             let weight: Tensor<2> = base.reshape([dims[0], dims[D - 1]]);
@@ -112,7 +112,7 @@ impl See for Finite<'_> {
 }
 
 struct Packer<'a> {
-    states: std::collections::HashMap<String, PeftWeight>,
+    states: HashMap<String, PeftWeight>,
     config: &'a Nf4Config,
     packed: &'a mut Result<(usize, usize, usize)>,
 }
@@ -130,31 +130,28 @@ impl Reparameterizer for Packer<'_> {
             return (param, None);
         };
         // Consuming the parameter initialises it if need be, and leaves this the only handle to its tensor.
-        let (id, dense, mapper) = param.consume();
-        let (device, dtype, dims) = (dense.device(), dense.dtype(), dense.dims());
+        let (id, dense, mapper) = into_matrix(param).consume();
+        let (device, dtype) = (dense.device(), dense.dtype());
         let bytes = dense.shape().num_elements() * dtype.size();
-        let weight: Tensor<2> = dense.clone().reshape([dims[0], dims[D - 1]]);
         match (
-            Nf4Weight::quantize(path, weight, self.config),
+            Nf4Weight::quantize(path, dense.clone(), self.config),
             &mut *self.packed,
         ) {
             (Ok(nf4), Ok((weights, dense_bytes, packed_bytes))) => {
                 *weights += 1;
                 *dense_bytes += bytes;
                 *packed_bytes += nf4.num_bytes();
-                state.dtype = dtype.into();
-                state.nf4 = Some(nf4);
+                let look = state.pack(nf4, dtype.into(), mapper);
                 drop(dense);
-                let empty = TensorData::new(Vec::<f32>::new(), Shape::from(vec![0; D]));
-                let empty = Tensor::<D>::from_data(empty, (&device, dtype));
                 let state = Some(state);
                 replace_next(&state);
-                (Param::from_mapped_value(id, empty, mapper), state)
+                (look.param(id, device), state)
             }
             (Err(error), packed) => {
                 *packed = Err(error);
                 replace_next(&None);
-                (Param::from_mapped_value(id, dense, mapper), None)
+                let dense = Param::from_mapped_value(id, dense, mapper);
+                (of_matrix(dense), None)
             }
             (Ok(_), Err(_)) => unreachable!("only entered before an error"),
         }

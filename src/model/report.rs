@@ -6,6 +6,7 @@ use burn::module::Module;
 use burn::tensor::{DType, Device, FloatDType};
 
 use super::active::Active;
+use super::statistics::is_statistic;
 use super::storage::bytes;
 use super::target::TargetReport;
 use super::traverse::Site;
@@ -91,7 +92,7 @@ pub struct AdapterReport {
 
 impl AdapterReport {
     fn new(adapter: &NamedChange, active: &Active) -> Self {
-        let NamedChange { name, change } = adapter;
+        let NamedChange { name, change, .. } = adapter;
         let (kind, trained, device) = match change {
             Change::Lora(lora) => {
                 let kind = ChangeKind::Lora {
@@ -197,26 +198,29 @@ impl ModelReport {
             adapter_bytes: 0,
         };
         for site in sites {
-            let stored: usize = site.shape.iter().product();
-            report.total_params += stored + site.foreign_params;
-            report.dense_bytes += bytes(site.dtype, stored);
-            if site.trainable {
-                report.trainable_params += stored;
+            if is_statistic(&site.path) {
+                report.dense_bytes += bytes(site.dtype, site.shape.iter().product());
+                continue;
             }
-            let (module, shape) = (site.module().to_owned(), site.dense_shape());
+            let values: usize = site.shape.iter().product();
+            report.total_params += values + site.foreign_params;
+            if site.trainable {
+                report.trainable_params += values;
+            }
+            match site.nf4() {
+                Some(nf4) => report.nf4_bytes += nf4.num_bytes(),
+                None => report.dense_bytes += bytes(site.dtype, values),
+            }
+            let (module, shape) = (site.module().to_owned(), site.shape.clone());
             let Some(state) = site.state else {
                 continue;
             };
-            if let Some(nf4) = &state.nf4 {
-                report.total_params += nf4.num_weights();
-                report.nf4_bytes += nf4.num_bytes();
-            }
             for adapter in &state.adapters {
                 let params = adapter.change.num_params();
                 let dtype = DType::from(FloatDType::from(adapter.change.dtype()));
                 report.total_params += params;
                 report.adapter_bytes += params * dtype.size();
-                if state.active.trains(&adapter.name) {
+                if state.trains(adapter) {
                     report.trainable_params += adapter.change.trainable_params();
                 }
             }

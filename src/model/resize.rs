@@ -156,7 +156,7 @@ impl<M: Module> PeftModel<M> {
             let new = old.new_rows(&site.path, tokens, new_rows)?;
             let mut adapters = Vec::new();
             if let Some(mut state) = site.state.clone() {
-                for NamedChange { name, change } in &mut state.adapters {
+                for NamedChange { name, change, .. } in &mut state.adapters {
                     *change = new.change(change, tokens, &old);
                     if !adapters.contains(name) {
                         adapters.push(name.clone());
@@ -207,7 +207,7 @@ fn check(site: &Site, tokens: usize) -> Result<()> {
             "one of floats",
         );
     }
-    for NamedChange { name, change } in site.state.iter().flat_map(|state| &state.adapters) {
+    for NamedChange { name, change, .. } in site.state.iter().flat_map(|state| &state.adapters) {
         match change {
             Change::Lora(lora) => {
                 if let Some(why) = lora.fixed_rows(is_head(site)) {

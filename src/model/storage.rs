@@ -5,6 +5,8 @@ use std::fmt;
 use burn::module::{Module, ModuleVisitor, Param};
 use burn::tensor::{Bool, DType, Int, Tensor};
 
+use super::weight::{CONTAINER, NF4};
+
 /// What parameters are stored as.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
@@ -124,6 +126,8 @@ pub(super) fn bytes(dtype: Option<DType>, values: usize) -> usize {
 struct Visitor {
     /// What the fields on the way are of.
     containers: Vec<String>,
+    /// The float parameter seen last: what its packed form stands for is not stored.
+    last: Option<(Stored, Amount)>,
     storage: Storage,
 }
 
@@ -135,6 +139,13 @@ impl Visitor {
             Some(dtype) => Stored::Dense(dtype),
             None => Stored::Uninitialized,
         };
+        let bytes = bytes(dtype, values);
+        let added = Amount {
+            tensors: 1,
+            values,
+            bytes,
+        };
+        self.last = Some((stored, added));
         let kinds = &mut self.storage.kinds;
         let at = kinds.iter().position(|(kind, _)| *kind == stored);
         let at = at.unwrap_or_else(|| {
@@ -144,12 +155,29 @@ impl Visitor {
         let amount = &mut kinds[at].1;
         amount.tensors += 1;
         amount.values += values;
-        amount.bytes += bytes(dtype, values);
+        amount.bytes += bytes;
+    }
+
+    /// Takes back what was added last.
+    fn take_back(&mut self) {
+        let Some((stored, last)) = self.last.take() else {
+            return;
+        };
+        let kinds = &mut self.storage.kinds;
+        if let Some((_, amount)) = kinds.iter_mut().find(|(kind, _)| *kind == stored) {
+            amount.tensors -= last.tensors;
+            amount.values -= last.values;
+            amount.bytes -= last.bytes;
+        }
+        kinds.retain(|(_, amount)| amount.tensors > 0);
     }
 }
 
 impl ModuleVisitor for Visitor {
-    fn enter_module(&mut self, _name: &str, container: &str) {
+    fn enter_module(&mut self, name: &str, container: &str) {
+        if name == NF4 && container == CONTAINER {
+            self.take_back();
+        }
         self.containers.push(container.into());
     }
 

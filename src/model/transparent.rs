@@ -8,6 +8,8 @@ use burn::module::{
 use burn::tensor::Device;
 
 use super::active::Active;
+use super::dense_look::{map_packed, without_bases};
+use super::merge::materialize;
 use super::peft_model::PeftModel;
 
 impl<M: Module> Deref for PeftModel<M> {
@@ -24,7 +26,7 @@ impl<M: Module> Module for PeftModel<M> {
     }
 
     fn map<F: ModuleMapper>(mut self, mapper: &mut F) -> Self {
-        self.module = self.module.map(|module| module.map(mapper));
+        self.module = self.module.map(|module| map_packed(module, mapper));
         self
     }
 
@@ -33,21 +35,26 @@ impl<M: Module> Module for PeftModel<M> {
     }
 
     fn to_device(mut self, device: &Device) -> Self {
-        self.module = self.module.map(|module| module.to_device(device));
+        let moved = |module: M| without_bases(module, |module| module.to_device(device));
+        self.module = self.module.map(moved);
         self
     }
 
     fn fork(mut self, device: &Device) -> Self {
-        self.module = self.module.map(|module| module.fork(device));
+        let forked = |module: M| without_bases(module, |module| module.fork(device));
+        self.module = self.module.map(forked);
         self
     }
 
     fn valid(&self) -> Self {
         Self {
-            module: Some(self.module().valid()),
+            module: Some(without_bases(self.module().clone(), |module| {
+                module.valid()
+            })),
             adapters: self.adapters.clone(),
             active: self.active.clone(),
             enabled: self.enabled,
+            compose: self.compose,
             head: self.head.clone(),
             experts: self.experts,
             groups: self.groups.clone(),
@@ -55,13 +62,14 @@ impl<M: Module> Module for PeftModel<M> {
     }
 
     fn train(mut self) -> Self {
-        self.module = self.module.map(Module::train);
+        let trained = |module: M| without_bases(module, Module::train);
+        self.module = self.module.map(trained);
         self
     }
 
     fn materialize(mut self) -> Self {
         // Burn folds what is attached into the weights, so that no adapter is left to name.
-        self.module = self.module.map(Module::materialize);
+        self.module = self.module.map(materialize);
         self.adapters.clear();
         self.active = Active::none();
         self

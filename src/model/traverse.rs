@@ -18,9 +18,9 @@ use crate::nf4::Nf4Weight;
 pub(super) struct Site {
     /// Path of the parameter, as in `model.layers.0.self_attn.q_proj.weight`: see [`Path::of_parameter`].
     pub path: String,
-    /// Shape of the stored base: empty for a packed weight.
+    /// Shape of the parameter as a dense one.
     pub shape: Vec<usize>,
-    /// Dtype of the stored base; unknown, and not asked for, while it is uninitialised.
+    /// Dtype of the dense base, also of a packed one; unknown, and not asked for, while it is uninitialised.
     pub dtype: Option<DType>,
     pub device: Device,
     pub trainable: bool,
@@ -53,18 +53,7 @@ impl Site {
     ///
     /// Panics for a parameter of fewer than two axes.
     pub fn dims(&self) -> [usize; 2] {
-        match self.nf4() {
-            Some(nf4) => [nf4.shape()[1], nf4.shape()[0]],
-            None => self.layout().dims(&self.shape),
-        }
-    }
-
-    /// Shape of the parameter as a dense one.
-    pub fn dense_shape(&self) -> Vec<usize> {
-        match self.nf4() {
-            Some(_) => self.dims().to_vec(),
-            None => self.shape.clone(),
-        }
+        self.layout().dims(&self.shape)
     }
 
     /// Its name in its module as PyTorch has it, where Burn has another: of its norms.
@@ -93,7 +82,7 @@ impl Site {
 
     /// What is attached to it, or what is to be filled.
     pub fn state_or_new(&self) -> PeftWeight {
-        let new = || PeftWeight::new(self.layout());
+        let new = || PeftWeight::new(&self.path, self.layout());
         self.state.clone().unwrap_or_else(new)
     }
 
@@ -135,9 +124,9 @@ impl Site {
 
 /// Every float parameter of `module`, in its order, without initialising any.
 pub(super) fn collect<M: Module>(module: &M) -> Vec<Site> {
+    let _idle = Transfer::idle_afterwards();
     let mut collector = Collector::default();
     module.visit(&mut collector);
-    Transfer::Idle.swap();
     collector.sites
 }
 
@@ -257,7 +246,11 @@ impl ModuleVisitor for Collector {
             if let Transfer::Collected(state) = Transfer::Idle.swap()
                 && let Some(site) = self.sites.last_mut()
             {
-                site.state = Some(state);
+                if let Some(look) = state.look() {
+                    site.shape = look.dims.into();
+                    site.dtype = Some(look.dtype.into());
+                }
+                site.state = Some(*state);
             }
         }
     }
@@ -340,9 +333,8 @@ pub(super) fn as_matrix<const D: usize>(param: &Param<Tensor<D>>) -> Param<Tenso
 /// Gives the weights at these parameter paths a new state. Paths that `module` does not have are ignored.
 pub(super) fn edit<M: Module>(module: M, states: HashMap<String, PeftWeight>) -> M {
     let states = by_burns_paths(&module, states);
-    let module = module.apply_reparameterization(Editor { states });
-    Transfer::Idle.swap();
-    module
+    let _idle = Transfer::idle_afterwards();
+    module.apply_reparameterization(Editor { states })
 }
 
 struct Editor {
@@ -359,6 +351,10 @@ impl Reparameterizer for Editor {
     ) -> (Param<Tensor<D>>, Option<PeftWeight>) {
         let state = self.states.remove(path);
         replace_next(&state);
+        let param = match state.as_ref().and_then(PeftWeight::look) {
+            Some(look) => look.param(param.id, param.lazy_device()),
+            None => param,
+        };
         (param, state)
     }
 }
@@ -367,7 +363,7 @@ impl Reparameterizer for Editor {
 /// one then gives way to the new one by itself.
 pub(super) fn replace_next(state: &Option<PeftWeight>) {
     match state {
-        Some(state) => Transfer::Replace(state.clone()).swap(),
+        Some(state) => Transfer::Replace(Box::new(state.clone())).swap(),
         None => Transfer::Idle.swap(),
     };
 }

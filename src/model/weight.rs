@@ -8,10 +8,14 @@ use std::cell::RefCell;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, AtomicUsize, Ordering};
 
-use burn::module::{Devices, Module, ModuleMapper, ModuleVisitor, Param, Reparameterization};
+use burn::module::{
+    Devices, Module, ModuleMapper, ModuleVisitor, Param, ParamMapper, Reparameterization,
+};
 use burn::tensor::{DType, Device, FloatDType, Tensor};
 
 use super::active::Active;
+use super::compose::ComposeOptions;
+use super::dense_look::{DenseLook, float_or};
 use crate::adapter::{Change, FrozenMap, Lora, cast, forward_rows, forward_sum, merge_sum};
 use crate::layer::{DenseMap, Nf4Map, WeightLayout};
 use crate::nf4::Nf4Weight;
@@ -41,6 +45,8 @@ pub enum Way {
 pub(super) struct NamedChange {
     pub name: String,
     pub change: Change,
+    /// Whether it trains while it is in use.
+    pub trainable: bool,
 }
 
 /// What `materialize` is to make of a state.
@@ -55,17 +61,25 @@ pub(super) enum Materialize {
 /// The reparameterization of one adapted or packed parameter.
 #[derive(Clone, Debug)]
 pub struct PeftWeight {
-    /// The packed base; the parameter itself then holds an empty tensor.
+    /// The packed base; the parameter itself then holds one NaN in the shape of the dense weight.
     pub(super) nf4: Option<Nf4Weight>,
     /// Dtype of the dense weight that was packed: what `val()` composes.
     pub(super) dtype: FloatDType,
+    /// The mappers of the dense parameter that was packed.
+    pub(super) mapper: ParamMapper<Tensor<2>>,
     pub(super) layout: WeightLayout,
+    /// Whether it is the weight of an embedding, whose adapters have tokens for inputs, so that dropout does not act.
+    pub(super) looks_up: bool,
     pub(super) adapters: Vec<NamedChange>,
     /// Those in use, of the ones above.
     pub(super) active: Active,
     pub(super) enabled: bool,
     /// Set for the moment of a `materialize`.
     pub(super) materialize: Option<Materialize>,
+    /// Path of the parameter, for messages.
+    pub(super) path: Arc<str>,
+    /// What is allowed where a layer composes the weight.
+    pub(super) compose: ComposeOptions,
     /// How forward passes have read this weight, for the report only: clones of a model share it.
     way: Arc<AtomicU8>,
     /// How many groups a convolution has, once `forward_peft` has seen it; 0 before. Burn shows it to no visitor.
@@ -73,15 +87,19 @@ pub struct PeftWeight {
 }
 
 impl PeftWeight {
-    pub(super) fn new(layout: WeightLayout) -> Self {
+    pub(super) fn new(path: &str, layout: WeightLayout) -> Self {
         Self {
             nf4: None,
             dtype: FloatDType::F32,
+            mapper: ParamMapper::default(),
             layout,
+            looks_up: false,
             adapters: Vec::new(),
             active: Active::none(),
             enabled: true,
             materialize: None,
+            path: path.into(),
+            compose: ComposeOptions::default(),
             way: Arc::default(),
             groups: Arc::default(),
         }
@@ -103,24 +121,52 @@ impl PeftWeight {
     }
 
     /// Whether a forward pass by Burn's own layers forms a dense weight that one by this crate would not.
-    fn is_composed(&self) -> bool {
+    pub(super) fn is_composed(&self) -> bool {
         // Of experts there is no other way.
         let experts = matches!(self.layout, WeightLayout::Experts(_));
         self.nf4.is_some() || (!self.loras().is_empty() && !experts)
     }
 
-    /// Uses those of `active` that this weight has. Only the factors of those that are summed require a gradient.
+    /// Name of the first adapter in use that has such a low-rank change.
+    pub(super) fn name_of(&self, is_such: impl Fn(&Lora) -> bool) -> Option<&str> {
+        let mut in_use = self.adapters.iter().filter(|adapter| {
+            self.enabled && matches!(self.active, Active::Sum(_)) && self.active.uses(&adapter.name)
+        });
+        let found = in_use.find(|adapter| adapter.change.lora().is_some_and(&is_such));
+        found.map(|adapter| adapter.name.as_str())
+    }
+
+    /// Makes these adapters trainable or frozen.
+    pub(super) fn set_trainable(&mut self, names: &[&str], trainable: bool) {
+        for adapter in &mut self.adapters {
+            if names.contains(&adapter.name.as_str()) {
+                adapter.trainable = trainable;
+            }
+        }
+    }
+
+    /// Uses those of `active` that this weight has.
     pub(super) fn activate(&mut self, active: &Active) {
         let mut active = active.clone();
         active.retain(|name| self.changes(name).next().is_some());
         self.active = active;
+        self.settle_training();
+    }
+
+    /// Lets the adapters require a gradient that train: those that are trainable and in use, summed.
+    pub(super) fn settle_training(&mut self) {
         for adapter in std::mem::take(&mut self.adapters) {
-            let train = self.active.trains(&adapter.name);
+            let train = adapter.trainable && self.active.sums(&adapter.name);
             self.adapters.push(NamedChange {
                 change: adapter.change.set_trainable(train),
-                name: adapter.name,
+                ..adapter
             });
         }
+    }
+
+    /// Whether the adapter's parameters train: it is trainable and in use.
+    pub(super) fn trains(&self, adapter: &NamedChange) -> bool {
+        adapter.trainable && self.active.sums(&adapter.name)
     }
 
     /// The changes in use with their weights, or `None` where every row of a batch has its own.
@@ -158,8 +204,8 @@ impl PeftWeight {
         );
         self.adapters
             .iter()
-            .filter_map(|NamedChange { name, change }| {
-                Some((change.lora()?, self.active.rows_of(name)))
+            .filter_map(|adapter| {
+                Some((adapter.change.lora()?, self.active.rows_of(&adapter.name)))
             })
             .filter(|(_, rows)| !rows.is_empty())
             .collect()
@@ -174,8 +220,9 @@ impl PeftWeight {
     }
 
     /// How many groups a convolution is known to have.
-    pub(super) fn groups(&self) -> usize {
-        self.groups.load(Ordering::Relaxed).max(1)
+    pub(super) fn groups(&self) -> Option<usize> {
+        let groups = self.groups.load(Ordering::Relaxed);
+        (groups > 0).then_some(groups)
     }
 
     /// Notes how many groups a convolution has.
@@ -309,13 +356,55 @@ impl PeftWeight {
         }
     }
 
+    /// The effective value in the dtype that a layer computes in: what `val()` gives, also where that is refused.
+    pub(super) fn composed<const D: usize>(&self, base: Tensor<D>) -> Tensor<D> {
+        if self.nf4.is_none() && !self.is_changed() {
+            return base;
+        }
+        let dtype = self.effective_dtype(base.dtype());
+        let weight = match self.is_changed() {
+            true => self.effective(base),
+            false => self.base(base),
+        };
+        cast(weight, dtype)
+    }
+
     /// Dtype of the effective value of a base that is stored in `dtype`.
     pub(super) fn effective_dtype(&self, dtype: DType) -> FloatDType {
         match (&self.nf4, dtype) {
-            (Some(_), _) => self.dtype,
+            (Some(_), dtype) => float_or(dtype, self.dtype),
             (None, DType::QFloat(_)) => FloatDType::F32,
             (None, dtype) => dtype.into(),
         }
+    }
+
+    /// Takes a packed base in place of the dense one of a parameter that has these mappers and had this dtype. Returns what the
+    /// parameter then shows.
+    pub(super) fn pack(
+        &mut self,
+        nf4: Nf4Weight,
+        dtype: FloatDType,
+        mapper: ParamMapper<Tensor<2>>,
+    ) -> DenseLook {
+        let [d_out, d_in] = nf4.shape();
+        self.nf4 = Some(nf4);
+        self.dtype = dtype;
+        self.mapper = mapper.clone();
+        DenseLook {
+            dims: [d_in, d_out],
+            dtype,
+            mapper,
+        }
+    }
+
+    /// What the base of a packed weight shows.
+    pub(super) fn look(&self) -> Option<DenseLook> {
+        let [d_out, d_in] = self.nf4.as_ref()?.shape();
+        Some(DenseLook {
+            dims: [d_in, d_out],
+            dtype: self.dtype,
+            mapper: self.mapper.clone(),
+        })
     }
 
     fn each(
@@ -323,9 +412,9 @@ impl PeftWeight {
         mut nf4: impl FnMut(Nf4Weight) -> Nf4Weight,
         mut change: impl FnMut(&str, Change) -> Change,
     ) -> Self {
-        let changed = |NamedChange { name, change: own }| NamedChange {
-            change: change(&name, own),
-            name,
+        let changed = |adapter: NamedChange| NamedChange {
+            change: change(&adapter.name, adapter.change),
+            ..adapter
         };
         Self {
             nf4: self.nf4.map(&mut nf4),
@@ -344,24 +433,21 @@ impl Reparameterization for PeftWeight {
             return base;
         }
         if self.materialize.is_none() {
-            assert!(
-                !self.loras().iter().any(|(lora, _)| lora.bias.is_some()),
-                "an adapter with a bias of B is no change of a weight alone: call `forward_peft`"
-            );
-            assert!(
-                !self.mixes_groups(&base.dims()),
-                "an adapter that mixes the groups of a convolution is no change of its weight: call `forward_peft`"
-            );
+            self.check_composed(&base.dims(), &base.device());
             if self.is_composed() {
                 self.way.store(2, Ordering::Relaxed);
             }
         }
-        let dtype = self.effective_dtype(base.dtype());
-        let weight = match self.is_changed() {
-            true => self.effective(base),
-            false => self.base(base),
-        };
-        cast(weight, dtype)
+        self.composed(base)
+    }
+}
+
+/// The value of a parameter where this crate composes it itself, because there is no other way to compute with what is attached to
+/// it.
+pub(super) fn composed_value<const D: usize>(param: &Param<Tensor<D>>) -> Tensor<D> {
+    match param.reparameterization::<PeftWeight>() {
+        Some(state) => state.composed(param.base()),
+        None => param.val(),
     }
 }
 
@@ -378,23 +464,50 @@ pub(super) enum Transfer {
     /// The next state visited leaves a copy (of handles, not of tensors).
     Collect,
     /// What a visited state left.
-    Collected(PeftWeight),
+    Collected(Box<PeftWeight>),
+    /// The next state visited leaves what its packed base shows, if it has one.
+    Look,
+    /// What a visited state left of that.
+    Looked(DenseLook),
+    /// The next state mapped composes to this dtype, as its base was cast.
+    Cast(FloatDType),
     /// What takes the place of the next state mapped.
-    Replace(PeftWeight),
+    Replace(Box<PeftWeight>),
 }
 
 impl Transfer {
     pub(super) fn swap(self) -> Self {
         TRANSFER.replace(self)
     }
+
+    /// Makes the hand-over idle when the guard is dropped, also by a panic: whatever walks a model next must not be taken for a
+    /// traversal of this crate.
+    pub(super) fn idle_afterwards() -> Idle {
+        Self::Idle.swap();
+        Idle
+    }
+}
+
+/// See [`Transfer::idle_afterwards`].
+#[must_use]
+pub(super) struct Idle;
+
+impl Drop for Idle {
+    fn drop(&mut self) {
+        Transfer::Idle.swap();
+    }
 }
 
 impl Module for PeftWeight {
     fn visit<V: ModuleVisitor>(&self, visitor: &mut V) {
-        TRANSFER.with_borrow_mut(|transfer| {
-            if let Transfer::Collect = transfer {
-                *transfer = Transfer::Collected(self.clone());
+        TRANSFER.with_borrow_mut(|transfer| match transfer {
+            Transfer::Collect => *transfer = Transfer::Collected(Box::new(self.clone())),
+            Transfer::Look => {
+                if let Some(look) = self.look() {
+                    *transfer = Transfer::Looked(look);
+                }
             }
+            _ => {}
         });
         if let Some(nf4) = &self.nf4 {
             visitor.enter_module(NF4, CONTAINER);
@@ -408,9 +521,10 @@ impl Module for PeftWeight {
         }
     }
 
-    fn map<M: ModuleMapper>(self, mapper: &mut M) -> Self {
+    fn map<M: ModuleMapper>(mut self, mapper: &mut M) -> Self {
         match Transfer::Idle.swap() {
-            Transfer::Replace(state) => return state,
+            Transfer::Replace(state) => return *state,
+            Transfer::Cast(dtype) => self.dtype = dtype,
             other => drop(other.swap()),
         }
         let mapper = RefCell::new(mapper);

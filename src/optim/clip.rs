@@ -7,6 +7,7 @@ use burn::optim::GradientsParams;
 use burn::tensor::{FloatDType, Tensor};
 
 use crate::adapter::cast;
+use crate::model::nothing_trains;
 use crate::{PeftError, Result};
 
 /// What torch adds to the norm before it divides.
@@ -36,7 +37,8 @@ const EPSILON: f64 = 1e-6;
 ///
 /// # Errors
 ///
-/// [`PeftError::Config`] unless `max_norm` is positive. [`PeftError::NotFinite`] with the parameter's path if a gradient is
+/// [`PeftError::Config`] unless `max_norm` is positive, and where there is no gradient because every adapter of the module is frozen
+/// or inactive. [`PeftError::NotFinite`] with the parameter's path if a gradient is
 /// NaN or infinite, where torch would make all of them NaN; or with all of them, if only their norm is beyond f32.
 /// Nothing has changed then, so that a loop may skip the step.
 pub fn clip_grad_norm<M: Module>(
@@ -73,7 +75,7 @@ pub(super) fn finite_norm<M: Module>(module: &M, grads: &GradientsParams) -> Res
     };
     module.visit(&mut squares);
     let Some(sum) = squares.sum else {
-        return Ok(0.0);
+        return nothing_trains(module).map_or(Ok(0.0), Err);
     };
     let norm = sum.sqrt().into_scalar::<f32>();
     if norm.is_finite() {

@@ -57,4 +57,4 @@ pub use f32_state::{F32State, F32StateOf};
 pub use finite::{check_gradients, check_loss};
 #[cfg(feature = "faer")]
 pub use lora_fa::LoraFa;
-pub use lora_plus::{LoraPlusGroups, lora_plus};
+pub use lora_plus::{EMBEDDING_LR, LoraPlusGroups, lora_plus};

@@ -1,6 +1,6 @@
 //! Where a run stands, in a file.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 use burn::module::Module;
@@ -19,6 +19,7 @@ use crate::{PeftError, Result};
 /// First parts of the names of tensors.
 const ADAPTERS: &str = "adapters.";
 const OPTIMIZER: &str = "optimizer.";
+const STATISTICS: &str = "statistics.";
 
 /// Where a run stands between two steps: what [`save`](Self::save) writes beside model and optimiser, and
 /// [`load`](Self::load) returns. See the [module](super) for how a loop uses it.
@@ -33,7 +34,8 @@ pub struct Checkpoint {
 impl Checkpoint {
     /// Writes the adapters of `model`, active or not, the optimiser's state, the seed and the step into one file, atomically:
     /// whoever looks, also after a crash, finds the old file or the new one, whole. The file's directory is made where it
-    /// is not there.
+    /// is not there. Running statistics of the model (those of a `BatchNorm`), which forward passes in training change, are
+    /// written too.
     ///
     /// Values are kept in their dtype, bit for bit. Takes memory for two copies of them on the host. For an
     /// [`AdaptersOnly`](crate::model::AdaptersOnly), give what it derefs to.
@@ -85,6 +87,9 @@ impl Checkpoint {
         for (name, data) in parameters::values(model)? {
             tensors.insert(format!("{ADAPTERS}{name}"), data);
         }
+        for (name, data) in parameters::statistics(model)? {
+            tensors.insert(format!("{STATISTICS}{name}"), data);
+        }
         let manifest = Manifest {
             seed: self.seed.0,
             step: self.step,
@@ -133,10 +138,11 @@ impl Checkpoint {
             seed: Seed(manifest.seed),
             step: manifest.step,
         };
-        let (values, stated) =
+        let fitting =
             fit(manifest, tensors, model, optimizer).map_err(|error| error.in_file(path))?;
-        *model = parameters::replace(model.clone(), values);
-        *optimizer = stated;
+        *model = parameters::replace(model.clone(), fitting.values);
+        parameters::replace_statistics(model, fitting.statistics);
+        *optimizer = fitting.optimizer;
         Ok(checkpoint)
     }
 }
@@ -144,14 +150,22 @@ impl Checkpoint {
 /// Values of parameters, and states of the optimiser for some of them.
 type Parts = (BTreeMap<String, TensorData>, BTreeMap<String, State>);
 
-/// The values of the model's parameters, and the optimiser with its states, or why they do not fit.
+/// What a checkpoint puts in place.
+struct Fitting {
+    values: BTreeMap<String, TensorData>,
+    statistics: BTreeMap<String, TensorData>,
+    optimizer: ModuleOptimizer,
+}
+
+/// The values of the model's parameters and running statistics, and the optimiser with its states, or why they do not fit.
 fn fit<M: Module>(
     manifest: Manifest,
-    tensors: BTreeMap<String, TensorData>,
+    mut tensors: BTreeMap<String, TensorData>,
     model: &PeftModel<M>,
     optimizer: &ModuleOptimizer,
-) -> Result<(BTreeMap<String, TensorData>, ModuleOptimizer)> {
+) -> Result<Fitting> {
     refuse(differences(&manifest.belongs_to, &describe(model)?))?;
+    let statistics = take_statistics(&mut tensors, model)?;
     let parameters = parameters::parameters(model);
     let (values, mut states) = sort(tensors, manifest.optimizer, &parameters)?;
     let ids = states.keys().filter_map(|name| parameters.get(name));
@@ -199,7 +213,40 @@ fn fit<M: Module>(
     let fitting = fitting
         .map(|(_, parameter, state)| (parameter, state))
         .collect();
-    Ok((values, optimizer::with_states(optimizer, fitting)?))
+    Ok(Fitting {
+        values,
+        statistics,
+        optimizer: optimizer::with_states(optimizer, fitting)?,
+    })
+}
+
+/// Takes the running statistics out of a file's content: all that the model has, and no others.
+fn take_statistics<M: Module>(
+    tensors: &mut BTreeMap<String, TensorData>,
+    model: &PeftModel<M>,
+) -> Result<BTreeMap<String, TensorData>> {
+    let here = parameters::statistics(model)?;
+    let mut found = BTreeMap::new();
+    for key in tensors.keys().cloned().collect::<Vec<_>>() {
+        if let Some(name) = key.strip_prefix(STATISTICS)
+            && let Some(data) = tensors.remove(&key)
+        {
+            found.insert(name.to_owned(), data);
+        }
+    }
+    let names: BTreeSet<&String> = here.keys().chain(found.keys()).collect();
+    let text = |data: &TensorData| format!("{:?} {:?}", data.dtype(), data.shape());
+    let differences = names.into_iter().map(|name| Difference {
+        what: format!("`{STATISTICS}{name}`"),
+        checkpoint: found.get(name).map(text),
+        here: here.get(name).map(text),
+    });
+    refuse(
+        differences
+            .filter(|difference| difference.checkpoint != difference.here)
+            .collect(),
+    )?;
+    Ok(found)
 }
 
 /// Sorts the content of a file by parameter. What belongs to none is an error.

@@ -47,6 +47,9 @@ pub(super) fn describe<M: Module>(model: &PeftModel<M>) -> Result<Description> {
         .collect();
     let mut description = Description::new();
     for name in model.adapters() {
+        if model.active().uses(name) && !model.is_trainable(name)? {
+            description.insert(format!("training of adapter `{name}`"), "frozen".into());
+        }
         for (path, change) in model.changes(name)? {
             let module = path.strip_suffix(".weight").unwrap_or(&path);
             let (what, text) = match change {

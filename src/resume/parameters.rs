@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, HashSet};
 use burn::module::{Module, ModuleMapper, ModuleVisitor, Param, ParamId};
 use burn::tensor::{DType, Tensor, TensorData};
 
-use crate::model::PeftModel;
+use crate::model::{PeftModel, is_statistic};
 use crate::{PeftError, Result};
 
 /// A parameter of an adapter.
@@ -58,6 +58,48 @@ pub(super) fn replace<M: Module>(
     model.adapters_only().map(&mut replacer).into_inner()
 }
 
+/// The running statistics of the model, as its last forward pass in training left them, by their paths.
+///
+/// # Errors
+///
+/// [`PeftError::DeviceRead`].
+pub(super) fn statistics<M: Module>(model: &PeftModel<M>) -> Result<BTreeMap<String, TensorData>> {
+    let mut found = BTreeMap::new();
+    if !model.has_statistics() {
+        return Ok(found);
+    }
+    model.settle_statistics();
+    let mut failed = None;
+    let mut walk = Walk {
+        path: Vec::new(),
+        wanted: is_statistic,
+        show: |path, _, tensor: Shown| match (tensor.read)() {
+            Ok(data) => {
+                found.insert(path, data);
+            }
+            Err(reason) => {
+                failed.get_or_insert(PeftError::DeviceRead {
+                    tensor: path,
+                    reason,
+                });
+            }
+        },
+    };
+    model.visit(&mut walk);
+    failed.map_or(Ok(found), Err)
+}
+
+/// Gives running statistics new values, which have their shapes and dtypes.
+pub(super) fn replace_statistics<M: Module>(
+    model: &mut PeftModel<M>,
+    values: BTreeMap<String, TensorData>,
+) {
+    if !values.is_empty() {
+        let path = Vec::new();
+        model.map_statistics(&mut Replacer { path, values });
+    }
+}
+
 /// A parameter outside of adapters that trains, whose progress a checkpoint of adapters would lose: its path.
 pub(super) fn trains_elsewhere<M: Module>(model: &PeftModel<M>) -> Option<String> {
     let adapters = parameters(model);
@@ -80,18 +122,21 @@ struct Shown<'a> {
 fn each<M: Module>(model: &PeftModel<M>, show: impl FnMut(String, ParamId, Shown)) {
     let mut walk = Walk {
         path: Vec::new(),
+        wanted: |_: &str| true,
         show,
     };
     // Handles are cloned, not tensors.
     model.clone().adapters_only().visit(&mut walk);
 }
 
-struct Walk<F> {
+struct Walk<W, F> {
     path: Vec<String>,
+    /// Which paths are shown; the values of others are not asked for.
+    wanted: W,
     show: F,
 }
 
-impl<F: FnMut(String, ParamId, Shown)> ModuleVisitor for Walk<F> {
+impl<W: Fn(&str) -> bool, F: FnMut(String, ParamId, Shown)> ModuleVisitor for Walk<W, F> {
     fn enter_module(&mut self, name: &str, _container: &str) {
         self.path.push(name.into());
     }
@@ -101,6 +146,10 @@ impl<F: FnMut(String, ParamId, Shown)> ModuleVisitor for Walk<F> {
     }
 
     fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
+        let path = self.path.join(".");
+        if !(self.wanted)(&path) {
+            return;
+        }
         let tensor = param.val();
         let shown = Shown {
             shape: tensor.dims().to_vec(),
@@ -110,7 +159,7 @@ impl<F: FnMut(String, ParamId, Shown)> ModuleVisitor for Walk<F> {
                 data.map_err(|error| error.to_string())
             },
         };
-        (self.show)(self.path.join("."), param.id, shown);
+        (self.show)(path, param.id, shown);
     }
 }
 

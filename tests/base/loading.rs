@@ -8,7 +8,7 @@ use burn::nn::{LinearConfig, LinearLayout};
 use burn::tensor::{DType, Device, FloatDType, Tensor};
 use burn_peft::adapter::LoraConfig;
 use burn_peft::format::{BASE_FILE, BaseCheckpoint, BaseOptions, Dtype, LoadProgress, NameMap};
-use burn_peft::model::{PeftConfig, PeftModel, TargetConfig};
+use burn_peft::model::{Base, PeftConfig, PeftModel, TargetConfig};
 
 use crate::base::files::{self, Dir};
 use crate::base::model::{
@@ -227,10 +227,14 @@ fn adapters_stay_and_act_on_the_new_base() {
     model.load_base(dir.path(), &options).unwrap();
     assert_eq!(factors(&model), before);
     assert_eq!(model.active_adapter(), Some("default"));
+    // It looks like the dense weight, and is packed.
     assert_eq!(
         content(&model).floats["row.weight"].shape().as_slice(),
-        [0, 0]
+        [70, 37]
     );
+    let report = model.report();
+    let row = report.weights.iter().find(|weight| weight.path == "row");
+    assert_eq!(row.unwrap().base, Base::Nf4);
     let error = model.load_base(dir.path(), &options).unwrap_err();
     let expected = "`row.weight` is quantised already: leave it out by `TargetConfig::with_exclude_modules`, or quantise once only";
     assert_eq!(error.to_string(), expected);

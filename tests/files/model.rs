@@ -316,6 +316,7 @@ fn a_trained_adapter_comes_back_with_the_same_outputs() {
         let (factors, config) = (factors.collect(), model.config(name).unwrap().clone());
         model.delete_adapter(name).unwrap();
         model.insert_adapter(name, &config, factors).unwrap();
+        model.set_adapter(name).unwrap();
 
         let scratch = tempfile::tempdir().unwrap();
         let dir = model
@@ -327,6 +328,7 @@ fn a_trained_adapter_comes_back_with_the_same_outputs() {
         reloaded
             .load_adapter("again", &dir, &LoadOptions::default())
             .unwrap();
+        reloaded.set_adapter("again").unwrap();
         let (before, after) = (
             model.valid().forward(x.clone()),
             reloaded.valid().forward(x.clone()),
@@ -381,7 +383,11 @@ fn loading_is_strict_unless_asked_and_names_everything_that_does_not_fit() {
     assert_eq!(report.mismatched[0].found, [5, 2]);
 
     options.strict = false;
-    let lenient = file.attach(&mut model, "default", &options).unwrap();
+    let mut lenient = file.attach(&mut model, "default", &options).unwrap();
+    assert_eq!(
+        (lenient.active.take(), lenient.trainable.take()),
+        (Some(true), Some(false))
+    );
     assert_eq!(lenient, **report);
     let factors = model.factors("default").unwrap();
     assert_eq!(
@@ -430,6 +436,7 @@ fn factors_are_f32_unless_asked_otherwise() {
         let mut model = PeftModel::new(llama);
         let options = LoadOptions {
             dtype,
+            trainable: true,
             ..Default::default()
         };
         model

@@ -1,11 +1,18 @@
 //! Adapters on whole models.
 
+mod choice;
+mod compose;
+mod dense_look;
+mod description;
 mod enums;
+mod generated;
 mod kinds;
 mod lifecycle;
 mod quantize;
+mod scale;
 mod several;
 mod slices;
+mod statistics;
 mod storage;
 mod svd;
 mod ways;
@@ -15,7 +22,7 @@ use crate::kinds_model;
 use burn::module::{Module, ModuleVisitor, Param, ParamId};
 use burn::nn::{Linear, LinearConfig, LinearLayout, Relu};
 use burn::tensor::{Device, Distribution, Tensor};
-use burn_peft::adapter::{Lora, LoraConfig};
+use burn_peft::adapter::{Change, Lora, LoraConfig};
 use burn_peft::model::{PeftConfig, PeftForward, PeftModel, TargetConfig};
 
 /// A small model of stock layers, in both layouts, that knows nothing of adapters but for one word.
@@ -73,6 +80,35 @@ impl Net {
     }
 }
 
+fn run_block(block: &Block, x: Tensor<2>) -> Tensor<2> {
+    let up = Relu::new().forward(block.up.forward_peft(x));
+    block.down.forward_peft(up)
+}
+
+/// A change with other values.
+fn moved(change: Change) -> Change {
+    fn step<const D: usize>(param: &Param<Tensor<D>>) -> Param<Tensor<D>> {
+        let value = param.val().detach();
+        let noise = value.random_like(Distribution::Normal(0.0, 0.3));
+        Param::from_tensor((value + noise).detach())
+    }
+    match change {
+        Change::Lora(mut lora) => {
+            lora.a = step(&lora.a);
+            lora.b = step(&lora.b);
+            lora.into()
+        }
+        Change::Copy(mut copy) => {
+            copy.values = step(&copy.values);
+            copy.into()
+        }
+        Change::Rows(mut rows) => {
+            rows.rows = step(&rows.rows);
+            rows.into()
+        }
+    }
+}
+
 fn device() -> Device {
     Device::default().autodiff()
 }
@@ -85,12 +121,12 @@ fn config(targets: TargetConfig) -> PeftConfig {
     PeftConfig::new(LoraConfig::new(3).with_alpha(5.0), targets)
 }
 
-/// A model with an adapter whose `B` is not zero.
-fn adapted(model: &mut PeftModel<Net>, name: &str, targets: TargetConfig) {
+/// Adds an adapter whose `B` is not zero, and makes it the active one.
+fn adapted<M: Module>(model: &mut PeftModel<M>, name: &str, targets: TargetConfig) {
     adapted_as(model, name, &config(targets));
 }
 
-fn adapted_as(model: &mut PeftModel<Net>, name: &str, config: &PeftConfig) {
+fn adapted_as<M: Module>(model: &mut PeftModel<M>, name: &str, config: &PeftConfig) {
     model.add_adapter(name, config).unwrap();
     let factors = model.factors(name).unwrap();
     model.delete_adapter(name).unwrap();
@@ -99,6 +135,7 @@ fn adapted_as(model: &mut PeftModel<Net>, name: &str, config: &PeftConfig) {
         .map(|(path, lora)| (path, with_random_b(&lora)))
         .collect();
     model.insert_adapter(name, config, factors).unwrap();
+    model.set_adapter(name).unwrap();
 }
 
 /// As the fresh adapter, with `B` not zero and a magnitude that is not the weight's, if there is one.

@@ -152,7 +152,12 @@ fn combinations_are_those_of_peft() {
         model
             .add_weighted_adapter(&name, &adapters, combination)
             .unwrap();
-        assert_eq!(model.active_adapter(), Some(name.as_str()));
+        // As in PEFT, what was active stays active, and the new adapter is frozen.
+        assert_eq!(
+            model.active_adapter(),
+            Some(golden.adapters[0].name.as_str())
+        );
+        assert!(!model.is_trainable(&name).unwrap());
         let factors = model.factors(&name).unwrap();
         let [(path, lora)] = &factors[..] else {
             panic!("{factors:?}")
@@ -406,6 +411,7 @@ fn concatenation_is_the_sum_and_ranks_other_than_the_most_stand_in_a_pattern() {
     model
         .add_weighted_adapter("cat", &adapters, Combination::Cat)
         .unwrap();
+    model.set_adapter("cat").unwrap();
     // Outputs of about 10 in f32, the same products in one or two.
     assert!(max_diff(&model.forward_peft(x), &sum) < 1e-4);
     let config = model.config("cat").unwrap();

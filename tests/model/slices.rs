@@ -300,6 +300,7 @@ fn several_sliced_ones_are_summed_and_combined() {
     model
         .add_weighted_adapter("cat", &adapters, Combination::Cat)
         .unwrap();
+    model.set_adapter("cat").unwrap();
     assert!(max_diff(&model.qkv.forward_peft(x.clone()), &found) < CLOSE);
     let (_, cat) = model.factors("cat").unwrap().remove(0);
     assert_eq!(cat.rank(), 2 * RANK + 2);

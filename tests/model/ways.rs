@@ -159,6 +159,7 @@ fn check<M: Module>(
         .map(|(path, lora)| (path, with_random_b(&lora)))
         .collect();
     model.insert_adapter("random", &config, factors).unwrap();
+    model.set_adapter("random").unwrap();
     let y = forward(&model, x.clone());
     assert!(max_diff(&y, &base) > 1e-3);
     let gradients = y.clone().powi_scalar(2).sum().backward();

@@ -1,10 +1,9 @@
 //! Targets that name every module by its whole path, for where patterns cannot say it.
 //!
 //! A pattern speaks of paths in one naming. Where a file names modules otherwise, or factors were given that no pattern
-//! describes, the modules are listed one by one, and those whose rank or alpha differ from the default stand in one pattern for
-//! each value: `a\.q|b\.q`.
+//! describes, the modules are listed one by one, and those whose rank or alpha differ from the default have a key each.
 
-use super::{PatternMap, TargetConfig};
+use super::TargetConfig;
 
 /// An adapted module: what [`TargetConfig`] is to say of it.
 #[derive(Clone, Debug, PartialEq)]
@@ -15,28 +14,13 @@ pub(crate) struct Adapted {
 }
 
 impl TargetConfig {
-    /// Targets that name exactly `adapted`, with their ranks and alphas, where `rank` and `alpha` are the defaults.
+    /// Targets that name `adapted`, with their ranks and alphas, where `rank` and `alpha` are the defaults.
     pub(crate) fn listed(adapted: &[Adapted], rank: usize, alpha: f64) -> Self {
         let mut targets = Self::list(adapted.iter().map(|module| &module.path));
-        targets.rank_pattern = patterns(adapted, rank, |module| module.rank);
-        targets.alpha_pattern = patterns(adapted, alpha, |module| module.alpha);
+        let ranks = adapted.iter().filter(|module| module.rank != rank);
+        targets.rank_pattern = ranks.map(|own| (own.path.as_str(), own.rank)).collect();
+        let alphas = adapted.iter().filter(|module| module.alpha != alpha);
+        targets.alpha_pattern = alphas.map(|own| (own.path.as_str(), own.alpha)).collect();
         targets
     }
-}
-
-/// One key for each value other than `default`, in the order in which the values appear.
-fn patterns<V: Copy + PartialEq>(
-    adapted: &[Adapted],
-    default: V,
-    value: impl Fn(&Adapted) -> V,
-) -> PatternMap<V> {
-    let mut keys: Vec<(String, V)> = Vec::new();
-    for module in adapted.iter().filter(|module| value(module) != default) {
-        let path = regex::escape(&module.path);
-        match keys.iter_mut().find(|(_, known)| *known == value(module)) {
-            Some((key, _)) => *key = format!("{key}|{path}"),
-            None => keys.push((path, value(module))),
-        }
-    }
-    keys.into_iter().collect()
 }

@@ -2,6 +2,7 @@
 
 use super::budget::Budget;
 use super::config::{ModuleNames, TargetConfig, TargetModules};
+use super::keys::Keys;
 use super::layer_filter::{LayerFilter, check_layers};
 use super::name_list::NameList;
 use super::pattern::Pattern;
@@ -13,8 +14,8 @@ use crate::{PeftError, Result};
 pub struct TargetMatcher {
     pub(super) target: Target,
     pub(super) exclude: Option<Names>,
-    pub(super) rank_pattern: Vec<(Pattern, usize)>,
-    pub(super) alpha_pattern: Vec<(Pattern, f64)>,
+    pub(super) rank_pattern: Keys<usize>,
+    pub(super) alpha_pattern: Keys<f64>,
     pub(super) allow_unmatched: bool,
 }
 
@@ -108,7 +109,7 @@ impl TargetMatcher {
     ///
     /// As [`matches`](Self::matches).
     pub fn rank_for(&self, path: &str, default: usize) -> Result<usize> {
-        Ok(first_match(&self.rank_pattern, path)?.unwrap_or(default))
+        Ok(self.rank_pattern.first(path)?.copied().unwrap_or(default))
     }
 
     /// The alpha of the first `alpha_pattern` that matches `path`, or `default`. Says nothing of whether `path` is a
@@ -118,7 +119,7 @@ impl TargetMatcher {
     ///
     /// As [`matches`](Self::matches).
     pub fn alpha_for(&self, path: &str, default: f64) -> Result<f64> {
-        Ok(first_match(&self.alpha_pattern, path)?.unwrap_or(default))
+        Ok(self.alpha_pattern.first(path)?.copied().unwrap_or(default))
     }
 
     /// Whether `exclude_modules` names `path`.
@@ -172,23 +173,14 @@ fn compile_keys<V: Clone>(
     map: &PatternMap<V>,
     budget: &mut Budget,
     check: impl Fn(&str, &V) -> Result<()>,
-) -> Result<Vec<(Pattern, V)>> {
+) -> Result<Keys<V>> {
     let mut compiled = Vec::with_capacity(map.len());
     for (key, value) in map.iter() {
         check(key, value)?;
         let pattern = budget.spend(Pattern::suffix_key(option, key)?)?;
         compiled.push((pattern, value.clone()));
     }
-    Ok(compiled)
-}
-
-fn first_match<V: Copy>(patterns: &[(Pattern, V)], path: &str) -> Result<Option<V>> {
-    for (pattern, value) in patterns {
-        if pattern.is_match(path)? {
-            return Ok(Some(*value));
-        }
-    }
-    Ok(None)
+    Ok(Keys::new(compiled))
 }
 
 #[cfg(test)]

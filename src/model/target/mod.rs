@@ -15,7 +15,9 @@
 //! `modules_to_save`, which also excludes in PEFT, is not part of this configuration.
 
 mod budget;
+mod condense;
 mod config;
+mod keys;
 mod layer_filter;
 mod listed;
 mod matcher;
@@ -27,6 +29,7 @@ mod plain_name;
 mod report;
 mod unmatched;
 
+pub(super) use condense::{condensed, ends};
 pub use config::{ModuleNames, TargetConfig, TargetModules};
 pub(crate) use listed::Adapted;
 pub use matcher::TargetMatcher;

@@ -96,6 +96,14 @@ impl Pattern {
         })
     }
 
+    /// The plain name that it is, if it is one.
+    pub(super) fn plain(&self) -> Option<&PlainName> {
+        match &self.engine {
+            Engine::Plain(name) => Some(name),
+            _ => None,
+        }
+    }
+
     /// The pattern as it was written.
     pub(super) fn text(&self) -> &str {
         &self.text

@@ -33,6 +33,17 @@ impl PlainName {
         Some(Self { reversed, anchored })
     }
 
+    /// The path, or end of one, that it matches with a `.` for every character that may be any.
+    pub(super) fn literal(&self) -> String {
+        let chars = self.reversed.iter().rev();
+        chars.map(|c| c.unwrap_or('.')).collect()
+    }
+
+    /// Whether it has a character that may be any.
+    pub(super) fn has_any(&self) -> bool {
+        self.reversed.contains(&None)
+    }
+
     /// Whether `(.*\.)?(KEY)$` matches from the start of `path`.
     pub(super) fn is_suffix_of(&self, path: &str) -> bool {
         let mut rest = path.chars().rev();

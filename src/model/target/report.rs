@@ -3,6 +3,7 @@
 use std::collections::{BTreeSet, HashSet};
 
 use super::config::ALL_LINEAR;
+use super::keys::Keys;
 use super::layer_filter::LayerFilter;
 use super::matcher::{Names, Target, TargetMatcher};
 use super::pattern::Pattern;
@@ -62,8 +63,8 @@ impl TargetMatcher {
                 report.matched.push(TargetMatch {
                     path: path.clone(),
                     pattern,
-                    rank_key: winning_key(&self.rank_pattern, path, &mut used.rank)?,
-                    alpha_key: winning_key(&self.alpha_pattern, path, &mut used.alpha)?,
+                    rank_key: used.rank.note(&self.rank_pattern, path)?,
+                    alpha_key: used.alpha.note(&self.alpha_pattern, path)?,
                 });
             } else {
                 report.unmatched.push(path.clone());
@@ -150,10 +151,18 @@ impl TargetMatcher {
             Some(Names::Regex(p)) => unused.add("exclude_modules", [p.text()], &used.exclude, all),
             None => {}
         }
-        let keys = self.rank_pattern.iter().map(|(key, _)| key.text());
-        unused.add("rank_pattern", keys, &used.rank, chosen);
-        let keys = self.alpha_pattern.iter().map(|(key, _)| key.text());
-        unused.add("alpha_pattern", keys, &used.alpha, chosen);
+        unused.add(
+            "rank_pattern",
+            self.rank_pattern.texts(),
+            &used.rank.0,
+            chosen,
+        );
+        unused.add(
+            "alpha_pattern",
+            self.alpha_pattern.texts(),
+            &used.alpha.0,
+            chosen,
+        );
         unused.patterns
     }
 }
@@ -163,8 +172,8 @@ impl TargetMatcher {
 struct Used {
     target: HashSet<usize>,
     exclude: HashSet<usize>,
-    rank: HashSet<usize>,
-    alpha: HashSet<usize>,
+    rank: UsedKeys,
+    alpha: UsedKeys,
     layer_patterns: HashSet<usize>,
     /// The layers, not positions, of modules that a name of the list matched.
     layers: BTreeSet<usize>,
@@ -182,20 +191,18 @@ impl Used {
     }
 }
 
-/// The first key that matches `path`. Notes in `used` every key that does, also behind the first.
-fn winning_key<V>(
-    keys: &[(Pattern, V)],
-    path: &str,
-    used: &mut HashSet<usize>,
-) -> Result<Option<String>> {
-    let mut winner = None;
-    for (i, (key, _)) in keys.iter().enumerate() {
-        if (winner.is_none() || !used.contains(&i)) && key.is_match(path)? {
-            used.insert(i);
-            winner.get_or_insert(key);
-        }
+/// Places of the keys that matched something.
+#[derive(Default)]
+struct UsedKeys(HashSet<usize>);
+
+impl UsedKeys {
+    /// The first key that matches `path`. Notes every key that does, also behind the first.
+    fn note<V>(&mut self, keys: &Keys<V>, path: &str) -> Result<Option<String>> {
+        let matching = keys.matches(path)?;
+        self.0.extend(&matching);
+        let first = matching.first();
+        Ok(first.map(|&place| keys.text(place).to_owned()))
     }
-    Ok(winner.map(|key| key.text().to_owned()))
 }
 
 #[cfg(test)]
