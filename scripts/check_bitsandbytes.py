@@ -2,7 +2,7 @@
 
     python scripts/check_bitsandbytes.py
 
-Needs cargo, transformers, accelerate, bitsandbytes and torch. `examples/bitsandbytes.rs` packs a small Llama and writes it, plainly
+Needs cargo, transformers, accelerate, bitsandbytes and torch. `examples/bitsandbytes` packs a small Llama and writes it, plainly
 and doubly quantised, in one file and in several. transformers loads each on a CPU; then
 
 * its packed bytes, scales and maps are the file's, every one;

@@ -18,7 +18,7 @@ pub type Result<T, E = PeftError> = std::result::Result<T, E>;
 pub enum PeftError {
     /// A weight to be quantised holds a NaN or an infinity.
     #[error(
-        "tensor `{}`: value {value} at flat index {index} is not finite",
+        "tensor `{}`: value {value} at flat index {index} is not finite: the file or the training that it comes from is broken",
         Printable(tensor)
     )]
     NotFinite {
@@ -26,6 +26,21 @@ pub enum PeftError {
         tensor: String,
         /// Row-major index of the first such value, in the `[d_out, d_in]` layout for a weight.
         index: usize,
+        /// The value found.
+        value: f32,
+    },
+    /// Training came to a value that is not finite: every step from here on would make the parameters NaN.
+    #[error(
+        "step {step}: {} is {value}, and training cannot go on from it. At the first step look at the base's weights and at the batch \
+         (f16 ends at 65504: take bf16 or f32). Later on take a smaller learning rate, a longer warm-up, or clip the gradients with \
+         `optim::clip_grad_norm`",
+        Printable(what)
+    )]
+    Diverged {
+        /// The step, as the training loop counts.
+        step: u64,
+        /// The loss, or the gradient of a named parameter.
+        what: String,
         /// The value found.
         value: f32,
     },
@@ -47,7 +62,9 @@ pub enum PeftError {
         way_out: &'static str,
     },
     /// A block size that NF4 does not have.
-    #[error("block size {found} is not one of 32, 64, 128, 256, 512, 1024, 2048, 4096")]
+    #[error(
+        "block size {found}: expected 32, 64 (the usual one), 128, 256, 512, 1024, 2048 or 4096"
+    )]
     BlockSize {
         /// The block size asked for.
         found: usize,
@@ -105,7 +122,7 @@ pub enum PeftError {
         reason: String,
     },
     /// The model has no adapter of this name.
-    #[error("no adapter `{}`; the model has {adapters:?}", name.escape_debug())]
+    #[error("the model has no adapter `{}`: {}", name.escape_debug(), known_adapters(adapters))]
     UnknownAdapter {
         /// The name asked for.
         name: String,
@@ -113,13 +130,18 @@ pub enum PeftError {
         adapters: Vec<String>,
     },
     /// The model has no linear module at this path.
-    #[error("the model has no linear module `{path}`")]
+    #[error(
+        "the model has no linear module `{path}`: expected the full path of one, the names of the model's fields with dots between them, as in `layers.0.q_proj`"
+    )]
     UnknownModule {
         /// The path asked for.
         path: String,
     },
     /// A weight carries a reparameterization that is not this crate's, which it can neither replace nor keep apart.
-    #[error("`{path}` carries the reparameterization `{name}`, which is not of this crate")]
+    #[error(
+        "`{path}` carries the reparameterization `{name}`, which is not of this crate: merge or remove it before `PeftModel` takes the \
+         model, or leave the module out by `TargetConfig::with_exclude_modules`"
+    )]
     ForeignReparameterization {
         /// Path of the parameter.
         path: String,
@@ -128,7 +150,8 @@ pub enum PeftError {
     },
     /// The model without adapters was asked for as what training started from, but an adapter changes a weight.
     #[error(
-        "`{path}`: the active adapters change it by up to {change}; the base is no reference for them"
+        "`{path}`: the active adapters already change it by up to {change}, so that the model without them is not what training \
+         started from. Take a frozen copy of the model with its adapters as the reference, or adapters that begin with no change"
     )]
     NotTheBase {
         /// Path of the parameter.
@@ -137,7 +160,9 @@ pub enum PeftError {
         change: f32,
     },
     /// A weight to be quantised is packed already.
-    #[error("`{path}` is quantised already")]
+    #[error(
+        "`{path}` is quantised already: leave it out by `TargetConfig::with_exclude_modules`, or quantise once only"
+    )]
     AlreadyQuantized {
         /// Path of the parameter.
         path: String,
@@ -175,7 +200,10 @@ pub enum PeftError {
         patterns: Vec<UnmatchedPattern>,
     },
     /// A target configuration leaves no module to adapt.
-    #[error("none of {candidates} candidate modules is a target ({excluded} are excluded)")]
+    #[error(
+        "none of {candidates} candidate modules is a target, and {excluded} are excluded: see `target_modules`, `exclude_modules` and \
+         `layers_to_transform`"
+    )]
     NoTargets {
         /// How many modules could have been targets.
         candidates: usize,
@@ -193,7 +221,7 @@ pub enum PeftError {
         reason: String,
     },
     /// A tokenizer failed on a text.
-    #[error("tokenizer failed on {text:?}: {source}")]
+    #[error("the tokenizer failed on {text:?}: {source}")]
     Tokenizer {
         /// The beginning of the text.
         text: String,
@@ -201,7 +229,10 @@ pub enum PeftError {
         source: Box<dyn std::error::Error + Send + Sync>,
     },
     /// An example is longer than the limit, and truncation was not asked for.
-    #[error("example of {tokens} tokens: at most {limit} are allowed")]
+    #[error(
+        "an example has {tokens} tokens, at most {limit} are allowed: raise `TokenizeConfig::max_tokens`, or cut longer ones by \
+         `TokenizeConfig::with_truncation`"
+    )]
     TooLong {
         /// The length of the example in tokens.
         tokens: usize,
@@ -209,13 +240,19 @@ pub enum PeftError {
         limit: usize,
     },
     /// No token of an example or batch is supervised, so there is nothing to learn from it.
-    #[error("none of {tokens} predicted tokens is supervised")]
+    #[error(
+        "none of {tokens} predicted tokens is supervised, so there is nothing to learn: is the response empty, or cut off by the limit \
+         of tokens?"
+    )]
     NoSupervisedTokens {
         /// How many tokens are predicted in all.
         tokens: usize,
     },
     /// A target token lies outside the vocabulary.
-    #[error("target token {token} at [{row}, {column}]: the vocabulary has {vocabulary} tokens")]
+    #[error(
+        "target token {token} at [{row}, {column}]: expected one of the {vocabulary} tokens of the vocabulary. Does the \
+         tokenizer belong to another model? PyTorch's -100 is no target: give a mask"
+    )]
     TokenRange {
         /// The token found.
         token: i64,
@@ -311,7 +348,8 @@ pub enum PeftError {
     /// An adapter's files are not those that the digest in their metadata was made of, or one was asked for and there is
     /// none.
     #[error(
-        "{path}: expected {expected}, found {found}: one of the adapter's files was damaged, or is another adapter's",
+        "{path}: expected {expected}, found {found}: one of the adapter's two files was damaged, or is another adapter's. \
+         `DigestCheck::Ignore` reads them all the same",
         path = path.display()
     )]
     Digest {
@@ -331,14 +369,17 @@ pub enum PeftError {
         reason: String,
     },
     /// A file is there already, and overwriting it was not asked for.
-    #[error("{path}: already there, and overwriting was not asked for", path = path.display())]
+    #[error("{path}: there is a file already: choose another place, or set `overwrite` to replace it", path = path.display())]
     Exists {
         /// The file.
         path: PathBuf,
     },
     /// A checkpoint is of a run with other adapters or another optimiser.
     #[cfg(feature = "optim")]
-    #[error("the checkpoint is of another run: {}", first(differences))]
+    #[error(
+        "the checkpoint is of another run: {}. Build the model, its adapters and the optimiser as the saved run did",
+        first(differences)
+    )]
     OtherRun {
         /// All that differs.
         differences: Vec<crate::resume::Difference>,
@@ -364,6 +405,20 @@ impl fmt::Display for Printable<'_> {
             }
         }
         Ok(())
+    }
+}
+
+/// The names of a model's adapters, or how to get one.
+fn known_adapters(names: &[String]) -> String {
+    match names.is_empty() {
+        true => "it has none. `add_adapter` makes one, `load_adapter` reads one".into(),
+        false => {
+            let names: Vec<_> = names
+                .iter()
+                .map(|name| format!("`{}`", name.escape_debug()))
+                .collect();
+            format!("it has {}", names.join(", "))
+        }
     }
 }
 
@@ -411,6 +466,35 @@ impl PeftError {
         }
     }
 
+    /// Names the step of training at which a value was not finite: turns [`NotFinite`](Self::NotFinite) into
+    /// [`Diverged`](Self::Diverged), and leaves every other error as it is.
+    ///
+    /// ```
+    /// # fn step<M: burn::module::Module>(
+    /// #     model: &M, mut grads: burn::optim::GradientsParams, step: u64,
+    /// # ) -> burn_peft::Result<()> {
+    /// burn_peft::optim::clip_grad_norm(model, &mut grads, 1.0).map_err(|error| error.at_step(step))?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn at_step(self, step: u64) -> Self {
+        match self {
+            Self::NotFinite {
+                tensor,
+                index,
+                value,
+            } => Self::Diverged {
+                step,
+                what: match tensor.strip_prefix("gradient of ") {
+                    Some(path) => format!("the gradient of `{path}` at flat index {index}"),
+                    None => format!("the {tensor}"),
+                },
+                value,
+            },
+            other => other,
+        }
+    }
+
     /// For `map_err`: an error of the operating system at `path`.
     pub(crate) fn io(path: &Path) -> impl FnOnce(std::io::Error) -> Self {
         let path = path.to_owned();
@@ -437,3 +521,7 @@ impl PeftError {
         }
     }
 }
+
+#[cfg(test)]
+#[path = "error_texts.rs"]
+mod texts;

@@ -33,6 +33,7 @@ pub mod nf4;
 pub mod objective;
 #[cfg(feature = "optim")]
 pub mod optim;
+pub mod prelude;
 #[cfg(feature = "optim")]
 pub mod resume;
 mod splitmix;

@@ -4,11 +4,13 @@
 //! seed the device's random numbers are in `alone`, and those of hostile files in `hostile`.
 
 mod adamw_8bit;
+mod arguments;
 mod base;
 mod bitsandbytes;
 mod devices;
 mod files;
 mod finetune;
+mod first_hour;
 mod fuzz;
 mod half_adapters;
 mod head;

@@ -18,7 +18,7 @@ pub fn compare(
     prompter: &Prompter,
     device: &Device,
 ) -> Result<(), Box<dyn Error>> {
-    let seeds: Vec<u64> = (args.seed..args.seed + args.seeds.max(1)).collect();
+    let seeds: Vec<u64> = (args.seed..args.seed + args.seeds).collect();
     let mut rows = vec![
         "| model | trained parameters | held-out loss | exact match, % | ROUGE-L, % | loss on the base's own text | seconds |".into(),
         "|---|---|---|---|---|---|---|".into(),

@@ -33,10 +33,10 @@ use std::process::ExitCode;
 use burn::module::Module;
 use burn::tensor::{Device, Int, Tensor, TensorData};
 use burn_peft::dataset::Example;
-use clap::Parser;
 
 use args::Args;
 use data::Data;
+use llama::arguments;
 use llama::config::LlamaConfig;
 use llama::model::LlamaForCausalLm;
 use llama::tokenizer::Tokenizer;
@@ -44,18 +44,13 @@ use model::Method;
 use prompt::Prompter;
 
 fn main() -> ExitCode {
-    let args = Args::parse();
+    let args = arguments::parse();
     // In Rayon's pool, which Burn's CPU backend and the kernels share: its threads need not be woken for each operation.
-    rayon::scope(|_| match run(&args) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("error: {error}");
-            ExitCode::FAILURE
-        }
-    })
+    rayon::scope(|_| arguments::exit(run(&args)))
 }
 
 fn run(args: &Args) -> Result<(), Box<dyn Error>> {
+    args.check()?;
     let device = Device::default().autodiff();
     let prompter = Prompter::new(
         Tokenizer::from_dir(&args.model)?,
@@ -64,10 +59,12 @@ fn run(args: &Args) -> Result<(), Box<dyn Error>> {
     )?;
     let data = Data::load(args, &prompter)?;
     if args.compare {
+        model::check_adapter(args, &device)?;
         return compare::compare(args, &data, &prompter, &device);
     }
 
     let method = Method::of(args);
+    model::check_adapter(args, &device)?;
     let mut table = vec![report::table_head()];
     let base = model::base(args, method, &device)?;
     let before = eval::evaluate(&base, &data, &prompter, args)?;
@@ -163,4 +160,52 @@ fn name_of(path: &Path) -> String {
     path.file_name()
         .map(|name| name.to_string_lossy().into())
         .unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::time::{Duration, Instant};
+
+    fn args(more: &[&str]) -> Args {
+        let few = "finetune --steps 3 --batch 2 --eval 2 --max-new-tokens 1";
+        let few: Vec<&str> = few.split(' ').chain(more.iter().copied()).collect();
+        arguments::parse_from(&few).unwrap()
+    }
+
+    fn error(more: &[&str]) -> String {
+        run(&args(more)).unwrap_err().to_string()
+    }
+
+    #[test]
+    fn a_run_that_diverges_stops_at_its_step_and_leaves_no_adapter() {
+        let scratch = tempfile::tempdir().unwrap();
+        let out = scratch.path().join("out");
+        let error = error(&["--lr", "1e300", "--out", out.to_str().unwrap()]);
+        assert!(error.starts_with("step 2: the loss is NaN"), "{error}");
+        assert!(error.contains("smaller learning rate"), "{error}");
+        assert!(error.contains("--lr"), "{error}");
+        assert!(!out.exists());
+    }
+
+    #[test]
+    fn an_adapter_that_cannot_be_made_or_saved_is_found_before_any_work() {
+        let scratch = tempfile::tempdir().unwrap();
+        let file = scratch.path().join("file");
+        std::fs::write(&file, "").unwrap();
+        let below = file.join("out");
+        let out = scratch.path().join("out");
+        let out = out.to_str().unwrap();
+        // Measured against the whole run, which takes some seconds even with three steps.
+        let started = Instant::now();
+        let message = error(&["--out", below.to_str().unwrap()]);
+        assert!(message.starts_with("--out: cannot be written"), "{message}");
+        let message = error(&["--out", out, "--targets", "query"]);
+        assert!(
+            message.contains("`query`") && message.contains("q_proj"),
+            "{message}"
+        );
+        assert!(started.elapsed() < Duration::from_secs(20));
+        assert!(!scratch.path().join("out").exists());
+    }
 }

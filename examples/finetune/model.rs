@@ -7,10 +7,11 @@ use burn::module::Module;
 use burn::tensor::Device;
 use burn_peft::adapter::LoraConfig;
 use burn_peft::format::{BaseOptions, LoadOptions, SaveOptions};
-use burn_peft::model::{DEFAULT_ADAPTER, PeftConfig, PeftModel, TargetConfig};
+use burn_peft::model::{AttachReport, DEFAULT_ADAPTER, PeftConfig, PeftModel, TargetConfig};
 use burn_peft::nf4::Nf4Config;
 
 use crate::args::Args;
+use llama::config::LlamaConfig;
 use llama::model::LlamaForCausalLm;
 use llama::progress;
 
@@ -63,6 +64,30 @@ pub fn base(
     Ok(llama.into_peft())
 }
 
+/// Checks that the adapter fits the model, without reading any weight of it.
+///
+/// Error: that of adding the adapter, for instance for targets that the model has not.
+pub fn check_adapter(args: &Args, device: &Device) -> Result<(), Box<dyn Error>> {
+    // Parameters are made at their first use, so that this takes no memory but for the factors.
+    let llama = LlamaConfig::from_dir(&args.model)?.init(device);
+    add_adapter(&mut PeftModel::new(llama), args)
+        .map(drop)
+        .map_err(|error| format!("--targets {}: {error}", args.targets).into())
+}
+
+fn add_adapter(
+    model: &mut PeftModel<LlamaForCausalLm>,
+    args: &Args,
+) -> burn_peft::Result<AttachReport> {
+    let lora = LoraConfig::new(args.rank)
+        .with_alpha(args.alpha)
+        .with_dropout(args.dropout);
+    model.add_adapter(
+        DEFAULT_ADAPTER,
+        &PeftConfig::new(lora, args.target_config()),
+    )
+}
+
 /// The base model ready to train: with a fresh adapter, or unfrozen.
 pub fn trainable(
     args: &Args,
@@ -75,13 +100,7 @@ pub fn trainable(
         return Ok(model.unfreeze());
     }
     device.seed(seed);
-    let lora = LoraConfig::new(args.rank)
-        .with_alpha(args.alpha)
-        .with_dropout(args.dropout);
-    model.add_adapter(
-        DEFAULT_ADAPTER,
-        &PeftConfig::new(lora, args.target_config()),
-    )?;
+    add_adapter(&mut model, args)?;
     Ok(model)
 }
 

@@ -6,9 +6,11 @@ use std::time::{Duration, Instant};
 use burn::grad_clipping::GradientClippingConfig;
 use burn::optim::{AdamWConfig, GradientsParams};
 use burn::tensor::Device;
+use burn_peft::PeftError;
 use burn_peft::dataset::Example;
 use burn_peft::format::WriteOptions;
 use burn_peft::model::PeftModel;
+use burn_peft::optim::{check_gradients, check_loss};
 use burn_peft::resume::{Checkpoint, Seed};
 use indicatif::{ProgressBar, ProgressStyle};
 use rand::SeedableRng;
@@ -94,9 +96,11 @@ pub fn train(
         let loss = loss::loss(&model, &batch, device)?.mean();
         let lr = learning_rate(run.lr, step, args.steps, args.steps / 20);
         let gradients = GradientsParams::from_grads(loss.backward(), &model);
+        let loss = check_loss(&loss, step as u64).map_err(|error| advice(error, run.lr))?;
+        check_gradients(&*model, &gradients, step as u64).map_err(|error| advice(error, run.lr))?;
         model = optimizer.step(lr, model, gradients);
         place.step += 1;
-        let loss = loss::scalar(loss)?;
+        let loss = f64::from(loss);
         curve.time += started.elapsed();
         curve.tokens += batch
             .iter()
@@ -135,6 +139,11 @@ pub fn train(
     }
     bar.finish_and_clear();
     Ok((model, curve))
+}
+
+/// The error with the argument that sets the learning rate.
+fn advice(error: PeftError, lr: f64) -> String {
+    format!("{error}. The highest learning rate of this run is {lr:e}: see `--lr`")
 }
 
 /// Endless passes over the examples, each in a new order.

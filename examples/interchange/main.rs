@@ -9,6 +9,7 @@
 //! and a folder `kinds`, likewise, of every kind of layer and parameter. `scripts/check_interchange.py` runs this, checks each case
 //! with PEFT and writes the tables of `docs/interchange.md`.
 
+mod args;
 mod kinds_cases;
 mod llama_cases;
 
@@ -16,43 +17,29 @@ mod llama_cases;
 mod kinds;
 
 use std::error::Error;
-use std::path::{Path, PathBuf};
+use std::path::Path;
+use std::process::ExitCode;
 
 use burn::module::{Module, Param};
 use burn::tensor::{DType, Device, Distribution, Int, Tensor, TensorData};
 use burn_peft::adapter::Change;
 use burn_peft::format::{LoadOptions, SaveOptions};
 use burn_peft::model::{PeftConfig, PeftModel};
-use clap::Parser;
+use llama::arguments;
 use llama::model::LlamaForCausalLm;
 use safetensors::Dtype;
 use safetensors::tensor::TensorView;
 
-/// Writes an adapter of every option, with the outputs that it gives.
-#[derive(Parser)]
-struct Args {
-    /// Directory of a Llama in Hugging Face's layout.
-    #[arg(long)]
-    model: PathBuf,
-    /// Directory with `base.safetensors` of the model with a layer of every kind.
-    #[arg(long)]
-    kinds: PathBuf,
-    /// Directory to write to.
-    #[arg(long)]
-    out: PathBuf,
-}
+use args::Args;
 
 type Outcome<T> = Result<T, Box<dyn Error>>;
 
-fn main() {
-    if let Err(error) = run() {
-        eprintln!("error: {error}");
-        std::process::exit(1);
-    }
+fn main() -> ExitCode {
+    arguments::exit(run(&arguments::parse()))
 }
 
-fn run() -> Outcome<()> {
-    let args = Args::parse();
+fn run(args: &Args) -> Outcome<()> {
+    args.check()?;
     let device = Device::default();
     device.seed(0);
     std::fs::create_dir_all(&args.out)?;

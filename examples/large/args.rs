@@ -6,6 +6,7 @@ use burn_peft::memory::{Float, Loss, Method, ModelShape, Optimizer, Recompute, S
 use burn_peft::objective::HeadChunks;
 use clap::{ArgGroup, Parser, ValueEnum};
 
+use llama::arguments;
 use llama::config::LlamaConfig;
 use llama::error::LlamaError;
 
@@ -17,22 +18,22 @@ pub struct Args {
     #[arg(long, value_enum)]
     pub shape: Option<Shape>,
     /// Hugging Face directory of a Llama.
-    #[arg(long)]
+    #[arg(long, value_parser = arguments::directory())]
     pub model: Option<PathBuf>,
     /// Only so many blocks of the shape.
-    #[arg(long, requires = "shape", value_parser = clap::value_parser!(u64).range(1..))]
+    #[arg(long, requires = "shape", value_parser = clap::value_parser!(u64).range(1..=1024))]
     pub layers: Option<u64>,
     /// Rank of the adapters, on every linear layer but the head.
     #[arg(long, default_value_t = 16, value_parser = clap::value_parser!(u64).range(1..=4096))]
     pub rank: u64,
     /// Tokens in a sequence.
-    #[arg(long, default_value_t = 128, value_parser = clap::value_parser!(u64).range(2..))]
+    #[arg(long, default_value_t = 128, value_parser = clap::value_parser!(u64).range(2..=1_048_576))]
     pub seq: u64,
     /// Sequences in a step.
-    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..))]
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..=65_536))]
     pub batch: u64,
     /// Training steps; the first makes the optimiser's state.
-    #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u64).range(2..))]
+    #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u64).range(2..=1_000_000))]
     pub steps: u64,
     /// Dtype of the adapters; moments are f32 or eight bits in any case.
     #[arg(long, value_enum, default_value_t = Factors::F32)]

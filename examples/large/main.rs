@@ -22,17 +22,17 @@ use std::error::Error;
 use std::process::ExitCode;
 
 use burn::tensor::Device;
-use clap::Parser;
 use peak_alloc::PeakAlloc;
 
 use args::Args;
+use llama::arguments;
 use meter::Meter;
 
 #[global_allocator]
 static ALLOCATOR: PeakAlloc = PeakAlloc;
 
 fn main() -> ExitCode {
-    let args = Args::parse();
+    let args = arguments::parse();
     // In Rayon's pool, which Burn's CPU backend and the kernels share: its threads need not be woken for each operation.
     rayon::scope(|_| match run(&args) {
         Ok(true) => ExitCode::SUCCESS,

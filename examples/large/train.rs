@@ -7,7 +7,7 @@ use burn::tensor::{Bool, Device, Int, Tensor, TensorData};
 use burn_peft::checkpointing::Checkpointing;
 use burn_peft::model::PeftModel;
 use burn_peft::objective::HeadChunks;
-use burn_peft::optim::{AdamW8bitConfig, F32State, clip_grad_norm};
+use burn_peft::optim::{AdamW8bitConfig, F32State, check_loss, clip_grad_norm};
 use burn_peft::resume::Seed;
 
 use crate::args::{Args, Optim};
@@ -72,10 +72,11 @@ pub fn train(
         })?;
         let kept = meter.live() - before;
         let mut gradients = meter.phase(named("backward"), || tape.backward(&loss, &*model));
-        let loss = loss.into_scalar::<f32>();
+        let loss = check_loss(&loss, number + 1)?;
         let held = meter.live() - before;
         let (stepped, norm) = meter.phase(named("clipping and optimiser"), || {
-            let norm = clip_grad_norm(&model, &mut gradients, 1.0)?;
+            let norm = clip_grad_norm(&model, &mut gradients, 1.0)
+                .map_err(|error| error.at_step(number + 1))?;
             Ok::<_, Box<dyn Error>>((optimizer.step(LEARNING_RATE, model, gradients), norm))
         })?;
         model = stepped;

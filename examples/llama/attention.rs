@@ -64,6 +64,11 @@ impl KvCache {
     pub fn len(&self) -> usize {
         self.layers.first().map_or(0, |(key, _)| key.dims()[2])
     }
+
+    /// Whether no token was seen yet.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
 }
 
 /// The attention of one block. Field names are Hugging Face's.

@@ -3,6 +3,7 @@
 //! One model for the examples, tests and benchmarks. It needs one change for adapters: `forward_peft` of
 //! [`burn_peft::model::PeftForward`] in place of `forward` at each linear layer.
 
+pub mod arguments;
 pub mod attention;
 pub mod block;
 pub mod config;

@@ -4,11 +4,12 @@ use std::error::Error;
 use std::path::PathBuf;
 
 use burn::tensor::Device;
-use burn_peft::format::{BaseOptions, LoadOptions};
+use burn_peft::format::{AdapterFile, BaseOptions, LoadOptions, ReadOptions};
 use burn_peft::model::{DEFAULT_ADAPTER, TargetConfig};
 use burn_peft::nf4::Nf4Config;
 use clap::{Args, ValueEnum};
 
+use crate::arguments;
 use crate::config::LlamaConfig;
 use crate::model::LlamaForCausalLm;
 use crate::progress;
@@ -17,11 +18,11 @@ use crate::progress;
 #[derive(Args, Debug)]
 pub struct ModelArgs {
     /// Hugging Face directory of the base model.
-    #[arg(long)]
+    #[arg(long, value_parser = arguments::directory())]
     pub model: PathBuf,
     /// PEFT directory of an adapter to put on it.
-    #[arg(long)]
-    adapter: Option<PathBuf>,
+    #[arg(long, value_parser = arguments::directory())]
+    pub adapter: Option<PathBuf>,
     /// How the base's linear layers are held.
     #[arg(long, value_enum, default_value_t = Quantize::None)]
     quantize: Quantize,
@@ -43,7 +44,12 @@ enum Quantize {
 
 impl ModelArgs {
     /// Loads the base, packed on the way, puts the adapter on it and merges, as asked.
+    ///
+    /// Error: that of reading the base or the adapter. An adapter that cannot be read is found before the base is.
     pub fn open(&self, device: &Device) -> Result<(LlamaConfig, LlamaForCausalLm), Box<dyn Error>> {
+        if let Some(adapter) = &self.adapter {
+            AdapterFile::read(adapter, &ReadOptions::default())?;
+        }
         let mut options = BaseOptions::new()
             .with_dtype(device.settings().float_dtype)
             .with_progress(progress::bar());

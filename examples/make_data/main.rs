@@ -12,14 +12,23 @@ mod facts;
 mod sentences;
 mod triples;
 
-use std::{collections::BTreeMap, fs, path::Path};
+use std::{collections::BTreeMap, fs, path::Path, process::ExitCode};
 
 use facts::Fact;
+use llama::arguments;
 
 /// Share of the facts that are asked for in the held-out triples only: one in this many.
 const HELD_OUT: usize = 5;
 
-fn main() -> std::io::Result<()> {
+fn main() -> ExitCode {
+    if std::env::args_os().len() > 1 {
+        eprintln!("error: this program takes no arguments");
+        return ExitCode::FAILURE;
+    }
+    arguments::exit(run())
+}
+
+fn run() -> std::io::Result<()> {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("data");
     for (name, text) in files(&fs::read_to_string(folder.join("facts.tsv"))?) {
         println!(

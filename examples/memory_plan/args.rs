@@ -6,7 +6,9 @@ use burn_peft::memory::{
     Float, Head, Loss, Method, ModelShape, Optimizer, Recompute, Setup, Targets,
 };
 use burn_peft::nf4::Nf4Config;
+use clap::builder::{PathBufValueParser, TypedValueParser};
 use clap::{Parser, ValueEnum};
+use llama::arguments::Outputs;
 
 /// Plans the memory of fine-tuning a model.
 #[derive(Parser, Clone, Debug)]
@@ -20,13 +22,13 @@ pub struct Args {
     )]
     shape: Shape,
     /// A Hugging Face config.json, or its directory.
-    #[arg(long)]
+    #[arg(long, value_parser = present())]
     config: Option<PathBuf>,
     /// Only so many blocks of it.
-    #[arg(long)]
+    #[arg(long, value_parser = clap::value_parser!(u64).range(1..=10000))]
     layers: Option<u64>,
     /// Rank of adapters.
-    #[arg(long, default_value_t = 8)]
+    #[arg(long, default_value_t = 8, value_parser = clap::value_parser!(u64).range(1..=65536))]
     rank: u64,
     /// Which layers have one.
     #[arg(long, value_enum, default_value = "all-linear")]
@@ -50,13 +52,13 @@ pub struct Args {
     #[arg(long, value_enum, default_value = "adamw")]
     optimizer: Kind,
     /// Sequences in a step.
-    #[arg(long, default_value_t = 1)]
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..=65536))]
     pub batch: u64,
     /// Tokens in a sequence.
-    #[arg(long, default_value_t = 512)]
+    #[arg(long, default_value_t = 512, value_parser = clap::value_parser!(u64).range(1..=16777216))]
     pub seq: u64,
     /// Checkpointing by segments of so many blocks; 0 keeps everything.
-    #[arg(long, default_value_t = 0)]
+    #[arg(long, default_value_t = 0, value_parser = clap::value_parser!(u64).range(0..=10000))]
     segments: u64,
     /// Head and loss in chunks of 256 tokens by 4096 logits.
     #[arg(long)]
@@ -109,7 +111,39 @@ enum Kind {
     Adamw8bit,
 }
 
+/// A file or directory that is there.
+fn present() -> impl TypedValueParser<Value = PathBuf> {
+    PathBufValueParser::new().try_map(|path| match path.exists() {
+        true => Ok(path),
+        false => Err("there is no such file or directory"),
+    })
+}
+
 impl Args {
+    /// Checks, before the work, that the picture can be written, and not over the configuration.
+    ///
+    /// Error: the argument at fault, and why.
+    pub fn check(&self) -> Result<(), String> {
+        let Some(out) = &self.out else {
+            return Ok(());
+        };
+        if out
+            .extension()
+            .is_none_or(|extension| !extension.eq_ignore_ascii_case("png"))
+        {
+            return Err(format!(
+                "--out: expected the path of a file that ends in .png, found {}",
+                out.display()
+            ));
+        }
+        let config = self.config.iter();
+        config
+            .fold(Outputs::new(), |outputs, path| {
+                outputs.with_input("--config", path)
+            })
+            .file("--out", out)
+    }
+
     /// The model.
     pub fn shape(&self) -> burn_peft::Result<ModelShape> {
         let shape = match (&self.config, self.shape) {

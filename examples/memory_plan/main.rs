@@ -9,14 +9,19 @@ mod args;
 mod picture;
 
 use std::error::Error;
+use std::process::ExitCode;
 
 use burn_peft::memory::{Budget, Method, Table, table};
-use clap::Parser;
 
 use args::Args;
+use llama::arguments;
 
-fn main() -> Result<(), Box<dyn Error>> {
-    let args = Args::parse();
+fn main() -> ExitCode {
+    arguments::exit(run(&arguments::parse()))
+}
+
+fn run(args: &Args) -> Result<(), Box<dyn Error>> {
+    args.check()?;
     let shape = args.shape()?;
     let setup = args.setup();
     let plans = table(&shape, &setup)?;

@@ -3,6 +3,7 @@
 //! It reads the declarative sentences of `examples/data/pretrain.txt` (made by the example `make_data`), trains a tokenizer and
 //! a Llama on them, and writes both as a Hugging Face directory. It never sees an instruction with its answer.
 
+mod args;
 #[path = "../finetune/loss.rs"]
 mod loss;
 #[path = "../finetune/schedule.rs"]
@@ -13,48 +14,32 @@ mod tokenizer;
 
 use std::error::Error;
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
+use std::process::ExitCode;
 
 use burn::grad_clipping::GradientClippingConfig;
 use burn::module::Module;
 use burn::optim::{AdamWConfig, GradientsParams};
 use burn::tensor::Device;
 use burn_peft::dataset::{Instruction, chatml_prompt, read_json_lines};
-use clap::Parser;
+use burn_peft::optim::{check_gradients, check_loss};
 use indicatif::{ProgressBar, ProgressStyle};
 use rand::SeedableRng;
 use rand::rngs::StdRng;
 use rand::seq::SliceRandom;
 
+use args::Args;
+use llama::arguments;
 use llama::config::LlamaConfig;
 use llama::save::SavedType;
 use llama::tokenizer::Tokenizer;
 
-/// Trains the base model of the example `finetune`.
-#[derive(Parser)]
-struct Args {
-    /// Steps of the optimiser.
-    #[arg(long, default_value_t = 2400)]
-    steps: usize,
-    /// Windows of text in a step.
-    #[arg(long, default_value_t = 16)]
-    batch: usize,
-    /// Tokens in a window.
-    #[arg(long, default_value_t = 128)]
-    seq_len: usize,
-    /// Highest learning rate.
-    #[arg(long, default_value_t = 3e-3)]
-    lr: f64,
-    /// Seed of the weights and of the order of the sentences.
-    #[arg(long, default_value_t = 0)]
-    seed: u64,
-    /// Where the model goes.
-    #[arg(long, default_value = concat!(env!("CARGO_MANIFEST_DIR"), "/data/base"))]
-    out: PathBuf,
+fn main() -> ExitCode {
+    arguments::exit(run(&arguments::parse()).map_err(|error| -> Box<dyn Error> { error }))
 }
 
-fn main() -> Result<(), Box<dyn Error + Send + Sync>> {
-    let args = Args::parse();
+fn run(args: &Args) -> Result<(), Box<dyn Error + Send + Sync>> {
+    args.check()?;
     let data = Path::new(env!("CARGO_MANIFEST_DIR")).join("data");
     let pretrain = fs::read_to_string(data.join("pretrain.txt"))?;
     let heldout = fs::read_to_string(data.join("pretrain_heldout.txt"))?;
@@ -109,8 +94,10 @@ fn main() -> Result<(), Box<dyn Error + Send + Sync>> {
         .mean();
         let lr = schedule::learning_rate(args.lr, step, args.steps, 50);
         let gradients = GradientsParams::from_grads(loss.backward(), &model);
+        let loss = check_loss(&loss, step as u64)?;
+        check_gradients(&model, &gradients, step as u64)?;
         model = optimizer.step(lr, model, gradients);
-        bar.set_message(format!("{:.3}", loss::scalar(loss)?));
+        bar.set_message(format!("{loss:.3}"));
         bar.inc(1);
         if step % 200 == 0 || step == args.steps {
             let loss = loss::mean_loss(&model, &heldout, args.batch)?;

@@ -1,7 +1,9 @@
 //! Deltas: small trainable changes to a frozen linear map.
 //!
-//! A frozen map `x -> x·W + b`, `x [rows, d_in]`, `W [d_in, d_out]`, becomes `x -> x·W + b + Δ(x)` with a `Δ` of few
-//! parameters. Each delta is one file; [`Lora`] is `Δ(x) = s·((drop(x)·A)·B)`, and DoRA if it has a magnitude.
+//! A frozen map `x -> x·W + b` with `x [rows, d_in]` and `W [d_in, d_out]` becomes `x -> x·W + b + Δ(x)`, where `Δ` has few parameters.
+//! [`Lora`] is `Δ(x) = s·((drop(x)·A)·B)`. With a magnitude it is DoRA. [`LoraConfig`] says how one is made.
+//!
+//! To adapt a whole model, use [`PeftModel`](crate::model::PeftModel). This module is for single layers and for your own initialisations.
 
 mod change;
 mod combine;

@@ -283,7 +283,7 @@ mod tests {
         });
         assert_eq!(
             error.unwrap_err().to_string(),
-            "tokenizer failed on \"cd\": no such letter"
+            "the tokenizer failed on \"cd\": no such letter"
         );
     }
 

@@ -27,7 +27,7 @@ pub struct Instruction {
 ///
 /// let keys = InstructionKeys::new().with_instruction("question").with_response("answer");
 /// let line = br#"{"question": "1 + 1?", "answer": "2"}"#;
-/// let data = parse_instructions(&line[..], "data.jsonl".as_ref(), &keys)?;
+/// let data = parse_instructions(&line[..], "data.jsonl", &keys)?;
 /// assert_eq!(data[0].response, "2");
 /// # Ok(())
 /// # }

@@ -40,8 +40,11 @@ pub fn read_json_lines<T: DeserializeOwned>(path: impl AsRef<Path>) -> Result<Ve
 /// # Errors
 ///
 /// As [`read_json_lines`].
-pub fn parse_json_lines<T: DeserializeOwned>(reader: impl BufRead, name: &Path) -> Result<Vec<T>> {
-    parse(reader, name, PhantomData)
+pub fn parse_json_lines<T: DeserializeOwned>(
+    reader: impl BufRead,
+    name: impl AsRef<Path>,
+) -> Result<Vec<T>> {
+    parse(reader, name.as_ref(), PhantomData)
 }
 
 /// Reads triples whose keys are called as `keys` says, from a file as [`read_json_lines`] reads it.
@@ -64,10 +67,10 @@ pub fn read_instructions(
 /// As [`read_json_lines`].
 pub fn parse_instructions(
     reader: impl BufRead,
-    name: &Path,
+    name: impl AsRef<Path>,
     keys: &InstructionKeys,
 ) -> Result<Vec<Instruction>> {
-    parse(reader, name, keys.clone())
+    parse(reader, name.as_ref(), keys.clone())
 }
 
 fn open(path: &Path) -> Result<BufReader<File>> {
@@ -266,7 +269,7 @@ mod tests {
     use super::*;
 
     fn parse(text: &[u8]) -> Result<Vec<Instruction>> {
-        parse_json_lines(text, "data.jsonl".as_ref())
+        parse_json_lines(text, "data.jsonl")
     }
 
     const GOOD: &str = r#"{"instruction":"a","response":"b"}"#;
@@ -300,7 +303,7 @@ mod tests {
         }
         assert_eq!(parse(b"[]").unwrap(), []);
         // Lines that are lists stay lines.
-        let lists: Vec<[u8; 2]> = parse_json_lines(&b"[1,2]\n[3,4]"[..], "x".as_ref()).unwrap();
+        let lists: Vec<[u8; 2]> = parse_json_lines(&b"[1,2]\n[3,4]"[..], "x").unwrap();
         assert_eq!(lists, [[1, 2], [3, 4]]);
     }
 
@@ -392,12 +395,12 @@ mod tests {
             .with_instruction("question")
             .with_input("context")
             .with_response("answer");
-        let read = parse_instructions(&text[..], "x".as_ref(), &keys).unwrap();
+        let read = parse_instructions(&text[..], "x", &keys).unwrap();
         assert_eq!(
             (read[0].instruction.as_str(), read[0].response.as_str()),
             ("a", "b")
         );
-        let error = parse_instructions(GOOD.as_bytes(), "x".as_ref(), &keys).unwrap_err();
+        let error = parse_instructions(GOOD.as_bytes(), "x", &keys).unwrap_err();
         assert!(
             error.to_string().contains("missing field `question`"),
             "{error}"
@@ -407,7 +410,7 @@ mod tests {
     #[test]
     fn an_endless_line_is_refused_unread() {
         let endless = BufReader::new(std::io::repeat(b' '));
-        let error = parse_json_lines::<Instruction>(endless, "pipe".as_ref()).unwrap_err();
+        let error = parse_json_lines::<Instruction>(endless, "pipe").unwrap_err();
         assert!(
             error.to_string().starts_with("pipe:1: longer than"),
             "{error}"

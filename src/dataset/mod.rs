@@ -17,7 +17,7 @@
 //! use burn_peft::dataset::{Instruction, PaddedBatcher, TokenizeConfig, alpaca};
 //!
 //! let line = br#"{"instruction": "Translate to French.", "input": "cheese", "response": "fromage"}"#;
-//! let data: Vec<Instruction> = burn_peft::dataset::parse_json_lines(&line[..], "data.jsonl".as_ref())?;
+//! let data: Vec<Instruction> = burn_peft::dataset::parse_json_lines(&line[..], "data.jsonl")?;
 //!
 //! // One token per byte stands for a real tokenizer here; 256 is its end-of-sequence token.
 //! let bytes = |text: &str| Ok::<_, std::convert::Infallible>(text.bytes().map(u32::from).collect());

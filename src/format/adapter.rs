@@ -146,8 +146,8 @@ impl AdapterFile {
     /// Those of [`AdapterConfig::read`] and [`SafetensorsFile::open`](super::SafetensorsFile::open), and, in
     /// [`PeftError::InFile`], [`PeftError::Incomplete`] with the names of all tensors that do not fit,
     /// [`PeftError::DType`] and [`PeftError::NotFinite`]; [`PeftError::Digest`] as [`ReadOptions::digest`] has it.
-    pub fn read(dir: &Path, options: &ReadOptions) -> Result<Self> {
-        read::read(dir, options)
+    pub fn read(dir: impl AsRef<Path>, options: &ReadOptions) -> Result<Self> {
+        read::read(dir.as_ref(), options)
     }
 
     /// Writes the adapter to `dir`, which is made if it is not there, as PEFT would.
@@ -161,8 +161,8 @@ impl AdapterFile {
     /// errors of [`AdapterConfig::to_json`]; [`PeftError::Config`] for two modules of the same path, a path that is
     /// none, or one that `target_modules` does not name, which PEFT would not load; [`PeftError::Shape`],
     /// [`PeftError::DType`] and [`PeftError::NotFinite`] for tensors that could not be read back; [`PeftError::Io`].
-    pub fn write(&self, dir: &Path, options: &WriteOptions) -> Result<()> {
-        write::write(self, dir, options)
+    pub fn write(&self, dir: impl AsRef<Path>, options: &WriteOptions) -> Result<()> {
+        write::write(self, dir.as_ref(), options)
     }
 }
 
@@ -172,7 +172,8 @@ impl AdapterFile {
 ///
 /// [`PeftError::AdapterName`] for a name that no adapter of a model can have: one that is empty or too long, or has a dot, a separator, a
 /// colon or a control character, which would lead elsewhere.
-pub fn adapter_dir(dir: &Path, name: &str) -> Result<PathBuf> {
+pub fn adapter_dir(dir: impl AsRef<Path>, name: &str) -> Result<PathBuf> {
+    let dir = dir.as_ref();
     check_adapter_name(name)?;
     Ok(match name {
         DEFAULT_ADAPTER => dir.to_owned(),

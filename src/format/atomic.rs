@@ -299,7 +299,7 @@ fn remove_stale(dir: &Path) {
 }
 
 /// Makes `dir` and its parents, so that they last through a loss of power, and returns those that were not there, the outermost first.
-fn make_dirs(dir: &Path) -> Result<Vec<PathBuf>> {
+pub(super) fn make_dirs(dir: &Path) -> Result<Vec<PathBuf>> {
     let absent = |dir: &&Path| !dir.as_os_str().is_empty() && !dir.exists();
     let missing: Vec<_> = dir.ancestors().take_while(absent).collect();
     let mut made = Vec::with_capacity(missing.len());
@@ -322,7 +322,7 @@ fn make_dirs(dir: &Path) -> Result<Vec<PathBuf>> {
 }
 
 /// Removes directories as far as they are empty, the innermost first.
-fn remove_dirs(made: &[PathBuf]) {
+pub(super) fn remove_dirs(made: &[PathBuf]) {
     for dir in made.iter().rev() {
         let _ = fs::remove_dir(dir);
     }

@@ -289,7 +289,8 @@ impl AdapterConfig {
     ///
     /// [`PeftError::Io`] or [`PeftError::Malformed`] where there is no regular file of at most [`MAX_CONFIG_BYTES`]
     /// that holds a JSON object; otherwise those of [`from_json`](Self::from_json), in [`PeftError::InFile`].
-    pub fn read(path: &Path, options: &ReadOptions) -> Result<Self> {
+    pub fn read(path: impl AsRef<Path>, options: &ReadOptions) -> Result<Self> {
+        let path = path.as_ref();
         let bytes = read_bounded(path, MAX_CONFIG_BYTES)?;
         Self::from_json(&bytes, options).map_err(|error| not_json(path, &bytes, error))
     }

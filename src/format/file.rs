@@ -45,7 +45,7 @@ impl SafetensorsFile {
     ///
     /// [`PeftError::Io`], and [`PeftError::Malformed`] for what is no regular file, is larger than `max_bytes`, or is
     /// no whole safetensors file.
-    pub fn open(path: &Path, max_bytes: u64) -> Result<Self> {
+    pub fn open(path: impl AsRef<Path>, max_bytes: u64) -> Result<Self> {
         Self::open_with(path, max_bytes, &FileLimits::default())
     }
 
@@ -55,7 +55,8 @@ impl SafetensorsFile {
     ///
     /// As [`open`](Self::open). For a file that is something else by its first bytes (a pointer of Git LFS, an HTML page, a
     /// pickle) the error says so, and what to do.
-    pub fn open_with(path: &Path, max_bytes: u64, limits: &FileLimits) -> Result<Self> {
+    pub fn open_with(path: impl AsRef<Path>, max_bytes: u64, limits: &FileLimits) -> Result<Self> {
+        let path = path.as_ref();
         let malformed = |reason: String| {
             let error = PeftError::Malformed {
                 path: path.to_owned(),

@@ -2,20 +2,23 @@
 //!
 //! An adapter is a directory with two files ([PEFT](https://github.com/huggingface/peft) 0.21):
 //!
-//! * `adapter_config.json` ([`AdapterConfig`]): rank, alpha, targets, and what else fixes the scale of
+//! * `adapter_config.json` ([`AdapterConfig`]): rank, alpha, targets, and the other options that determine the scale of
 //!   `ΔW = s·B·A`;
 //! * `adapter_model.safetensors`: the factors `A [r, d_in]` and `B [d_out, r]` of each module, under
 //!   `base_model.model.PATH.lora_A.weight` and `.lora_B.weight`, and DoRA's magnitude `[d_out]` under `.lora_magnitude_vector`.
 //!
 //! [`PeftModel::save_adapter`](crate::model::PeftModel::save_adapter) writes one and
-//! [`load_adapter`](crate::model::PeftModel::load_adapter) reads one; [`AdapterFile`] is what lies between, on the host. Everything in a file is hostile until it was checked: errors name the file and the key or
-//! tensor, limits are named constants, nothing is allocated before its size was checked, and no string of a file is ever
-//! opened, fetched, imported or run. Module paths are those of the file; a [`NameMap`] maps them to a model's own.
+//! [`load_adapter`](crate::model::PeftModel::load_adapter) reads one. [`AdapterFile`] is the adapter on the host, between model and files.
+//! [`check_writable`] checks before training that a directory can be written.
+//!
+//! Reading treats every byte of a file as hostile until it is checked. Errors name the file and the key or tensor. Limits are named
+//! constants. Nothing is allocated before its size is checked, and no string of a file is ever opened, fetched, imported or run. Module
+//! paths are those of the file; a [`NameMap`] maps them to a model's own.
 //!
 //! A base model is one safetensors file, or several with an index ([`BaseCheckpoint`]).
 //! [`PeftModel::load_base`](crate::model::PeftModel::load_base) reads it into a model, and
-//! [`BaseCheckpoint::load_into`] into any module, packed in NF4 on the way where [`BaseOptions`] say so, with the memory
-//! of the model and one bounded buffer:
+//! [`BaseCheckpoint::load_into`] reads it into any module. Both pack weights in NF4 while they read, where [`BaseOptions`] say so. They need
+//! the memory of the model and one bounded buffer:
 //!
 //! ```no_run
 //! # use burn::module::Module;
@@ -37,9 +40,9 @@
 //! # }
 //! ```
 //!
-//! Weights that bitsandbytes has packed, as transformers saves them, are taken as they are, without an option.
-//! [`PeftModel::save_base`](crate::model::PeftModel::save_base) writes a base as transformers does, packed weights in
-//! bitsandbytes' format, so that quantising once is enough: reading a packed base takes half the time of packing it.
+//! Weights that bitsandbytes has packed, as transformers saves them, are loaded as they are, without an option.
+//! [`PeftModel::save_base`](crate::model::PeftModel::save_base) writes a base as transformers does, with packed weights in bitsandbytes'
+//! format. So quantising once is enough: reading a packed base takes half the time of packing it.
 
 mod adapter;
 mod atomic;
@@ -76,6 +79,7 @@ mod stored;
 mod summary;
 mod tied;
 mod version;
+mod writable;
 mod write;
 
 #[cfg(feature = "optim")]
@@ -108,4 +112,5 @@ pub use read::{MAX_WEIGHTS_BYTES, ReadOptions, WEIGHTS_FILE};
 pub use report::{LoadReport, Mismatch};
 pub use save::SaveOptions;
 pub use serving::{Obstacle, Outcome, Server};
+pub use writable::check_writable;
 pub use write::WriteOptions;

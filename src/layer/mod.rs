@@ -1,7 +1,7 @@
-//! Layers: a frozen base plus a delta.
+//! Single layers: a frozen base plus a delta, without a [`PeftModel`](crate::model::PeftModel).
 //!
-//! `y = x·W + b + Δ(x)`. The base is a dense [`Linear`](burn::nn::Linear) or a packed [`Nf4Linear`], the delta any
-//! [`Delta`](crate::adapter::Delta); [`Adapted`] composes the two, so every base works with every delta.
+//! `y = x·W + b + Δ(x)`. The base is a dense [`Linear`](burn::nn::Linear) or a packed [`Nf4Linear`]. The delta is any
+//! [`Delta`](crate::adapter::Delta). [`Adapted`] composes the two, so every base works with every delta.
 
 mod adapted;
 mod base;

@@ -1,9 +1,12 @@
 //! Adapters on whole models.
 //!
-//! [`PeftModel`] wraps any Burn module. What it attaches to a linear weight `W` is a reparameterization of Burn, so that
-//! an unchanged model computes `x·(W + s·A·B) + b` at once; [`PeftForward`] at its call sites makes that
-//! `x·W + s·((x·A)·B) + b`, with `W` packed if it was [quantised](PeftModel::quantize_nf4).
-//! [`AdaptersOnly`] is the same model for trainers, whose checkpoints then leave the base out.
+//! [`PeftModel`] wraps any Burn module. It attaches each adapter to a weight as one of Burn's reparameterizations. So an unchanged model
+//! computes `x·(W + s·A·B) + b` at once. With [`PeftForward`] at its call sites it computes `x·W + s·((x·A)·B) + b` instead, and `W` stays
+//! packed if the model was [quantised](PeftModel::quantize_nf4).
+//!
+//! [`PeftModel::add_adapter`] makes an adapter; the [`prelude`](crate::prelude) has a table of the other ways. [`PeftModel::status`] says
+//! what is attached and what trains, in the words of PEFT. [`AdaptersOnly`] is the same model for trainers: its checkpoints leave the base
+//! out.
 
 mod active;
 mod adapters_only;
@@ -31,6 +34,7 @@ mod report;
 mod resize;
 mod shown_groups;
 mod statistics;
+mod status;
 mod storage;
 mod stored_base;
 mod target;
@@ -62,6 +66,7 @@ pub use quantize::QuantizeReport;
 pub use report::{AdapterReport, AttachReport, Base, ChangeKind, ModelReport, WeightReport};
 pub use resize::{ResizeReport, ResizedTable};
 pub(crate) use statistics::is_statistic;
+pub use status::{LayerStatus, ModelStatus, Regular};
 pub use storage::{Amount, Storage, Stored};
 pub(crate) use stored_base::{StoredParameter, StoredValue};
 pub(crate) use target::{Adapted, OldPatterns};

@@ -155,10 +155,13 @@ pub(super) fn tokens<'a>(
 fn input_embedding(sites: &[Site]) -> Result<&Site> {
     let layers: Vec<TokenLayer> = sites.iter().filter_map(Site::token_layer).collect();
     let module = vocabulary::input_embedding(&layers).map_err(|embeddings| {
+        let found = vocabulary::found(&embeddings);
         PeftError::config(
             "trainable_token_indices",
-            format!("of one of {embeddings:?}"),
-            "the name of an embedding, as more than one, or none, may be the input's",
+            format!(
+                "a list of tokens without the name of their embedding, in a model with {found}"
+            ),
+            "one embedding that is clearly the input's, or `TrainableTokens::Named` with its path",
         )
     })?;
     let mut embeddings = sites

@@ -47,6 +47,9 @@ pub const DEFAULT_ADAPTER: &str = "default";
 /// module of Burn, clones share those of a `BatchNorm`, and a forward pass in training by one changes them for all. A
 /// [`reference`](Self::reference) and a [`merged`](Self::merged) module have their own.
 ///
+/// The methods of `PeftModel` hide those of the model inside that have the same name, such as `config`, `report`, `status`, `head` or
+/// `merge`. [`module`](Self::module) and [`module_mut`](Self::module_mut) give the model itself: `model.module().config()`.
+///
 /// # The two ways
 ///
 /// * An unchanged model is right at once: Burn's `Linear::forward` composes the dense effective weight. In training that
@@ -192,8 +195,11 @@ impl<M: Module> PeftModel<M> {
             .expect("only empty inside an operation")
     }
 
-    /// The module, to be changed in what the adapters do not depend on.
-    pub(crate) fn module_mut(&mut self) -> &mut M {
+    /// The module, to change its state: a key-value cache, a counter, a probability of dropout.
+    ///
+    /// What is attached to a parameter belongs to the parameter. Change no parameter here: one that is replaced has no adapter any more,
+    /// is not packed, and trains. [`status`](Self::status) shows what every adapter has.
+    pub fn module_mut(&mut self) -> &mut M {
         self.module
             .as_mut()
             .expect("only empty inside an operation")

@@ -11,7 +11,7 @@ use super::new_rows::{NewRows, Table};
 use super::peft_model::{PeftModel, refuse_foreign};
 use super::tied::TiedPart;
 use super::traverse::{See, Site, as_matrix, collect, edit, walk};
-use super::vocabulary::{TokenLayer, input_embedding, output_head};
+use super::vocabulary::{TokenLayer, found, input_embedding, output_head};
 use super::weight::NamedChange;
 use crate::adapter::{Change, cast};
 use crate::layer::{LayerKind, loader_transposes};
@@ -84,7 +84,7 @@ impl<M: Module> PeftModel<M> {
         let embedding = input_embedding(&layers).map_err(|embeddings| {
             PeftError::config(
                 "resize_vocabulary",
-                format!("of one of {embeddings:?}"),
+                format!("a model with {}", found(&embeddings)),
                 "a model whose input embedding is clear; `resize_rows` takes the path of a table",
             )
         })?;

@@ -56,6 +56,15 @@ pub(crate) struct TokenLayer<'a> {
     pub dims: [usize; 2],
 }
 
+/// The embeddings of a model, as an error says them.
+pub(crate) fn found(embeddings: &[&str]) -> String {
+    let named: Vec<_> = embeddings.iter().map(|path| format!("`{path}`")).collect();
+    match named.is_empty() {
+        true => "no embedding".into(),
+        false => format!("the embeddings {}", named.join(", ")),
+    }
+}
+
 /// The embedding of the input: the only one; or else the only one of the first usual name that the model has; or else the
 /// one with the most rows whose name does not say that it is of positions or types.
 ///

@@ -1,10 +1,11 @@
 //! Four-bit NormalFloat (NF4) weights, bit for bit those of bitsandbytes.
 //!
-//! `W ≈ CODEBOOK[q] · a`: each weight of `W` is a 4-bit code `q` into sixteen fixed values, times the scale `a` of its
-//! block of (by default) 64 consecutive weights of the row-major `[d_out, d_in]` matrix; the scales are f32, or
-//! themselves quantised to eight bits (double quantisation).
+//! `W ≈ CODEBOOK[q] · a`. Each weight of `W` is a 4-bit code `q` into sixteen fixed values, times the absmax `a` of its block. A block is
+//! 64 consecutive weights (by default) of the row-major `[d_out, d_in]` matrix. The absmax values are f32, or are themselves quantised to
+//! eight bits (double quantisation).
 //!
-//! [`Nf4Data`] is a quantised matrix on the host, [`Nf4Weight`] one on a device; [`Nf4Ops`] are the products with it.
+//! [`Nf4Data`] is a quantised matrix on the host, and [`Nf4Weight`] is one on a device. [`Nf4Ops`] are the products with it. To pack a whole
+//! model, use [`PeftModel::quantize_nf4`](crate::model::PeftModel::quantize_nf4).
 //!
 //! Sources: T. Dettmers et al., "QLoRA: Efficient Finetuning of Quantized LLMs", <https://arxiv.org/abs/2305.14314>;
 //! every byte follows bitsandbytes 0.50.2.

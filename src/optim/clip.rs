@@ -49,6 +49,25 @@ pub fn clip_grad_norm<M: Module>(
     if max_norm.is_nan() || max_norm <= 0.0 {
         return Err(PeftError::config("max_norm", max_norm, "a positive number"));
     }
+    let norm = finite_norm(module, grads)?;
+    let factor = max_norm / (f64::from(norm) + EPSILON);
+    if factor < 1.0 {
+        module.visit(&mut Scale {
+            grads,
+            seen: HashSet::new(),
+            factor,
+        });
+    }
+    Ok(norm)
+}
+
+/// The 2-norm of all gradients of `module`; 0 if there are none.
+///
+/// # Errors
+///
+/// [`PeftError::NotFinite`] with the path of the first parameter whose gradient is not finite, or with all of them if only their
+/// norm is beyond f32.
+pub(super) fn finite_norm<M: Module>(module: &M, grads: &GradientsParams) -> Result<f32> {
     let mut squares = Squares {
         grads,
         seen: HashSet::new(),
@@ -59,28 +78,20 @@ pub fn clip_grad_norm<M: Module>(
         return nothing_trains(module).map_or(Ok(0.0), Err);
     };
     let norm = sum.sqrt().into_scalar::<f32>();
-    if !norm.is_finite() {
-        let mut culprit = NotFinite {
-            grads,
-            path: Vec::new(),
-            found: None,
-        };
-        module.visit(&mut culprit);
-        return Err(culprit.found.unwrap_or(PeftError::NotFinite {
-            tensor: "norm of all gradients".into(),
-            index: 0,
-            value: norm,
-        }));
+    if norm.is_finite() {
+        return Ok(norm);
     }
-    let factor = max_norm / (f64::from(norm) + EPSILON);
-    if factor < 1.0 {
-        module.visit(&mut Scale {
-            grads,
-            seen: HashSet::new(),
-            factor,
-        });
-    }
-    Ok(norm)
+    let mut culprit = NotFinite {
+        grads,
+        path: Vec::new(),
+        found: None,
+    };
+    module.visit(&mut culprit);
+    Err(culprit.found.unwrap_or(PeftError::NotFinite {
+        tensor: "norm of all gradients".into(),
+        index: 0,
+        value: norm,
+    }))
 }
 
 struct Squares<'a> {

@@ -50,11 +50,12 @@ impl Checkpoint {
     /// No file has changed then.
     pub fn save<M: Module>(
         &self,
-        path: &Path,
+        path: impl AsRef<Path>,
         model: &PeftModel<M>,
         optimizer: &ModuleOptimizer,
         options: &WriteOptions,
     ) -> Result<()> {
+        let path = path.as_ref();
         if let Some(path) = parameters::trains_elsewhere(model) {
             return Err(PeftError::OptimizerState {
                 reason: format!(
@@ -127,10 +128,11 @@ impl Checkpoint {
     /// [`MAX_CHECKPOINT_BYTES`](super::MAX_CHECKPOINT_BYTES); [`PeftError::DType`] and [`PeftError::OptimizerState`] in
     /// [`PeftError::InFile`]; [`PeftError::Io`]. Model and optimiser are as they were then.
     pub fn load<M: Module>(
-        path: &Path,
+        path: impl AsRef<Path>,
         model: &mut PeftModel<M>,
         optimizer: &mut ModuleOptimizer,
     ) -> Result<Self> {
+        let path = path.as_ref();
         let (manifest, tensors) = container::read(path)?;
         let checkpoint = Self {
             seed: Seed(manifest.seed),

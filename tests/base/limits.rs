@@ -116,7 +116,7 @@ fn a_file_of_120_000_tensors_is_read() {
     let dir = Dir::new();
     dir.tensors(BASE_FILE, &tensors);
     let start = Instant::now();
-    let file = SafetensorsFile::open(&dir.file(BASE_FILE), u64::MAX).unwrap();
+    let file = SafetensorsFile::open(dir.file(BASE_FILE), u64::MAX).unwrap();
     assert_eq!(file.shapes().len(), 120_000);
     println!("opened in {:?}", start.elapsed());
     let bytes = std::fs::read(dir.file(BASE_FILE)).unwrap();

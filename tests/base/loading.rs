@@ -236,7 +236,7 @@ fn adapters_stay_and_act_on_the_new_base() {
     let row = report.weights.iter().find(|weight| weight.path == "row");
     assert_eq!(row.unwrap().base, Base::Nf4);
     let error = model.load_base(dir.path(), &options).unwrap_err();
-    let expected = "`row.weight` is quantised already";
+    let expected = "`row.weight` is quantised already: leave it out by `TargetConfig::with_exclude_modules`, or quantise once only";
     assert_eq!(error.to_string(), expected);
 }
 

@@ -120,7 +120,7 @@ fn values_are_those_of_the_file() {
 fn configurations_are_what_was_asked_of_peft() {
     let options = ReadOptions::default();
     let config =
-        |name: &str| AdapterConfig::read(&golden(name).join(CONFIG_FILE), &options).unwrap();
+        |name: &str| AdapterConfig::read(golden(name).join(CONFIG_FILE), &options).unwrap();
 
     let lora = config("lora");
     assert_eq!(

@@ -459,7 +459,7 @@ fn factors_are_f32_unless_asked_otherwise() {
     assert_eq!(dtype(None), DType::BF16);
     let options = ReadOptions::default();
     assert_eq!(
-        AdapterFile::read(&golden("regex"), &options)
+        AdapterFile::read(golden("regex"), &options)
             .unwrap()
             .tensors[0]
             .a

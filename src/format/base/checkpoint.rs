@@ -206,7 +206,7 @@ impl BaseCheckpoint {
             .enumerate()
             .filter(|(place, _)| is_there[*place])
         {
-            let file = SafetensorsFile::open_with(&path.with_file_name(name), u64::MAX, limits)?;
+            let file = SafetensorsFile::open_with(path.with_file_name(name), u64::MAX, limits)?;
             // Those that stand twice too: one file under many names has no more names than one.
             count += file.tensors().len();
             if count > limits.index_tensors {

@@ -55,7 +55,7 @@ pub struct Kinds {
 impl Kinds {
     /// The model with the weights of `base.safetensors`.
     pub fn load(dir: &Path, transposed: bool, device: &Device) -> Result<Self> {
-        let file = SafetensorsFile::open(&dir.join("base.safetensors"), 1 << 20)?;
+        let file = SafetensorsFile::open(dir.join("base.safetensors"), 1 << 20)?;
         let conv = |from: usize, to: usize, groups: usize| {
             Conv1dConfig::new(from, to, 3)
                 .with_padding(PaddingConfig1d::Explicit(1, 1))

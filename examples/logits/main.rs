@@ -7,41 +7,31 @@
 //!
 //! `IN` holds `input_ids` (I64, `[batch, seq]`), `OUT` gets `logits` (F32, `[batch, seq, vocab]`).
 
+mod args;
+
 use std::error::Error;
-use std::path::{Path, PathBuf};
+use std::path::Path;
+use std::process::ExitCode;
 
 use burn::tensor::{DType, Device, Int, Tensor, TensorData};
-use clap::Parser;
 use safetensors::tensor::TensorView;
 use safetensors::{Dtype, SafeTensors};
 
-use llama::open::ModelArgs;
+use args::Args;
+use llama::arguments;
+use llama::config::LlamaConfig;
 
-/// Writes the logits of a Llama for given tokens.
-#[derive(Parser)]
-struct Args {
-    #[command(flatten)]
-    model: ModelArgs,
-    /// File with `input_ids`.
-    #[arg(long)]
-    tokens: PathBuf,
-    /// File to write `logits` to.
-    #[arg(long)]
-    out: PathBuf,
+fn main() -> ExitCode {
+    arguments::exit(run(&arguments::parse()))
 }
 
-fn main() {
-    if let Err(error) = run() {
-        eprintln!("error: {error}");
-        std::process::exit(1);
-    }
-}
-
-fn run() -> Result<(), Box<dyn Error>> {
-    let args = Args::parse();
+fn run(args: &Args) -> Result<(), Box<dyn Error>> {
+    args.check()?;
     let device = Device::default();
-    let (config, model) = args.model.open(&device)?;
-    let tokens = read_tokens(&args.tokens, config.vocab_size)?;
+    // Before the model, which takes longer.
+    let vocab_size = LlamaConfig::from_dir(&args.model.model)?.vocab_size;
+    let tokens = read_tokens(&args.tokens, vocab_size)?;
+    let (_, model) = args.model.open(&device)?;
     let logits = model.forward(Tensor::<2, Int>::from_data(tokens, &device));
     write_logits(&args.out, logits)
 }

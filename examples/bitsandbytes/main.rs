@@ -9,51 +9,32 @@
 //! with `ours.safetensors`: `input_ids` I64 and `logits` F32. `read` writes the logits of the tokens in a file.
 //! `scripts/check_bitsandbytes.py` runs both and compares with transformers.
 
+mod args;
+
 use std::error::Error;
-use std::path::{Path, PathBuf};
+use std::path::Path;
+use std::process::ExitCode;
 
 use burn::tensor::{Device, FloatDType, Int, Tensor, TensorData};
 use burn_peft::format::{BaseCheckpoint, BaseOptions, SaveBaseOptions};
 use burn_peft::model::{PeftModel, TargetConfig};
 use burn_peft::nf4::Nf4Config;
-use clap::Parser;
+use llama::arguments;
 use llama::model::LlamaForCausalLm;
 use safetensors::Dtype;
 use safetensors::tensor::TensorView;
 
-#[derive(Parser)]
-#[command(about = "Writes and reads checkpoints in bitsandbytes' format")]
-enum Args {
-    /// Packs a dense Llama in NF4 and writes it.
-    Write {
-        /// Directory of a dense Llama.
-        #[arg(long)]
-        model: PathBuf,
-        /// Directory to write to.
-        #[arg(long)]
-        out: PathBuf,
-        /// Most bytes of tensors in a file of the doubly quantised one.
-        #[arg(long, default_value_t = 20_000)]
-        max_shard_bytes: u64,
-    },
-    /// Reads a Llama and writes its logits.
-    Read {
-        /// Directory of a Llama, packed or not.
-        #[arg(long)]
-        model: PathBuf,
-        /// A safetensors file with `input_ids`.
-        #[arg(long)]
-        tokens: PathBuf,
-        /// File to write to.
-        #[arg(long)]
-        out: PathBuf,
-    },
-}
+use args::Args;
 
 type Outcome<T> = Result<T, Box<dyn Error>>;
 
-fn main() -> Outcome<()> {
-    match Args::parse() {
+fn main() -> ExitCode {
+    arguments::exit(run(arguments::parse()))
+}
+
+fn run(args: Args) -> Outcome<()> {
+    args.check()?;
+    match args {
         Args::Write {
             model,
             out,

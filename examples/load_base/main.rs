@@ -9,10 +9,13 @@
 //! are those of this crate, not of a disk. Memory is the process's resident one, which Linux tells; what the allocator kept from a
 //! way before is in use again and not seen. `tests/alone/load_memory.rs` counts exactly.
 
+mod args;
+
 use std::error::Error;
 use std::fs::File;
 use std::io::{BufWriter, Write};
 use std::path::Path;
+use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use burn::nn::{Linear, LinearConfig};
@@ -22,41 +25,26 @@ use burn_peft::format::{
 };
 use burn_peft::model::{PeftModel, TargetConfig};
 use burn_peft::nf4::Nf4Config;
-use clap::Parser;
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 use serde_json::{Map, json};
 use tempfile::TempDir;
 
-#[derive(Parser, Debug)]
-#[command(about = "Loads a synthetic bf16 checkpoint in several ways and shows rates and memory")]
-struct Args {
-    /// Size of the checkpoint in GiB.
-    #[arg(long, default_value_t = 1.0)]
-    gib: f64,
-    /// Inputs of each layer.
-    #[arg(long, default_value_t = 4096)]
-    d_in: usize,
-    /// Outputs of each layer.
-    #[arg(long, default_value_t = 14336)]
-    d_out: usize,
-    /// How often each way is taken.
-    #[arg(long, default_value_t = 3)]
-    repeat: usize,
-    /// Where the checkpoint is written; the system's temporary directory by default.
-    #[arg(long)]
-    dir: Option<std::path::PathBuf>,
+use args::Args;
+use llama::arguments;
+
+fn main() -> ExitCode {
+    arguments::exit(run(&arguments::parse()))
 }
 
-fn main() -> Result<(), Box<dyn Error>> {
-    let args = Args::parse();
-    let bytes = 2 * args.d_in * args.d_out;
-    let layers = ((args.gib * (1_u64 << 30) as f64) / bytes as f64).ceil() as usize;
+fn run(args: &Args) -> Result<(), Box<dyn Error>> {
+    args.check()?;
+    let (bytes, layers) = (args.layer_bytes(), args.layers());
     let dir = match &args.dir {
         Some(dir) => TempDir::new_in(dir)?,
         None => TempDir::new()?,
     };
-    write(&dir.path().join(BASE_FILE), &args, layers)?;
+    write(&dir.path().join(BASE_FILE), args, layers)?;
     println!(
         "{layers} layers {} -> {}, {:.2} GB in bf16, {} threads",
         args.d_in,
@@ -72,7 +60,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     };
     let saved = [false, true].map(|double| -> Result<TempDir, Box<dyn Error>> {
         let saved = TempDir::new_in(dir.path())?;
-        let mut model = PeftModel::new(new_model(&args, layers));
+        let mut model = PeftModel::new(new_model(args, layers));
         model.load_base(dir.path(), &nf4(double))?;
         let options = SaveBaseOptions {
             names: NameMap::new().with_prefix("layers", ""),
@@ -102,13 +90,13 @@ fn main() -> Result<(), Box<dyn Error>> {
         let mut best: Option<(Duration, BaseReport)> = None;
         let mut beside = 0;
         for _ in 0..args.repeat {
-            let (time, report, memory) = load(dir, &args, layers, &options)?;
+            let (time, report, memory) = load(dir, args, layers, &options)?;
             beside = beside.max(memory);
             if best.as_ref().is_none_or(|(best, _)| time < *best) {
                 best = Some((time, report));
             }
         }
-        let (time, report) = best.ok_or("--repeat must be at least 1")?;
+        let (time, report) = best.expect("each way is taken at least once");
         let [user, system] = [0, 1].map(|i| (cpu_seconds()[i] - cpu[i]) / args.repeat as f64);
         println!(
             "{name:20} {:6.2} s {:6.2} GB/s (of CPUs {user:5.2} s, system {system:5.2} s)   model {:5.2} GB, peak beside it {:5.1} MiB",
@@ -172,7 +160,7 @@ fn cpu_seconds() -> [f64; 2] {
 
 /// Writes random values of a weight's size, the same 8 MiB over and over.
 fn write(path: &Path, args: &Args, layers: usize) -> Result<(), Box<dyn Error>> {
-    let bytes = 2 * args.d_in * args.d_out;
+    let bytes = args.layer_bytes();
     let mut header = Map::new();
     for layer in 0..layers {
         let info = json!({
