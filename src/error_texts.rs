@@ -185,6 +185,7 @@ samples! {
                 expected: vec![64, 8],
                 found: vec![32, 8],
             }],
+            ..Default::default()
         }),
     };
     BaseMismatch: PeftError::BaseMismatch {
