@@ -114,6 +114,9 @@ fn plus_nothing<const D: usize>(
 
 /// Zeros in place of the values, whatever they are, and a gradient of zeros.
 pub(crate) fn cleared<const D: usize>(x: Tensor<D>) -> Tensor<D> {
+    if is_empty(&x) {
+        return x;
+    }
     let all = Tensor::<D, Bool>::full(x.shape(), true, &x.device());
     x.mask_fill(all, 0.0)
 }

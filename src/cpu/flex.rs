@@ -61,6 +61,14 @@ pub(crate) fn zeros(shape: impl Into<Shape>, like: &Float) -> Float {
     Float::zeros(shape.into(), like.dtype())
 }
 
+/// A copy, row-major without gaps. Burn's own copy panics on an empty tensor that was narrowed or flipped.
+fn copied(tensor: &Float) -> Float {
+    match is_empty(tensor) {
+        true => zeros(tensor.layout().shape().clone(), tensor),
+        false => tensor.to_contiguous(),
+    }
+}
+
 /// Row-major without gaps: itself, or a copy.
 pub(crate) fn contiguous(tensor: &Float) -> Float {
     into_contiguous(tensor.clone())
@@ -68,9 +76,9 @@ pub(crate) fn contiguous(tensor: &Float) -> Float {
 
 /// [`contiguous`] of a tensor that is not needed any more.
 pub(crate) fn into_contiguous(tensor: Float) -> Float {
-    match tensor.is_contiguous() {
+    match tensor.is_contiguous() && !is_empty(&tensor) {
         true => tensor,
-        false => tensor.to_contiguous(),
+        false => copied(&tensor),
     }
 }
 
@@ -83,6 +91,9 @@ pub(crate) fn slice<V: Value>(contiguous: &Float) -> &[V] {
 /// A matrix of which either rows or columns are contiguous and without gaps: itself, or a copy.
 pub(crate) fn with_whole_lines(matrix: &Float) -> Float {
     let [rows, columns] = shape(matrix);
+    if is_empty(matrix) {
+        return copied(matrix);
+    }
     match *matrix.layout().strides() {
         [stride, 1] if stride == columns as isize => matrix.clone(),
         [1, stride] if stride == rows as isize => matrix.clone(),
@@ -100,7 +111,7 @@ pub(crate) fn lines<V: Value>(matrix: &Float) -> &[V] {
 pub(crate) fn with_whole_rows(tensor: Float) -> Float {
     match tensor.layout().strides()[3] == 1 && is_forward(&tensor) {
         true => tensor,
-        false => tensor.to_contiguous(),
+        false => copied(&tensor),
     }
 }
 
@@ -108,7 +119,7 @@ pub(crate) fn with_whole_rows(tensor: Float) -> Float {
 pub(crate) fn with_forward_strides(tensor: &Float) -> Float {
     match is_forward(tensor) {
         true => tensor.clone(),
-        false => tensor.to_contiguous(),
+        false => copied(tensor),
     }
 }
 

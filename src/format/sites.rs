@@ -331,6 +331,12 @@ fn check_module(
     for factor in wanted {
         let Some(tensor) = tensors.remove(&factor) else {
             report.missing.push(tensor_key(&path, factor));
+            if factor == Factor::Bias && config.lora_bias {
+                let note = "\"lora_bias\" among `ReadOptions::ignored_keys` takes factors without biases, as PEFT does with zeros for them";
+                if !report.notes.iter().any(|known| known == note) {
+                    report.notes.push(note.into());
+                }
+            }
             fits = false;
             continue;
         };

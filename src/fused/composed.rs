@@ -4,7 +4,7 @@ use burn::tensor::activation::{log_softmax, silu, softmax};
 use burn::tensor::{DType, Int, Tensor, TensorData};
 
 use super::Visible;
-use crate::tensor::{matmul, reshape};
+use crate::tensor::{is_empty, matmul, reshape};
 
 pub(super) fn swiglu<const D: usize>(gate: Tensor<D>, up: Tensor<D>) -> Tensor<D> {
     silu(gate) * up
@@ -12,6 +12,10 @@ pub(super) fn swiglu<const D: usize>(gate: Tensor<D>, up: Tensor<D>) -> Tensor<D
 
 pub(super) fn rms_norm<const D: usize>(x: Tensor<D>, gamma: Tensor<1>, epsilon: f64) -> Tensor<D> {
     let dtype = x.dtype();
+    // Burn has no mean of no values.
+    if is_empty(&x) {
+        return x * gamma.unsqueeze();
+    }
     let x = widened(x);
     let mean = x.clone().square().mean_dim(D - 1);
     (x / mean.add_scalar(epsilon).sqrt()).cast(dtype) * gamma.unsqueeze()
@@ -19,6 +23,9 @@ pub(super) fn rms_norm<const D: usize>(x: Tensor<D>, gamma: Tensor<1>, epsilon: 
 
 pub(super) fn rotate(x: Tensor<4>, cos: Tensor<4>, sin: Tensor<4>) -> Tensor<4> {
     let (dtype, half) = (x.dtype(), x.dims()[3] / 2);
+    if is_empty(&x) {
+        return x;
+    }
     let x = widened(x);
     let (cos, sin) = (cos.cast(x.dtype()), sin.cast(x.dtype()));
     let x1 = x.clone().narrow(3, 0, half);

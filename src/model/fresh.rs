@@ -77,7 +77,7 @@ pub(super) fn dense_weights<'a, M: Module>(
     weights.found
 }
 
-/// Collects dense base weights as matrices `[d_in, d_out]`, by their paths, shared; a packed one is an empty matrix.
+/// Collects dense base weights as matrices `[d_in, d_out]`, by their paths, shared. Packed weights are left out.
 pub(super) struct Weights<'a> {
     sites: HashMap<&'a str, &'a Site>,
     pub found: HashMap<String, Tensor<2>>,
@@ -86,7 +86,8 @@ pub(super) struct Weights<'a> {
 impl<'a> Weights<'a> {
     /// To collect those at `sites`.
     pub fn of(sites: impl IntoIterator<Item = &'a Site>) -> Self {
-        let sites = sites.into_iter().map(|site| (site.path.as_str(), site));
+        let sites = sites.into_iter().filter(|site| site.nf4().is_none());
+        let sites = sites.map(|site| (site.path.as_str(), site));
         Self {
             sites: sites.collect(),
             found: HashMap::new(),

@@ -77,11 +77,10 @@ impl View {
     ) -> Operand<D> {
         assert_eq!(self.axes.len(), D);
         let is_empty = shape.contains(&0);
-        let axis = |axis: usize| Axis {
-            // Burn expands to no side of zero.
-            expanded: self.axes[axis].expanded && !is_empty,
-            ..self.axes[axis]
-        };
+        // Burn expands to no side of zero, and its own operations panic on an empty tensor that is narrowed or flipped.
+        let plain = Self::plain(D);
+        let axes = if is_empty { &plain.axes } else { &self.axes };
+        let axis = |axis: usize| axes[axis];
         let core: [usize; D] = std::array::from_fn(|i| if axis(i).expanded { 1 } else { shape[i] });
         let parent: [usize; D] = std::array::from_fn(|i| {
             let (axis, n) = (axis(self.order[i]), core[self.order[i]]);
