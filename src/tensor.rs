@@ -95,8 +95,15 @@ pub(crate) fn linear<const D: usize>(
     });
     match bias {
         None => y,
-        Some(bias) => y + bias.unsqueeze(),
+        Some(bias) => y + row(bias),
     }
+}
+
+/// A vector as the last axis of a tensor of `D` axes. Burn's own `unsqueeze` panics on a vector of no values.
+pub(crate) fn row<const D: usize>(vector: Tensor<1>) -> Tensor<D> {
+    let mut dims = [1; D];
+    dims[D - 1] = vector.dims()[0];
+    reshape(vector, dims)
 }
 
 /// An empty product, and an empty sum of one of its operands, if that is tracked: the gradient of the operand is zero then, and not

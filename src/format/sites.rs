@@ -331,11 +331,19 @@ fn check_module(
     for factor in wanted {
         let Some(tensor) = tensors.remove(&factor) else {
             report.missing.push(tensor_key(&path, factor));
-            if factor == Factor::Bias && config.lora_bias {
-                let note = "\"lora_bias\" among `ReadOptions::ignored_keys` takes factors without biases, as PEFT does with zeros for them";
-                if !report.notes.iter().any(|known| known == note) {
-                    report.notes.push(note.into());
+            // What PEFT begins with in its place.
+            let note = match factor {
+                Factor::Bias => {
+                    "\"lora_bias\" among `ReadOptions::ignored_keys` takes the factors without biases: PEFT would take zeros for them"
                 }
+                Factor::Magnitude => {
+                    "\"use_dora\" among `ReadOptions::ignored_keys` takes the factors without magnitudes, as LoRA: PEFT would take the norms of \
+                     its base for them"
+                }
+                _ => "",
+            };
+            if !note.is_empty() && !report.notes.iter().any(|known| known == note) {
+                report.notes.push(note.into());
             }
             fits = false;
             continue;

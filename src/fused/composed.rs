@@ -4,7 +4,7 @@ use burn::tensor::activation::{log_softmax, silu, softmax};
 use burn::tensor::{DType, Int, Tensor, TensorData};
 
 use super::Visible;
-use crate::tensor::{is_empty, matmul, reshape};
+use crate::tensor::{is_empty, matmul, reshape, row};
 
 pub(super) fn swiglu<const D: usize>(gate: Tensor<D>, up: Tensor<D>) -> Tensor<D> {
     silu(gate) * up
@@ -14,7 +14,7 @@ pub(super) fn rms_norm<const D: usize>(x: Tensor<D>, gamma: Tensor<1>, epsilon: 
     let dtype = x.dtype();
     // Burn has no mean of no values.
     if is_empty(&x) {
-        return x * gamma.unsqueeze();
+        return x * row(gamma);
     }
     let x = widened(x);
     let mean = x.clone().square().mean_dim(D - 1);
