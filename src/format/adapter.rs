@@ -9,6 +9,8 @@ use super::keys::Factor;
 use super::read::{self, ReadOptions};
 use super::report::LoadReport;
 use super::write::{self, WriteOptions};
+#[cfg(doc)]
+use crate::PeftError;
 use crate::Result;
 use crate::model::{DEFAULT_ADAPTER, check_adapter_name};
 

@@ -104,9 +104,8 @@ const TILE: usize = 64;
 pub(super) fn transposed(data: &TensorData) -> TensorData {
     let [rows, columns] = data.shape().dims();
     let (values, size) = (data.as_bytes(), data.dtype().size());
-    let mut bytes = Vec::with_capacity(values.len());
     // Tiles of a side of 64 values stay in cache: read by columns, each value of a wide matrix would be a line of its own.
-    bytes.resize(values.len(), 0);
+    let mut bytes = vec![0; values.len()];
     for top in (0..rows).step_by(TILE) {
         for left in (0..columns).step_by(TILE) {
             for row in top..rows.min(top + TILE) {

@@ -250,7 +250,7 @@ fn overflow<const D: usize>(error: PeftError, exact: Tensor<D>, dtype: FloatDTyp
         return error;
     };
     let count = exact.shape().num_elements();
-    let value = exact.reshape([count]).slice([*index..index + 1]);
+    let value = exact.reshape([count]).narrow(0, *index, 1);
     match value.into_scalar::<f32>() {
         value if value.is_finite() => PeftError::Overflow {
             tensor: tensor.clone(),

@@ -27,11 +27,8 @@ fn llama(device: &Device) -> PeftModel<LlamaForCausalLm> {
 
 /// The adapter with the base values of embedding and head in its file, which are those of the model, or each doubled.
 fn file(doubled: bool) -> AdapterFile {
-    let mut file = AdapterFile::read(
-        &golden("llama-embedding-lora-base"),
-        &ReadOptions::default(),
-    )
-    .unwrap();
+    let mut file =
+        AdapterFile::read(golden("llama-embedding-lora-base"), &ReadOptions::default()).unwrap();
     assert_eq!(file.base_values.len(), 2);
     assert!(file.copies.is_empty());
     for ParameterTensor { data, .. } in file.base_values.iter_mut().filter(|_| doubled) {
@@ -228,10 +225,9 @@ fn other_base_values_are_a_frozen_base_of_the_adapter_s_own() {
 fn base_values_have_the_type_of_the_base() {
     let device = Device::flex();
     let mut model = llama(&device).into_module();
-    let half = |param: Param<Tensor<2>>| {
-        Param::from_tensor(param.val().cast(burn::tensor::FloatDType::BF16))
-    };
-    model.model.embed_tokens.weight = half(model.model.embed_tokens.weight);
+    let weight = model.model.embed_tokens.weight.val();
+    let weight: Tensor<2> = weight.cast(burn::tensor::FloatDType::BF16);
+    model.model.embed_tokens.weight = Param::from_tensor(weight);
     let mut model = model.into_peft();
     file(true)
         .attach(&mut model, "default", &LoadOptions::default())

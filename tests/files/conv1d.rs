@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use burn::module::{Module, Param};
-use burn::nn::{Embedding, EmbeddingConfig, LayerNorm, LayerNormConfig, Linear, LinearConfig};
+use burn::nn::{Embedding, EmbeddingConfig, LayerNorm, LayerNormConfig, Linear};
 use burn::tensor::activation::softmax;
 use burn::tensor::{Bool, Device, Int, Tensor};
 use burn_peft::format::{LoadOptions, SaveOptions, WEIGHTS_FILE};
@@ -53,13 +53,12 @@ impl Gpt2 {
             Param::from_tensor(Tensor::<1>::from_data(file.get(&name).clone(), device))
         };
         let matrix = |name: &str| Tensor::<2>::from_data(file.get(name).clone(), device);
-        let linear = |name: &str, d_in: usize, d_out: usize| {
+        let linear = |name: &str| {
             let name = format!("transformer.h.0.{name}");
             Linear {
                 // `Conv1D`'s layout is Burn's.
                 weight: Param::from_tensor(matrix(&format!("{name}.weight"))),
                 bias: Some(vector(format!("{name}.bias"))),
-                ..LinearConfig::new(d_in, d_out).init(device)
             }
         };
         let norm = |name: &str| {
@@ -86,13 +85,13 @@ impl Gpt2 {
                 h: vec![Block {
                     ln_1: norm("h.0.ln_1"),
                     attn: Attention {
-                        c_attn: linear("attn.c_attn", 8, 24),
-                        c_proj: linear("attn.c_proj", 8, 8),
+                        c_attn: linear("attn.c_attn"),
+                        c_proj: linear("attn.c_proj"),
                     },
                     ln_2: norm("h.0.ln_2"),
                     mlp: Mlp {
-                        c_fc: linear("mlp.c_fc", 8, 32),
-                        c_proj: linear("mlp.c_proj", 32, 8),
+                        c_fc: linear("mlp.c_fc"),
+                        c_proj: linear("mlp.c_proj"),
                     },
                 }],
                 ln_f: norm("ln_f"),

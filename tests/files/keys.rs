@@ -6,7 +6,7 @@ use std::fs;
 use std::path::Path;
 
 use burn::module::{Module, Param};
-use burn::nn::{Embedding, EmbeddingConfig, LayerNorm, LayerNormConfig, Linear, LinearConfig};
+use burn::nn::{Embedding, EmbeddingConfig, LayerNorm, LayerNormConfig, Linear};
 use burn::tensor::{Device, Int, Tensor, TensorData};
 use burn_peft::PeftError;
 use burn_peft::format::{
@@ -49,17 +49,16 @@ impl Net {
         let tensor = |name: &str| Tensor::<2>::from_data(file.get(name).clone(), device);
         let vector =
             |name: &str| Param::from_tensor(Tensor::<1>::from_data(file.get(name).clone(), device));
-        let linear = |name: &str, d_out: usize| Linear {
+        let linear = |name: &str| Linear {
             weight: Param::from_data(
                 tensor(&format!("{name}.weight")).transpose().into_data(),
                 device,
             ),
             bias: Some(vector(&format!("{name}.bias"))),
-            ..LinearConfig::new(6, d_out).init(device)
         };
         let block = |layer: usize| Block {
-            q: linear(&format!("body.layers.{layer}.q"), 6),
-            v: linear(&format!("body.layers.{layer}.v"), 6),
+            q: linear(&format!("body.layers.{layer}.q")),
+            v: linear(&format!("body.layers.{layer}.v")),
         };
         let mut norm = LayerNormConfig::new(6).init(device);
         norm.gamma = vector("body.norm.weight");
@@ -76,7 +75,7 @@ impl Net {
             experts: Experts {
                 weight: Param::from_tensor(experts),
             },
-            head: linear("head", 5),
+            head: linear("head"),
         }
     }
 

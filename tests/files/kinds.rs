@@ -63,7 +63,7 @@ fn model(transposed: bool, device: &Device) -> PeftModel<Kinds> {
 fn loaded(case: &str, transposed: bool, device: &Device) -> PeftModel<Kinds> {
     let mut model = model(transposed, device);
     let options = LoadOptions::new().with_trainable(true);
-    let report = model.load_adapter("default", &dir(case), &options);
+    let report = model.load_adapter("default", dir(case), &options);
     report.unwrap_or_else(|error| panic!("{case}: {error}"));
     model
 }
@@ -214,7 +214,7 @@ fn embeddings_heads_and_tied_weights_of_a_llama_are_as_in_peft() {
         let tokens = Tensor::<2, Int>::from_data(golden.get("tokens").clone(), &device);
         let mut model = PeftModel::new(base.clone());
         let options = LoadOptions::default();
-        let report = model.load_adapter("default", &dir(case), &options);
+        let report = model.load_adapter("default", dir(case), &options);
         let report = report.unwrap_or_else(|error| panic!("{case}: {error}"));
         let files = Tensors::read(&dir(case).join(WEIGHTS_FILE));
         assert_eq!(report.loaded.len(), files.0.len(), "{case}");
@@ -271,12 +271,12 @@ fn an_adapter_of_other_groups_than_the_convolution_has_does_not_fit() {
     // Without a word the groups are those that the layer shows.
     let kinds = Kinds::load(&crate::golden("kinds"), false, &device).unwrap();
     let mut model = PeftModel::new(kinds);
-    let report = model.load_adapter("default", &dir("grouped"), &LoadOptions::default());
+    let report = model.load_adapter("default", dir("grouped"), &LoadOptions::default());
     assert!(report.unwrap().is_complete());
     for groups in [1, 2, 4, usize::MAX] {
         let model = Kinds::load(&crate::golden("kinds"), false, &device).unwrap();
         let mut model = PeftModel::new(model).with_conv_groups("grouped", groups);
-        let error = model.load_adapter("default", &dir("grouped"), &LoadOptions::default());
+        let error = model.load_adapter("default", dir("grouped"), &LoadOptions::default());
         let error = error.unwrap_err().to_string();
         assert!(error.contains("2 mismatched"), "{groups}: {error}");
         assert_eq!(model.adapters().count(), 0);

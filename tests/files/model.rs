@@ -77,7 +77,7 @@ fn adapters_of_peft_give_peft_s_logits() {
         );
 
         let report = model
-            .load_adapter(adapter, &golden(name), &LoadOptions::default())
+            .load_adapter(adapter, golden(name), &LoadOptions::default())
             .unwrap();
         let weights = fs::read(golden(name).join(WEIGHTS_FILE)).unwrap();
         assert_eq!(
@@ -112,9 +112,7 @@ fn a_loaded_adapter_is_saved_as_it_was() {
             dtype: None,
             ..Default::default()
         };
-        model
-            .load_adapter(adapter, &golden(name), &options)
-            .unwrap();
+        model.load_adapter(adapter, golden(name), &options).unwrap();
         let scratch = tempfile::tempdir().unwrap();
         let before = read(&golden(name)).unwrap().config;
         let options = SaveOptions {
@@ -440,7 +438,7 @@ fn factors_are_f32_unless_asked_otherwise() {
             ..Default::default()
         };
         model
-            .load_adapter("regex", &golden("regex"), &options)
+            .load_adapter("regex", golden("regex"), &options)
             .unwrap();
         let factors = model.factors("regex").unwrap();
         assert!(
@@ -472,7 +470,7 @@ fn factors_are_f32_unless_asked_otherwise() {
 fn an_adapter_is_swapped_with_that_of_a_file_only_when_asked_and_only_whole() {
     let mut model = llama("untied");
     let load = |model: &mut PeftModel<LlamaForCausalLm>, name: &str, options: &LoadOptions| {
-        model.load_adapter("served", &golden(name), options)
+        model.load_adapter("served", golden(name), options)
     };
     let strict = LoadOptions::default();
     let replace = LoadOptions {

@@ -278,7 +278,7 @@ fn saving(messages: &mut Messages) {
     );
     let outcome = adapted().save_adapter("default", &file, &options);
     messages.error("saving into a file", outcome);
-    let outcome = adapted().save_adapter("sql", &scratch.join("saved"), &options);
+    let outcome = adapted().save_adapter("sql", scratch.join("saved"), &options);
     messages.error("saving an adapter that is not there", outcome);
     let dir = scratch.join("other");
     fs::create_dir(&dir).unwrap();

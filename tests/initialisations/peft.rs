@@ -50,7 +50,7 @@ fn unconverted_adapters_of_peft_give_its_logits_and_are_saved_converted() {
     for name in ["pissa", "olora"] {
         let (tokens, base, adapted) = logits(name);
         let mut model = llama();
-        let report = model.load_adapter("default", &golden(name), &LoadOptions::default());
+        let report = model.load_adapter("default", golden(name), &LoadOptions::default());
         assert!(report.unwrap().is_complete());
         let found = error(&model.forward(tokens.clone()), &adapted);
         assert!(found < CLOSE, "{name}: {found}");
@@ -89,7 +89,7 @@ fn an_unconverted_adapter_is_refused_on_a_packed_weight() {
         let mut model = llama();
         let targets = TargetConfig::list(["v_proj"]);
         model.quantize_nf4(&targets, &Nf4Config::new()).unwrap();
-        let error = model.load_adapter("default", &golden(name), &LoadOptions::default());
+        let error = model.load_adapter("default", golden(name), &LoadOptions::default());
         let error = error.unwrap_err();
         assert!(
             matches!(&error, PeftError::Config { name, .. } if name.contains("v_proj")),

@@ -369,7 +369,7 @@ proptest! {
             ("renamed", NameMap::new().with_prefix("model", "")),
         ] {
             let save = SaveOptions { names: names.clone(), ..Default::default() };
-            let saved = model.save_adapter("default", &dir.path().join(place), &save);
+            let saved = model.save_adapter("default", dir.path().join(place), &save);
             let saved = saved.map_err(|error| TestCaseError::fail(format!("{place}: {error}")))?;
             let mut read = fresh();
             let load = LoadOptions { names, ..Default::default() };

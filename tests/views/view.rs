@@ -129,7 +129,7 @@ impl View {
         let view = flipped
             .iter()
             .fold(view, |view, &axis| view.flip([axis as isize]));
-        let view = view.permute(std::array::from_fn::<isize, D, _>(|axis| place(axis)));
+        let view = view.permute(std::array::from_fn::<isize, D, _>(place));
         let view = match is_empty {
             true => view,
             false => view.expand(shape),
