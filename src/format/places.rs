@@ -41,6 +41,11 @@ pub(super) fn explain_absence(dir: &Path) -> Result<()> {
             "a file; an adapter is given by the directory that holds {CONFIG_FILE} and {WEIGHTS_FILE}"
         ));
     }
+    if !dir.exists() {
+        return error(format!(
+            "not there; an adapter is given by the directory that holds {CONFIG_FILE} and {WEIGHTS_FILE}"
+        ));
+    }
     let folders = folders_with_adapters(dir);
     if !folders.is_empty() {
         let shown: Vec<_> = folders

@@ -4,7 +4,8 @@
 
 use std::collections::{HashMap, HashSet};
 
-use burn::module::Module;
+use burn::module::{Module, ModuleVisitor, Param};
+use burn::tensor::{DType, Tensor};
 
 use super::active::Active;
 use super::config::PeftConfig;
@@ -393,7 +394,9 @@ impl<M: Module> PeftModel<M> {
             false => Ok(()),
             true => Err(PeftError::AdapterName {
                 name: name.into(),
-                reason: "the model has an adapter of that name".into(),
+                reason: "the model has an adapter of that name: take another name, `delete_adapter` the old one, or swap them by \
+                         `LoadOptions::replace`"
+                    .into(),
             }),
         }
     }
@@ -412,6 +415,30 @@ pub(super) fn refuse_own_values(name: &str, changes: &[(String, Change)]) -> Res
     }
 }
 
+/// Refuses a dtype that no file of an adapter holds, so that saving does not fail on it at the end.
+fn check_dtype(name: &str, site: &Site, change: &Change) -> Result<()> {
+    struct Seen(Option<DType>);
+    impl ModuleVisitor for Seen {
+        fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
+            let dtype = param.val().dtype();
+            if !matches!(dtype, DType::F32 | DType::BF16 | DType::F16) {
+                self.0 = Some(dtype);
+            }
+        }
+    }
+    let mut seen = Seen(None);
+    change.visit(&mut seen);
+    match seen.0 {
+        None => Ok(()),
+        Some(dtype) => Err(PeftError::DType {
+            tensor: format!("{} (adapter `{name}`)", site.module()),
+            expected: "F32, BF16 or F16, which files hold: `LoraConfig::with_dtype` chooses it"
+                .into(),
+            found: format!("{dtype:?}"),
+        }),
+    }
+}
+
 /// Whether a change fits the parameter and is what the configuration says.
 fn check_fit(name: &str, config: &PeftConfig, site: &Site, change: &Change) -> Result<()> {
     let shape = |expected: Vec<usize>, found: Vec<usize>| match expected == found {
@@ -422,6 +449,7 @@ fn check_fit(name: &str, config: &PeftConfig, site: &Site, change: &Change) -> R
             found,
         }),
     };
+    check_dtype(name, site, change)?;
     match change {
         Change::Lora(_) if site.layer.is_none() => Err(PeftError::UnknownModule {
             path: site.module().into(),

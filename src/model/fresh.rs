@@ -2,12 +2,16 @@
 
 use std::collections::{BTreeMap, HashMap};
 
-use burn::module::{Module, Param};
+#[cfg(feature = "faer")]
+use burn::module::Module;
+use burn::module::Param;
 use burn::tensor::{DType, Device, FloatDType, Tensor};
 use half::{bf16, f16};
 
 use super::tied::Wanted;
-use super::traverse::{See, Site, walk};
+#[cfg(feature = "faer")]
+use super::traverse::walk;
+use super::traverse::{See, Site};
 use crate::adapter::{Change, Lora, LoraConfig, Slices, TrainedCopy, TrainedRows, cast};
 use crate::layer::{DenseMap, LayerKind, Nf4Map};
 use crate::{PeftError, Result};

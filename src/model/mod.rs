@@ -39,6 +39,7 @@ mod storage;
 mod stored_base;
 mod target;
 mod tied;
+#[cfg(feature = "optim")]
 mod training;
 mod transparent;
 mod traverse;
@@ -75,6 +76,7 @@ pub use target::{
     UnmatchedPattern,
 };
 pub use tied::TiedPart;
+#[cfg(feature = "optim")]
 pub(crate) use training::nothing_trains;
 pub(crate) use vocabulary::{input_embedding, output_head};
 pub use weight::{PeftWeight, Way};

@@ -396,6 +396,7 @@ impl<M: Module> PeftModel<M> {
     }
 
     /// Every float parameter, in the model's order.
+    #[cfg(feature = "optim")]
     pub(crate) fn parameters(&self) -> Vec<Parameter> {
         self.parameters_of(&self.sites())
     }

@@ -39,6 +39,7 @@ impl<M: Module> PeftModel<M> {
     }
 
     /// Changes running statistics, and nothing else, by a mapper.
+    #[cfg(feature = "optim")]
     pub(crate) fn map_statistics<F: ModuleMapper>(&mut self, mapper: &mut F) {
         let module = self.module.take();
         self.module = module.map(|module| with_own_statistics(module).map(mapper));

@@ -13,7 +13,7 @@ use std::path::Path;
 use burn::nn::{Linear, LinearConfig};
 use burn::optim::{AdamWConfig, GradientsParams};
 use burn::prelude::*;
-use burn::tensor::Distribution;
+use burn::tensor::{Distribution, FloatDType};
 use burn_peft::dataset::{Instruction, TokenizeConfig, alpaca, read_json_lines};
 use burn_peft::format::WriteOptions;
 use burn_peft::objective::sft_loss;
@@ -189,6 +189,10 @@ fn adding(messages: &mut Messages) {
     add("rank 0", lora(LoraConfig::new(0)));
     add("alpha NaN", lora(LoraConfig::new(4).with_alpha(f64::NAN)));
     add("dropout 1", lora(LoraConfig::new(4).with_dropout(1.0)));
+    add(
+        "factors in F64, which no file of an adapter holds",
+        lora(LoraConfig::new(4).with_dtype(FloatDType::F64)),
+    );
     add(
         "a saved module that the model does not have",
         config().with_modules_to_save(["score"]),

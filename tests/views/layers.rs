@@ -175,6 +175,8 @@ proptest! {
             }
         };
         let change = a.wide.clone().matmul(b.wide.clone()) * scale;
+        let squares = |of: &Tensor<2>| values(constant(of.clone()).square().sum_dim(0));
+        let parts: Vec<f64> = squares(&dense).iter().zip(squares(&change)).map(|(w, c)| w + c).collect();
         let sum = dense + change;
         let sum = match dora {
             false => sum,
@@ -184,8 +186,8 @@ proptest! {
                 sum * (magnitude.unsqueeze::<2>() / norms)
             }
         };
-        // A column that the change cancels has no direction.
-        let cancelled = dora && values(sum.clone().square().sum_dim(0)).iter().any(|n| *n < 0.5);
+        // DoRA divides by the norm of a column. Where the change cancels most of the column, that multiplies the roundings.
+        let cancelled = dora && squares(&sum).iter().zip(parts).any(|(sum, parts)| *sum < 0.5 || *sum < parts / 4.0);
         prop_assume!(!cancelled && (!dora || d_in > 4));
         // Sums over rows, which Burn computes of nothing too.
         let expected = match batch * seq {

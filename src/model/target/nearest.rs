@@ -20,7 +20,8 @@ pub(super) fn nearest<'a>(
     let paths = paths.into_iter();
     let (wanted, known): (Vec<&str>, BTreeSet<&str>) = if is_path {
         let depth = name.split('.').count();
-        (vec![&name], paths.map(|path| suffix(path, depth)).collect())
+        let suffixes = paths.map(|path| suffix(path, depth));
+        (vec![&name], suffixes.collect())
     } else {
         let segments: BTreeSet<&str> = paths.flat_map(|path| path.split('.')).collect();
         let words = name.split(|c| !is_word(c));
@@ -31,6 +32,10 @@ pub(super) fn nearest<'a>(
         .iter()
         .filter_map(|known| {
             let shortened: String = known.chars().take(COMPARED_CHARS).collect();
+            // A number names no module, and a name does not mean itself.
+            if known.parse::<usize>().is_ok() || wanted.contains(known) {
+                return None;
+            }
             let distance = wanted
                 .iter()
                 .map(|w| strsim::levenshtein(w, &shortened))
