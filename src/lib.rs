@@ -36,6 +36,7 @@ pub mod optim;
 pub mod prelude;
 #[cfg(feature = "optim")]
 pub mod resume;
+pub mod rollout;
 mod splitmix;
 mod tensor;
 

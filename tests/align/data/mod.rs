@@ -1,0 +1,1 @@
+//! Tests of `burn_peft`'s data for alignment.

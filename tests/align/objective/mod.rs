@@ -1,0 +1,1 @@
+//! Tests of `burn_peft`'s objective for alignment.
