@@ -8,7 +8,8 @@ use burn::backend::{Flex, ops::FloatTensorOps};
 use burn::tensor::{DType, TensorData};
 use half::bf16;
 
-use super::HeadChunks;
+use super::ops::{Operands, Wanted, Weight};
+use super::rows;
 use crate::cpu::flex::{
     Float, contiguous, factor, lines, shape, slice, with_forward_strides, with_whole_lines,
 };
@@ -18,55 +19,68 @@ use crate::cpu::matmul::element::{Element, F32, Pairs};
 use crate::cpu::matmul::factor::Factor;
 use crate::cpu::simd::Isa;
 use crate::cpu::value::Value;
-use crate::fused::cpu::cross_entropy::Running;
 use crate::fused::cpu::head::{Gradients, Head, Inputs};
-use crate::nf4::Nf4Tensors;
+use crate::fused::cpu::log_probs::{Running, Upstream};
 use crate::nf4::cpu::flex::with_packed;
 use crate::nf4::cpu::{Packed, Precision};
 
-/// The weight, dense `[features, vocabulary]` or packed.
-#[derive(Clone, Debug)]
-#[allow(clippy::large_enum_variant)] // There is one of it at a time.
-pub(super) enum Weight {
-    Dense(Float),
-    Nf4(Nf4Tensors<Flex>),
-}
-
-/// What a head is computed of.
-#[derive(Clone, Debug)]
-pub(super) struct Operands {
-    pub x: Float,
-    pub weight: Weight,
-    /// `u [rows, r]` and `B [r, vocabulary]`, f32.
-    pub low_rank: Option<[Float; 2]>,
-    /// f32.
-    pub bias: Option<Float>,
-    pub labels: Vec<usize>,
-    pub chunks: HeadChunks,
-}
-
-/// What is asked for: the gradients of `x`, the weight, `u`, `B` and the bias.
-pub(super) type Wanted = [bool; 5];
-
-impl Operands {
-    pub(super) fn forward(&self) -> (Float, Vec<Running>) {
-        let (sum, running) = self.pass(Forward);
-        (Float::from_data(TensorData::from([sum])), running)
+impl Operands<Flex> {
+    /// The [`rows`], `[k, rows]`.
+    pub(super) fn forward(&self) -> Float {
+        let running = self.pass(Forward {
+            statistics: self.asked.statistics,
+        });
+        let count = rows::count(self.asked.statistics);
+        let mut values = Vec::with_capacity(count * running.len());
+        values.extend(running.iter().map(Running::log_prob));
+        for index in 0..2 {
+            values.extend(running.iter().map(|row| row.partition()[index]));
+        }
+        if self.asked.statistics {
+            for index in 0..4 {
+                values.extend(running.iter().map(|row| row.statistics()[index]));
+            }
+        }
+        Float::from_data(TensorData::new(values, [count, running.len()]))
     }
 
-    /// The gradients for `dy`, that of the sum.
+    /// The gradients for `dy [k, rows]`, those of `values`, the result of [`forward`](Self::forward).
     pub(super) fn backward(
         &self,
-        running: &[Running],
+        values: &Float,
         dy: &Float,
         wanted: Wanted,
     ) -> [Option<Float>; 5] {
-        let dy = slice::<f32>(&contiguous(dy))[0];
+        let (values, dy) = (contiguous(values), contiguous(dy));
+        let (values, dy) = (slice::<f32>(&values), slice::<f32>(&dy));
+        let (count, dims) = (self.asked.labels.len(), shape::<2>(&self.x));
+        assert_eq!(dims[0], count, "rows of a head");
+        let vocabulary = self.vocabulary() as f32;
+        let of = |values: &[f32], place: usize, row: usize| match self.asked.statistics {
+            false if place >= rows::count(false) => 0.0,
+            _ => values[place * count + row],
+        };
+        let upstream: Vec<Upstream> = (0..count)
+            .map(|row| Upstream {
+                partition: [rows::LARGEST, rows::SUM].map(|place| of(values, place, row)),
+                log_prob: of(dy, rows::LOG_PROB, row),
+                entropy: of(dy, rows::ENTROPY, row),
+                mean: of(dy, rows::MEAN, row),
+                own_entropy: of(values, rows::ENTROPY, row),
+                vocabulary,
+            })
+            .collect();
         self.pass(Backward {
-            running,
-            dy,
+            upstream: &upstream,
             wanted,
         })
+    }
+
+    fn vocabulary(&self) -> usize {
+        match &self.weight {
+            Weight::Dense(weight) => shape::<2>(weight)[1],
+            Weight::Nf4(weight) => weight.shape[0],
+        }
     }
 
     /// Runs a pass with the operands as the kernels take them.
@@ -152,12 +166,13 @@ impl Operands {
             vocabulary,
             b,
             bias: bias.as_ref().map_or(&[], slice),
-            chunks: [self.chunks.rows(), self.chunks.vocabulary()],
+            chunks: [self.asked.chunks.rows(), self.asked.chunks.vocabulary()],
+            inverse_temperature: (1.0 / self.asked.temperature) as f32,
         };
         let inputs = Inputs {
             x,
             u: u.as_ref().map_or(&[], slice),
-            labels: &self.labels,
+            labels: &self.asked.labels,
         };
         pass.run::<E, V, G, W>(&head, &inputs)
     }
@@ -180,10 +195,12 @@ trait Pass {
         for<'b> Dense<'b, E::Value>: Source<E>;
 }
 
-struct Forward;
+struct Forward {
+    statistics: bool,
+}
 
 impl Pass for Forward {
-    type Output = (f32, Vec<Running>);
+    type Output = Vec<Running>;
 
     fn run<E: Element, V: Value, G: Value, W: Source<E>>(
         self,
@@ -193,13 +210,12 @@ impl Pass for Forward {
     where
         for<'b> Dense<'b, E::Value>: Source<E>,
     {
-        head.forward::<E, V>(inputs)
+        head.forward::<E, V>(inputs, self.statistics)
     }
 }
 
 struct Backward<'a> {
-    running: &'a [Running],
-    dy: f32,
+    upstream: &'a [Upstream],
     wanted: Wanted,
 }
 
@@ -240,7 +256,7 @@ impl Pass for Backward<'_> {
             b: &mut b,
             bias: &mut bias,
         };
-        head.backward::<E, V, G>(inputs, self.running, self.dy, &mut gradients);
+        head.backward::<E, V, G>(inputs, self.upstream, &mut gradients);
         let weight = tensor(weight, shapes[1]).map(|weight| match head.by_token {
             true => Flex::float_transpose(weight),
             false => weight,

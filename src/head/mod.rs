@@ -1,19 +1,24 @@
-//! The loss of a language model's head without its logits, `L = Σ_i −log softmax(z_i)[y_i]` with `z = x·W + u·B + b`.
+//! Log-probabilities of a language model's head without its logits, `ℓ_i = log softmax(z_i / T)[y_i]` with `z = x·W + u·B + b`.
 //!
 //! `x [rows, features]` the hidden states of the rows that have a label, `y` their labels, `W [features, vocabulary]` the weight,
 //! dense or packed, `u [rows, r]` and `B [r, vocabulary]` a low-rank change (`u = s·x·A` of a LoRA, whose gradient goes on from that
-//! of `u`), `b [vocabulary]` a bias. Of the logits there is a chunk of rows by a chunk of the vocabulary at a time, in either pass.
+//! of `u`), `b [vocabulary]` a bias, `T` the temperature. Of the logits there is a chunk of rows by a chunk of the vocabulary at a
+//! time, in either pass. Backward takes one gradient for each row and value.
+//!
+//! * [`rows`]: what is computed of a row;
+//! * [`ops`]: the operation and its backward; [`flex`]: by kernels on the CPU backend; [`portable`]: of a backend's own operations;
+//! * [`plain`]: with all logits, for backends that this crate was not built for.
 //!
 //! Sources: online softmax, M. Milakov, N. Gimelshein, <https://arxiv.org/abs/1805.02867>; no logits in memory: E. Wijmans et al.,
-//! "Cut your losses in large-vocabulary language models", <https://arxiv.org/abs/2411.09009>; gradients from the forward pass, as
-//! [`composed`] has them: P.-L. Hsu et al., "Liger kernel", <https://arxiv.org/abs/2410.10989>.
+//! "Cut your losses in large-vocabulary language models", <https://arxiv.org/abs/2411.09009>.
 
 mod chunks;
-mod composed;
 #[cfg(all(feature = "flex", target_endian = "little"))]
 mod flex;
-#[cfg(all(feature = "flex", target_endian = "little"))]
 mod ops;
+mod plain;
+mod portable;
+pub(crate) mod rows;
 #[cfg(test)]
 mod tests;
 
@@ -56,17 +61,37 @@ impl Head<'_> {
     }
 }
 
-/// The sum over the rows of `x [rows, features]`, whose labels these are: `[1]`, in f32 (f64 for an f64 `x`).
+/// How the log-probabilities are computed, and what else is.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Options {
+    pub(crate) chunks: HeadChunks,
+    /// Divides the logits; positive.
+    pub(crate) temperature: f64,
+    /// Whether the statistics of [`rows`] are computed too.
+    pub(crate) statistics: bool,
+}
+
+impl Options {
+    pub(crate) fn new(chunks: &HeadChunks) -> Self {
+        Self {
+            chunks: *chunks,
+            temperature: 1.0,
+            statistics: false,
+        }
+    }
+}
+
+/// The [`rows`] of `x [rows, features]`, whose labels these are: `[k, rows]`, in f32 (f64 for an f64 `x`).
 ///
 /// # Panics
 ///
 /// If the shapes do not fit, there is no row, or a label is outside of the vocabulary.
-pub(crate) fn cross_entropy(
+pub(crate) fn log_probs(
     x: Tensor<2>,
     head: Head,
     labels: Vec<usize>,
-    chunks: &HeadChunks,
-) -> Tensor<1> {
+    options: &Options,
+) -> Tensor<2> {
     let [features, vocabulary] = head.dims();
     assert_eq!(x.dims(), [labels.len(), features], "rows of a head");
     assert!(labels.iter().all(|&label| label < vocabulary), "labels");
@@ -77,12 +102,22 @@ pub(crate) fn cross_entropy(
         bias: head.bias.map(|bias| cast(bias, wide)),
         ..head
     };
-    #[cfg(all(feature = "flex", target_endian = "little"))]
-    if ops::serves(&x, &head) {
-        return ops::cross_entropy(x, head, labels, chunks);
+    if !ops::has_implementation(&x) {
+        return plain::of_logits(plain::logits(x, head), labels, options);
     }
-    composed::cross_entropy(x, head, &labels, chunks)
+    let kernels = ops::kernels_serve(&x, &head);
+    let asked = ops::Asked {
+        labels,
+        chunks: options.chunks,
+        temperature: options.temperature,
+        statistics: options.statistics,
+        kernels,
+    };
+    ops::log_probs(x, head, asked)
 }
+
+/// The same of logits that are in memory, `[rows, vocabulary]`.
+pub(crate) use plain::of_logits;
 
 /// What sums are computed in: f64 for an f64 `x`, else f32.
 fn wide<const D: usize>(x: &Tensor<D>) -> FloatDType {

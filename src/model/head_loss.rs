@@ -1,4 +1,4 @@
-//! The loss of a head under whatever is attached to its weight, without its logits.
+//! The log-probabilities of a head under whatever is attached to its weight, without its logits.
 
 use burn::nn::{Embedding, Linear};
 use burn::tensor::{DType, Int, Tensor, TensorData};
@@ -8,14 +8,16 @@ use super::forward::{PeftForward, TiedHead};
 use super::weight::{PeftWeight, composed_value};
 use crate::adapter::{Change, Lora, cast};
 use crate::fused::cross_entropy as of_logits;
-use crate::head::{Head, HeadChunks, HeadWeight, cross_entropy};
+use crate::head::{Head, HeadChunks, HeadWeight, Options, log_probs, of_logits as rows_of_logits, rows};
 use crate::layer::weight_dims;
 use crate::tensor::{matmul, reshape};
 
-/// The output layer of a language model, whose cross entropy is computed a chunk of tokens by a chunk of the vocabulary at a time.
+/// The output layer of a language model, whose log-probabilities are computed a chunk of rows by a chunk of the vocabulary at a time.
+///
+/// [`head_log_probs`](crate::objective::head_log_probs) and [`sft_head_loss`](crate::objective::sft_head_loss) are what to call.
 ///
 /// A `Linear` is a head of its own; an `Embedding` is one that is tied, `x·Eᵀ`. The value is that of
-/// [`forward_peft`](PeftForward::forward_peft), or [`attend_peft`](super::TiedHead::attend_peft), and a cross entropy. What is
+/// [`forward_peft`](PeftForward::forward_peft), or [`attend_peft`](super::TiedHead::attend_peft), and a log-softmax. What is
 /// attached to the weight decides how much of it is in chunks:
 ///
 /// | attached | computed as | gradients |
@@ -34,19 +36,63 @@ pub trait HeadLoss {
     /// `[features, vocabulary]`.
     fn head_dims(&self) -> [usize; 2];
 
-    /// `Σ −log softmax(z)[label]` over `labels`, which are `(position, label)` in ascending order of positions in `hidden [batch, seq,
-    /// features]`, row-major: `[1]`, f32 (f64 for f64 hidden states). Only the labelled positions are computed.
+    /// The labelled rows of `hidden [batch, seq, features]`, ready to be computed. `labels` are `(position, label)` in `hidden`, row-major, in any
+    /// order; a position may stand twice. Only the labelled positions are computed.
     ///
     /// # Panics
     ///
-    /// If `hidden` is not of the head's features, there is no label, or one is outside of `hidden` or the vocabulary. If rows of the batch
-    /// use adapters of their own on a tied head that change the lookup and the head alike.
-    fn head_cross_entropy(
-        &self,
-        hidden: Tensor<3>,
+    /// If `hidden` is not of the head's features, there is no label, or one is outside of `hidden`. If rows of the batch use adapters of their
+    /// own on a tied head that change the lookup and the head alike.
+    fn head_rows(&self, hidden: Tensor<3>, labels: Vec<(usize, usize)>) -> HeadRows<'_>;
+}
+
+/// Labelled rows on their way through a head.
+#[derive(Debug)]
+pub struct HeadRows<'a>(Prepared<'a>);
+
+#[derive(Debug)]
+#[allow(clippy::large_enum_variant)] // There is one of it at a time.
+enum Prepared<'a> {
+    /// Hidden states, computed in chunks.
+    Chunked {
+        x: Tensor<2>,
+        head: Head<'a>,
+        labels: Vec<usize>,
+    },
+    /// The logits `[batch, seq, vocabulary]`.
+    Whole {
+        logits: Tensor<3>,
         labels: Vec<(usize, usize)>,
-        chunks: &HeadChunks,
-    ) -> Tensor<1>;
+    },
+}
+
+impl HeadRows<'_> {
+    /// The [`rows`], `[k, rows]`.
+    pub(crate) fn log_probs(self, options: &Options) -> Tensor<2> {
+        match self.0 {
+            Prepared::Chunked { x, head, labels } => log_probs(x, head, labels, options),
+            Prepared::Whole { logits, labels } => {
+                let [batch, seq, vocabulary] = logits.dims();
+                let logits = reshape(logits, [batch * seq, vocabulary]);
+                let (logits, labels) = selected(logits, labels);
+                rows_of_logits(logits, labels, options)
+            }
+        }
+    }
+
+    /// `Σ −log p`, `[1]`, in f32 (f64 for f64 hidden states).
+    pub(crate) fn cross_entropy(self, chunks: &HeadChunks) -> Tensor<1> {
+        match self.0 {
+            Prepared::Whole { logits, labels } if labels.is_sorted_by(|a, b| a.0 < b.0) => {
+                let [batch, seq, vocabulary] = logits.dims();
+                of_logits(reshape(logits, [batch * seq, vocabulary]), labels)
+            }
+            _ => {
+                let values = self.log_probs(&Options::new(chunks));
+                values.narrow(0, rows::LOG_PROB, 1).sum().neg()
+            }
+        }
+    }
 }
 
 impl HeadLoss for Linear {
@@ -61,28 +107,23 @@ impl HeadLoss for Linear {
         }
     }
 
-    fn head_cross_entropy(
-        &self,
-        hidden: Tensor<3>,
-        labels: Vec<(usize, usize)>,
-        chunks: &HeadChunks,
-    ) -> Tensor<1> {
+    fn head_rows(&self, hidden: Tensor<3>, labels: Vec<(usize, usize)>) -> HeadRows<'_> {
         let bias = self.bias.as_ref().map(|bias| bias.val());
         let Some(state) = self.weight.reparameterization::<PeftWeight>() else {
             let rows = Rows::new(hidden, labels);
             let Some(lora) = self.weight.adapter() else {
-                return rows.loss(dense(self.weight.val()), Terms::default(), bias, chunks);
+                return rows.of(dense(self.weight.val()), Terms::default(), bias);
             };
             let mut terms = Terms::default();
             terms.add(&rows.x, lora.a.val(), lora.b.val(), lora.scale);
-            return rows.loss(dense(self.weight.base()), terms, bias, chunks);
+            return rows.of(dense(self.weight.base()), terms, bias);
         };
         match Way::of(state, &hidden) {
             Way::Whole => whole(self.forward_peft(hidden), labels),
             Way::Composed => {
                 let rows = Rows::new(hidden, labels);
                 let weight = dense(composed_value(&self.weight));
-                rows.loss(weight, Terms::default(), bias, chunks)
+                rows.of(weight, Terms::default(), bias)
             }
             Way::Factored => {
                 state.read_factored();
@@ -100,7 +141,7 @@ impl HeadLoss for Linear {
                     Some(nf4) if !state.has_own_values() => HeadWeight::Nf4(nf4),
                     _ => state.own_head(self.weight.base(), &rows.x, &mut terms),
                 };
-                rows.loss(weight, terms, bias, chunks)
+                rows.of(weight, terms, bias)
             }
         }
     }
@@ -112,15 +153,10 @@ impl HeadLoss for Embedding {
         [features, vocabulary]
     }
 
-    fn head_cross_entropy(
-        &self,
-        hidden: Tensor<3>,
-        labels: Vec<(usize, usize)>,
-        chunks: &HeadChunks,
-    ) -> Tensor<1> {
+    fn head_rows(&self, hidden: Tensor<3>, labels: Vec<(usize, usize)>) -> HeadRows<'_> {
         let Some(state) = self.weight.reparameterization::<PeftWeight>() else {
             let weight = dense(self.weight.val().transpose());
-            return Rows::new(hidden, labels).loss(weight, Terms::default(), None, chunks);
+            return Rows::new(hidden, labels).of(weight, Terms::default(), None);
         };
         let Some(changes) = state.head_changes() else {
             return whole(self.attend_peft(hidden), labels);
@@ -133,7 +169,7 @@ impl HeadLoss for Embedding {
                 return whole(self.attend_peft(hidden), labels);
             }
             let weight = cast(state.effective_head(base), dtype).transpose();
-            return Rows::new(hidden, labels).loss(dense(weight), Terms::default(), None, chunks);
+            return Rows::new(hidden, labels).of(dense(weight), Terms::default(), None);
         }
         let rows = Rows::new(hidden, labels);
         let old = changes.frozen(base.clone(), dtype);
@@ -152,7 +188,7 @@ impl HeadLoss for Embedding {
             };
             terms.add(&rows.x, a, b, *factor);
         }
-        rows.loss(dense(turned), terms, shift(&changes.head), chunks)
+        rows.of(dense(turned), terms, shift(&changes.head))
     }
 }
 
@@ -209,10 +245,8 @@ impl Way {
     }
 }
 
-/// The loss of all logits.
-fn whole(logits: Tensor<3>, labels: Vec<(usize, usize)>) -> Tensor<1> {
-    let [batch, seq, vocabulary] = logits.dims();
-    of_logits(reshape(logits, [batch * seq, vocabulary]), labels)
+fn whole(logits: Tensor<3>, labels: Vec<(usize, usize)>) -> HeadRows<'static> {
+    HeadRows(Prepared::Whole { logits, labels })
 }
 
 fn dense(weight: Tensor<2>) -> HeadWeight<'static> {
@@ -234,7 +268,22 @@ fn shift(loras: &[(&Lora, f64)]) -> Option<Tensor<1>> {
     })
 }
 
-/// The labelled rows.
+/// The labelled rows of `x [rows, columns]`, and their labels.
+fn selected(x: Tensor<2>, labels: Vec<(usize, usize)>) -> (Tensor<2>, Vec<usize>) {
+    let count = labels.len();
+    let (positions, labels): (Vec<i64>, Vec<usize>) = labels
+        .into_iter()
+        .map(|(position, label)| (position as i64, label))
+        .unzip();
+    if positions.iter().copied().eq(0..x.dims()[0] as i64) {
+        return (x, labels);
+    }
+    let data = TensorData::new(positions, [count]);
+    let positions = Tensor::<1, Int>::from_data(data, &x.device());
+    (x.select(0, positions), labels)
+}
+
+/// The labelled rows of hidden states.
 struct Rows {
     x: Tensor<2>,
     labels: Vec<usize>,
@@ -243,36 +292,21 @@ struct Rows {
 impl Rows {
     fn new(hidden: Tensor<3>, labels: Vec<(usize, usize)>) -> Self {
         let [batch, seq, features] = hidden.dims();
-        let x = reshape(hidden, [batch * seq, features]);
-        let (positions, labels): (Vec<i64>, Vec<usize>) = labels
-            .into_iter()
-            .map(|(position, label)| (position as i64, label))
-            .unzip();
-        let count = labels.len();
-        if count == batch * seq {
-            return Self { x, labels };
-        }
-        let data = TensorData::new(positions, [count]);
-        let positions = Tensor::<1, Int>::from_data(data, &x.device());
-        Self {
-            x: x.select(0, positions),
-            labels,
-        }
+        let (x, labels) = selected(reshape(hidden, [batch * seq, features]), labels);
+        Self { x, labels }
     }
 
-    fn loss(
-        self,
-        weight: HeadWeight,
-        terms: Terms,
-        bias: Option<Tensor<1>>,
-        chunks: &HeadChunks,
-    ) -> Tensor<1> {
+    fn of<'a>(self, weight: HeadWeight<'a>, terms: Terms, bias: Option<Tensor<1>>) -> HeadRows<'a> {
         let head = Head {
             weight,
             low_rank: terms.side_by_side(),
             bias,
         };
-        cross_entropy(self.x, head, self.labels, chunks)
+        HeadRows(Prepared::Chunked {
+            x: self.x,
+            head,
+            labels: self.labels,
+        })
     }
 }
 

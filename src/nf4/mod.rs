@@ -20,7 +20,8 @@ mod dense;
 pub mod double;
 mod float;
 mod ops;
-mod portable;
+pub(crate) mod portable;
+mod rows;
 mod weight;
 mod words;
 

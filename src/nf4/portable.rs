@@ -24,7 +24,7 @@ use super::ops::{Nf4ScaleTensors, Nf4Tensors};
 use super::words::{BYTE_SHIFTS, CODE_SHIFTS};
 
 /// The dtype of a float primitive.
-pub(super) fn float_dtype<B: Backend>(tensor: &FloatTensor<B>) -> FloatDType {
+pub(crate) fn float_dtype<B: Backend>(tensor: &FloatTensor<B>) -> FloatDType {
     tensor.dtype().into()
 }
 
@@ -118,7 +118,7 @@ fn float_from_bits<B: Backend>(bits: IntTensor<B>) -> FloatTensor<B> {
 }
 
 /// A cast, where there is anything to cast.
-pub(super) fn cast<B: Backend>(x: FloatTensor<B>, dtype: FloatDType) -> FloatTensor<B> {
+pub(crate) fn cast<B: Backend>(x: FloatTensor<B>, dtype: FloatDType) -> FloatTensor<B> {
     match float_dtype::<B>(&x) == dtype {
         true => x,
         false => B::float_cast(x, dtype),
@@ -126,7 +126,7 @@ pub(super) fn cast<B: Backend>(x: FloatTensor<B>, dtype: FloatDType) -> FloatTen
 }
 
 /// `a · b`, of which any side may be zero. Burn's CPU backend crashes on some of these: docs/upstream/flex-empty-matmul.md.
-pub(super) fn matmul<B: Backend>(a: FloatTensor<B>, b: FloatTensor<B>) -> FloatTensor<B> {
+pub(crate) fn matmul<B: Backend>(a: FloatTensor<B>, b: FloatTensor<B>) -> FloatTensor<B> {
     let ([m, k], [_, n]): ([usize; 2], [usize; 2]) = (a.shape().dims(), b.shape().dims());
     match [m, k, n].contains(&0) {
         true => B::float_zeros([m, n].into(), &a.device(), float_dtype::<B>(&a)),

@@ -2,8 +2,6 @@
 //!
 //! `W[o, i] = codebook[code] · scale[(o · d_in + i) / block_size]`, `W` of shape `[d_out, d_in]`.
 
-use std::ops::Range;
-
 use burn::backend::Dispatch;
 use burn::module::{Content, DisplaySettings, Module, ModuleDisplay, Param, ParamId};
 use burn::tensor::{DType, Device, FloatDType, Int, Tensor, TensorData};
@@ -191,57 +189,6 @@ impl Nf4Weight {
         ops::dequantize(&self.codes.val(), self.tensors(), dtype)
     }
 
-    /// What [`dequantize_rows`](Self::dequantize_rows) can begin at multiples of: rows that end with words and scales.
-    pub(crate) fn whole_rows(&self) -> usize {
-        let block = self.block_size.get();
-        let whole = match &self.nested {
-            None => block,
-            Some(_) => block * NESTED_BLOCK_SIZE,
-        };
-        // `whole` is a power of two.
-        whole >> self.shape[1].trailing_zeros().min(whole.trailing_zeros())
-    }
-
-    /// Rows of the dense weight, `[rows, d_in]`. A constant for autodiff.
-    ///
-    /// # Panics
-    ///
-    /// If the rows do not begin at a multiple of [`whole_rows`](Self::whole_rows), or are not there.
-    pub(crate) fn dequantize_rows(&self, rows: Range<usize>, dtype: FloatDType) -> Tensor<2> {
-        assert!(rows.start.is_multiple_of(self.whole_rows()) && rows.end <= self.shape[0]);
-        let values = rows.start * self.shape[1]..rows.end * self.shape[1];
-        let part = |words: Tensor<1, Int>, per_word: usize, range: Range<usize>| {
-            let first = range.start / per_word;
-            words.narrow(0, first, range.end.div_ceil(per_word) - first)
-        };
-        let block = self.block_size.get();
-        let blocks = values.start / block..values.end.div_ceil(block);
-        let codes = part(self.codes.val(), 8, values);
-        let absmax = self.absmax.val();
-        let scales = match &self.nested {
-            None => Nf4ScaleTensors::Plain(part(absmax, 1, blocks).into_dispatch()),
-            Some(nested) => {
-                let nested = nested.val();
-                let last = nested.dims()[0] - 1;
-                let groups =
-                    blocks.start / NESTED_BLOCK_SIZE..blocks.end.div_ceil(NESTED_BLOCK_SIZE);
-                let offset = nested.clone().narrow(0, last, 1);
-                let nested = Tensor::cat(vec![part(nested, 1, groups), offset], 0);
-                Nf4ScaleTensors::Double(
-                    part(absmax, 4, blocks).into_dispatch(),
-                    nested.into_dispatch(),
-                )
-            }
-        };
-        let tensors = Nf4Tensors {
-            codes: codes.clone().into_dispatch(),
-            scales,
-            shape: [rows.len(), self.shape[1]],
-            block_size: block,
-        };
-        ops::dequantize(&codes, tensors, dtype)
-    }
-
     /// `Σ_i W[o, i]²` of every row, in f32: `[d_out]`. A constant for autodiff.
     ///
     /// On the CPU in one pass over the packed weight; elsewhere a dense weight is held meanwhile.
@@ -354,37 +301,4 @@ fn host(words: &Param<Tensor<1, Int>>) -> Vec<i32> {
     let data = words.val().into_data().convert_dtype(DType::I32);
     data.try_into_vec()
         .expect("the data was just converted to i32")
-}
-
-#[cfg(test)]
-mod tests {
-    use burn::tensor::Distribution;
-
-    use super::*;
-
-    #[test]
-    fn rows_are_those_of_the_whole() {
-        let device = Device::default();
-        for (shape, double, step) in [
-            ([600, 64], true, 256),
-            ([600, 64], false, 1),
-            ([90, 24], false, 8),
-            ([70, 1024], true, 16),
-            ([7, 5], true, 16384),
-        ] {
-            let [d_out, d_in] = shape;
-            let config = Nf4Config::new().with_double_quant(double);
-            let dense = Tensor::<2>::random([d_in, d_out], Distribution::Normal(0.0, 1.0), &device);
-            let weight = Nf4Weight::quantize("w", dense, &config).unwrap();
-            assert_eq!(weight.whole_rows(), step);
-            let whole = weight.dequantize(FloatDType::F32);
-            for first in (0..d_out).step_by(step) {
-                for rows in [first..d_out, first..first + 1] {
-                    let expected = whole.clone().narrow(0, rows.start, rows.len());
-                    let found = weight.dequantize_rows(rows, FloatDType::F32);
-                    found.into_data().assert_eq(&expected.into_data(), true);
-                }
-            }
-        }
-    }
 }

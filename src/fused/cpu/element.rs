@@ -42,7 +42,7 @@ pub(super) fn sigmoid(x: f32) -> f32 {
 }
 
 /// Partial results that are kept apart, so that they fit in vectors.
-const LANES: usize = 16;
+pub(super) const LANES: usize = 16;
 
 /// `Σ_i f(a_i, b_i, …)`, of arrays of one length.
 #[inline(always)]

@@ -1,15 +1,12 @@
-//! A head and its cross entropy, `Σ −log softmax(x·W + u·B + b)[label]`, a chunk of tokens by a chunk of the vocabulary at a
-//! time.
+//! A head and its log-probabilities, `log softmax((x·W + u·B + b)/T)[label]`, a chunk of rows by a chunk of the vocabulary at a time.
 //!
-//! Forward keeps the largest logit of each row and the sum of `e^(z − largest)`, and brings them up to date with each chunk
-//! (M. Milakov, N. Gimelshein, "Online normalizer calculation for softmax", <https://arxiv.org/abs/1805.02867>). Backward
-//! computes the logits of a chunk again, turns them into `dz = dy·(softmax(z) − [label])` in place, and adds what follows:
-//! `dx += dz·Wᵀ`, `du += dz·Bᵀ`, `dB = uᵀ·dz`, `db = Σ dz`, `dW = xᵀ·dz`.
+//! Forward brings [`Running`] sums of each row up to date with each chunk. Backward computes the logits of a chunk again, turns them into
+//! `dz` in place ([`differentiate`]), and adds what follows: `dx += dz·Wᵀ`, `du += dz·Bᵀ`, `dB = uᵀ·dz`, `db = Σ dz`, `dW = xᵀ·dz`.
 
 use std::borrow::Cow;
 use std::ops::Range;
 
-use super::cross_entropy::{Running, differentiate, extend};
+use super::log_probs::{Running, Upstream, differentiate, extend};
 use crate::cpu::matmul::dense::Dense;
 use crate::cpu::matmul::element::Element;
 use crate::cpu::matmul::factor::Factor;
@@ -37,6 +34,8 @@ pub(crate) struct Head<'a, W> {
     pub(crate) bias: &'a [f32],
     /// Rows and tokens of the vocabulary at a time.
     pub(crate) chunks: [usize; 2],
+    /// `1/T`, which multiplies the logits.
+    pub(crate) inverse_temperature: f32,
 }
 
 /// What goes through a head: rows `x [rows, features]`, `u [rows, r]`, and each row's label.
@@ -60,8 +59,12 @@ pub(crate) struct Gradients<'a, V, G> {
 }
 
 impl<W> Head<'_, W> {
-    /// The sum over the rows, and what backward needs of each.
-    pub(crate) fn forward<E: Element, V: Value>(&self, inputs: &Inputs<V>) -> (f32, Vec<Running>)
+    /// What is known of each row; of its statistics too, if they are asked for.
+    pub(crate) fn forward<E: Element, V: Value>(
+        &self,
+        inputs: &Inputs<V>,
+        statistics: bool,
+    ) -> Vec<Running>
     where
         W: Source<E>,
     {
@@ -72,28 +75,26 @@ impl<W> Head<'_, W> {
             for tokens in parts(self.vocabulary, self.chunks[1]) {
                 let z = &mut tile[..rows.len() * tokens.len()];
                 self.logits::<E>(&x, u, &self.factor(&tokens), &tokens, z);
-                let running = &mut running[rows.clone()];
-                extend(self.isa, z, tokens.len(), tokens.start, labels, running);
+                let (running, width) = (&mut running[rows.clone()], tokens.len());
+                extend(self.isa, z, width, tokens.start, labels, running, statistics);
             }
         }
-        let sum: f64 = running.iter().map(Running::cost).sum();
-        (sum as f32, running)
+        running
     }
 
-    /// The gradients for `dy`, that of the sum.
+    /// The gradients for those that come to each row.
     pub(crate) fn backward<E: Element, V: Value, G: Value>(
         &self,
         inputs: &Inputs<V>,
-        running: &[Running],
-        dy: f32,
+        upstream: &[Upstream],
         gradients: &mut Gradients<V, G>,
     ) where
         W: Source<E>,
         for<'b> Dense<'b, E::Value>: Source<E>,
     {
         let (features, [rank, _]) = (self.features, self.b.shape());
-        let mut tile = self.tile(running.len());
-        for rows in parts(running.len(), self.chunks[0]) {
+        let mut tile = self.tile(upstream.len());
+        for rows in parts(upstream.len(), self.chunks[0]) {
             let (x, u, labels) = self.part::<E, V>(inputs, &rows);
             let whole = rows.len().next_multiple_of(E::PER_WORD);
             let outer = match gradients.weight.is_empty() {
@@ -109,8 +110,8 @@ impl<W> Head<'_, W> {
                 let z = &mut tile[..rows.len() * width];
                 let b = self.factor(&tokens);
                 self.logits::<E>(&x, u, &b, &tokens, z);
-                let running = &running[rows.clone()];
-                differentiate(self.isa, z, width, tokens.start, labels, running, dy);
+                let (upstream, scale) = (&upstream[rows.clone()], self.inverse_temperature);
+                differentiate(self.isa, z, width, tokens.start, labels, upstream, scale);
                 let z = &*z;
                 if !gradients.bias.is_empty() {
                     let bias = &mut gradients.bias[tokens.clone()];
@@ -184,7 +185,7 @@ impl<W> Head<'_, W> {
         (0..rank).flat_map(row).collect()
     }
 
-    /// `x·W + u·B + b` of these tokens.
+    /// `(x·W + u·B + b)/T` of these tokens.
     fn logits<E: Element>(
         &self,
         x: &[E::Value],
@@ -206,6 +207,10 @@ impl<W> Head<'_, W> {
         if !self.bias.is_empty() {
             let bias = &self.bias[tokens.clone()];
             for_each_chunk(z, width, z.len(), |_, z| add(z, bias));
+        }
+        if self.inverse_temperature != 1.0 {
+            let scale = self.inverse_temperature;
+            for_each_chunk(z, width, z.len(), |_, z| z.iter_mut().for_each(|z| *z *= scale));
         }
     }
 

@@ -3,19 +3,21 @@
 //! * [`ops`]: operations of Burn's backend, with their backward; [`flex`]: its tensors in and out;
 //! * [`swiglu`](mod@swiglu), [`rms_norm`](mod@rms_norm), [`rotate`](mod@rotate), [`attention`](mod@attention),
 //!   [`cross_entropy`](mod@cross_entropy): the kernels, over [`element`];
-//! * [`head`]: a head with its cross entropy, over a weight of any kind, for [`crate::head`];
+//! * [`head`]: a head with its log-probabilities, over a weight of any kind, for [`crate::head`]; [`log_probs`]: those of rows whose logits
+//!   come in chunks;
 //! * [`linear`](mod@linear): products with a frozen dense weight.
 #![allow(unsafe_code)]
 // `backend_extension` checks the features of this crate and of Burn in what it generates.
 #![allow(unexpected_cfgs)]
 
 mod attention;
-pub(crate) mod cross_entropy;
+mod cross_entropy;
 mod element;
 mod flex;
 pub(crate) mod head;
 mod heads;
 mod linear;
+pub(crate) mod log_probs;
 mod ops;
 mod rms_norm;
 mod rotate;
