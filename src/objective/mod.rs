@@ -1,8 +1,17 @@
 //! Losses for fine-tuning, as sums with counts, so that the caller normalises once over all that one step sees.
 
 mod head;
+mod log_probs;
+mod loss;
+mod ragged;
+mod segments;
 mod sft;
 
 pub use crate::head::{HeadChunks, HeadSize};
 pub use head::sft_head_loss;
+pub use log_probs::LogProbs;
+pub use loss::Loss;
+pub use ragged::Ragged;
 pub use sft::{SftLoss, sft_loss};
+
+use log_probs::read;
