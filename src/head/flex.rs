@@ -76,13 +76,6 @@ impl Operands<Flex> {
         })
     }
 
-    fn vocabulary(&self) -> usize {
-        match &self.weight {
-            Weight::Dense(weight) => shape::<2>(weight)[1],
-            Weight::Nf4(weight) => weight.shape[0],
-        }
-    }
-
     /// Runs a pass with the operands as the kernels take them.
     fn pass<P: Pass>(&self, pass: P) -> P::Output {
         let x = contiguous(&self.x);

@@ -102,10 +102,23 @@ pub(crate) fn log_probs(
         bias: head.bias.map(|bias| cast(bias, wide)),
         ..head
     };
-    if !ops::has_implementation(&x) {
-        return plain::of_logits(plain::logits(x, head), labels, options);
+    match ops::has_implementation(&x) {
+        true => {
+            let kernels = ops::kernels_serve(&x, &head);
+            run(x, head, labels, options, kernels)
+        }
+        false => plain::of_logits(plain::logits(x, head), labels, options),
     }
-    let kernels = ops::kernels_serve(&x, &head);
+}
+
+/// The operation, by the kernels of the CPU backend or not.
+fn run(
+    x: Tensor<2>,
+    head: Head,
+    labels: Vec<usize>,
+    options: &Options,
+    kernels: bool,
+) -> Tensor<2> {
     let asked = ops::Asked {
         labels,
         chunks: options.chunks,

@@ -203,10 +203,7 @@ pub(super) fn kernels_serve(x: &Tensor<2>, head: &Head) -> bool {
         HeadWeight::Nf4(_) => true,
     };
     let low_rank = head.low_rank.iter().flatten();
-    serves(x)
-        && weight
-        && low_rank.into_iter().all(serves)
-        && head.bias.as_ref().is_none_or(serves)
+    serves(x) && weight && low_rank.into_iter().all(serves) && head.bias.as_ref().is_none_or(serves)
 }
 
 #[cfg(not(all(feature = "flex", target_endian = "little")))]
@@ -241,8 +238,7 @@ impl<B: Backend> Operands<B> {
         [u, b, bias]: [FloatTensor<B>; 3],
         asked: Asked,
     ) -> Self {
-        let there =
-            |tensor: FloatTensor<B>| (tensor.shape().num_elements() > 0).then_some(tensor);
+        let there = |tensor: FloatTensor<B>| (tensor.shape().num_elements() > 0).then_some(tensor);
         Self {
             x,
             weight,
@@ -274,7 +270,7 @@ impl<B: HeadPasses, C: CheckpointStrategy> HeadOps for Autodiff<B, C> {
         asked: Asked,
     ) -> FloatTensor<Self> {
         // A parent that requires no gradient, in the place of a dense weight.
-        let device = x.as_primitive().device();
+        let device = x.primitive().device();
         let nothing = B::float_empty([0].into(), &device, FloatDType::F32);
         let parents = [x, Self::from_inner(nothing), u, b, bias];
         tracked::<B, C>(parents, Some(weight.into_inner()), asked)

@@ -45,7 +45,11 @@ pub(super) fn backward<B: Nf4Ops>(
             .map(|[_, b]| zeros(b)),
         bias: operands.bias.as_ref().filter(|_| wanted[4]).map(|bias| {
             let [vocabulary] = bias.shape().dims();
-            B::float_zeros([1, vocabulary].into(), &bias.device(), float_dtype::<B>(bias))
+            B::float_zeros(
+                [1, vocabulary].into(),
+                &bias.device(),
+                float_dtype::<B>(bias),
+            )
         }),
     };
     for rows in operands.row_chunks() {
@@ -53,7 +57,13 @@ pub(super) fn backward<B: Nf4Ops>(
             let line = [Slice::from(place..place + 1), Slice::from(rows.clone())];
             B::float_reshape(B::float_slice(of.clone(), &line), [rows.len(), 1].into())
         };
-        operands.add_gradients(&rows, |place| column(&values, place), |place| column(&dy, place), wanted, &mut sums);
+        operands.add_gradients(
+            &rows,
+            |place| column(&values, place),
+            |place| column(&dy, place),
+            wanted,
+            &mut sums,
+        );
     }
     let whole = |parts: Vec<FloatTensor<B>>, dtype: FloatDType| {
         (!parts.is_empty()).then(|| cast::<B>(B::float_cat(parts, 0), dtype))
@@ -89,7 +99,7 @@ impl<B: Nf4Ops> Operands<B> {
         }
     }
 
-    fn vocabulary(&self) -> usize {
+    pub(super) fn vocabulary(&self) -> usize {
         match &self.weight {
             Weight::Dense(weight) => weight.shape()[1],
             Weight::Nf4(weight) => weight.shape[0],
@@ -172,9 +182,8 @@ impl<B: Nf4Ops> Operands<B> {
     /// The [`rows`] of a chunk, `[rows, k]`.
     fn values_of(&self, rows: &Range<usize>) -> FloatTensor<B> {
         let (device, wide) = (self.x.device(), self.wide());
-        let column = |value: f64| {
-            B::float_full([rows.len(), 1].into(), value.into(), &device, wide)
-        };
+        let column =
+            |value: f64| B::float_full([rows.len(), 1].into(), value.into(), &device, wide);
         let add = |a, b| B::float_add(a, b);
         let mut largest = column(f64::NEG_INFINITY);
         let [mut sum, mut label, mut weighted, mut squares, mut plain] =
@@ -211,7 +220,11 @@ impl<B: Nf4Ops> Operands<B> {
         }
         let log = B::float_log(sum.clone());
         let distance = B::float_sub(label, largest.clone());
-        let mut columns = vec![B::float_sub(distance.clone(), log.clone()), largest, sum.clone()];
+        let mut columns = vec![
+            B::float_sub(distance.clone(), log.clone()),
+            largest,
+            sum.clone(),
+        ];
         if self.asked.statistics {
             let mean = B::float_mul_scalar(plain, (1.0 / self.vocabulary() as f64).into());
             let double = B::float_mul_scalar(log.clone(), 2.0.into());
@@ -314,7 +327,11 @@ fn add_columns<B: Backend>(to: &mut FloatTensor<B>, columns: &Range<usize>, part
     *to = B::float_slice_assign(owned, &place, sum);
 }
 
-fn narrow<B: Backend>(tensor: &FloatTensor<B>, axis: usize, range: &Range<usize>) -> FloatTensor<B> {
+fn narrow<B: Backend>(
+    tensor: &FloatTensor<B>,
+    axis: usize,
+    range: &Range<usize>,
+) -> FloatTensor<B> {
     let shape = tensor.shape();
     let mut place = [Slice::from(0..shape[0]), Slice::from(0..shape[1])];
     place[axis] = Slice::from(range.clone());

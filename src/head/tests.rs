@@ -1,4 +1,5 @@
-//! The loss in chunks and its gradients, by the kernels and composed, against the plain one in f64, which holds all logits.
+//! Log-probabilities and statistics in chunks and their gradients, by the kernels and of a backend's own operations, against the plain ones
+//! in f64, which hold all logits.
 //!
 //! With `δz = (d + r + 8)·2⁻²⁴·Σ|terms|`, what f32 sums leave a logit to be wrong by, every probability is wrong by `2δz` of itself
 //! and what `e^z` and its sum over the vocabulary add: `ε = 2δz + 3·(v + rows + 16)·2⁻²⁴` in all, for sums over a row's
@@ -36,6 +37,8 @@ struct Case {
     chunks: [usize; 2],
     x: DType,
     weight: DType,
+    temperature: f64,
+    statistics: bool,
 }
 
 fn cases() -> impl Strategy<Value = Case> {
@@ -48,9 +51,18 @@ fn cases() -> impl Strategy<Value = Case> {
     let dtype = || prop_oneof![Just(DType::F32), Just(DType::BF16)];
     let sizes = (1_usize..70, 1_usize..90, 1_usize..300, 0_usize..5);
     let chunks = (1_usize..80, 1_usize..320);
-    let flags = (any::<bool>(), any::<bool>(), any::<bool>());
-    (kind, sizes, chunks, flags, dtype(), dtype()).prop_map(
-        |(kind, (rows, features, vocabulary, rank), chunks, (bias, trained, even), x, weight)| {
+    let flags = (any::<bool>(), any::<bool>(), any::<bool>(), any::<bool>());
+    let temperature = prop_oneof![Just(1.0), Just(0.7), Just(2.0)];
+    (kind, sizes, chunks, flags, dtype(), dtype(), temperature).prop_map(
+        |(
+            kind,
+            (rows, features, vocabulary, rank),
+            chunks,
+            (bias, trained, even, statistics),
+            x,
+            weight,
+            temperature,
+        )| {
             let even = if even { 2 } else { 1 };
             Case {
                 kind,
@@ -63,6 +75,8 @@ fn cases() -> impl Strategy<Value = Case> {
                 chunks: [chunks.0, chunks.1],
                 x,
                 weight,
+                temperature,
+                statistics,
             }
         },
     )
@@ -105,14 +119,15 @@ fn assert_near<const D: usize>(name: &str, found: Tensor<D>, expected: Tensor<D>
     }
 }
 
-/// The loss with all logits in memory.
+/// The values with all logits in memory.
 fn plain(
     x: &Tensor<2>,
     weight: &Tensor<2>,
     low_rank: Option<&[Tensor<2>; 2]>,
     bias: Option<&Tensor<1>>,
     labels: &[usize],
-) -> Tensor<1> {
+    options: &Options,
+) -> Tensor<2> {
     let mut z = x.clone().matmul(weight.clone());
     if let Some([u, b]) = low_rank {
         z = z + u.clone().matmul(b.clone());
@@ -120,20 +135,35 @@ fn plain(
     if let Some(bias) = bias {
         z = z + bias.clone().unsqueeze();
     }
-    let labels = labels.iter().copied().enumerate().collect();
-    crate::fused::cross_entropy(z, labels)
+    of_logits(z, labels.to_vec(), options)
 }
 
-/// Compares the loss in chunks, computed by `run`, with the plain one.
-fn check(case: &Case, composed: bool) {
+/// Options for chunks of so many rows and tokens.
+fn options(rows: usize, tokens: usize) -> Options {
+    Options::new(&HeadChunks::new(rows, tokens).unwrap())
+}
+
+fn row(values: &Tensor<2>, place: usize) -> Tensor<2> {
+    values.clone().narrow(0, place, 1)
+}
+
+/// `Σ −log p`.
+fn loss_of(values: &Tensor<2>) -> Tensor<1> {
+    row(values, rows::LOG_PROB).sum().neg()
+}
+
+/// Compares the values in chunks, by the kernels or not, with the plain ones.
+fn check(case: &Case, kernels: bool) {
     let &Case {
-        rows,
+        rows: count,
         features,
         vocabulary,
         rank,
+        temperature,
+        statistics,
         ..
     } = case;
-    let x = random([rows, features], 1.5, case.x);
+    let x = random([count, features], 1.5, case.x);
     let packed = match case.kind {
         Kind::Nf4 { double } => {
             let config = Nf4Config::new()
@@ -166,12 +196,12 @@ fn check(case: &Case, composed: bool) {
     ];
     let low_rank = (rank > 0).then(|| {
         [
-            random([rows, rank], 1.0, DType::F32),
+            random([count, rank], 1.0, DType::F32),
             random([rank, vocabulary], 0.2, DType::F32),
         ]
     });
     let bias = case.bias.then(|| random([vocabulary], 1.0, DType::F32));
-    let labels: Vec<usize> = values(random([rows], 1.0, DType::F32))
+    let labels: Vec<usize> = values(random([count], 1.0, DType::F32))
         .iter()
         .map(|value| (value.abs() * 1e4) as usize % vocabulary)
         .collect();
@@ -189,11 +219,12 @@ fn check(case: &Case, composed: bool) {
         low_rank: found_low.clone(),
         bias: found_bias.clone(),
     };
-    let chunks = HeadChunks::new(case.chunks[0], case.chunks[1]).unwrap();
-    let found = match composed {
-        false => cross_entropy(found_x.clone(), head, labels.clone(), &chunks),
-        true => composed::cross_entropy(found_x.clone(), head, &labels, &chunks),
+    let options = Options {
+        temperature,
+        statistics,
+        ..options(case.chunks[0], case.chunks[1])
     };
+    let found = run(found_x.clone(), head, labels.clone(), &options, kernels);
     let weight = turned(held[1].clone());
     let expected = plain(
         &expected_x,
@@ -201,6 +232,7 @@ fn check(case: &Case, composed: bool) {
         expected_low.as_ref(),
         expected_bias.as_ref(),
         &labels,
+        &options,
     );
 
     // What a logit is a sum of.
@@ -209,26 +241,58 @@ fn check(case: &Case, composed: bool) {
         terms = terms + u.clone().abs().matmul(b.clone().abs());
     }
     let bias_size = bias.as_ref().map_or(0.0, largest);
-    let dz = (features + rank + 8) as f64 * HALF_ULP * (largest(&terms) + bias_size);
+    let dz = (features + rank + 8) as f64 * HALF_ULP * (largest(&terms) + bias_size) / temperature;
     let narrow = case.x == DType::BF16 || case.weight == DType::BF16;
-    let row_chunks = rows.div_ceil(case.chunks[0]);
-    let eps = 2.0 * dz + 3.0 * (vocabulary + rows + 16) as f64 * HALF_ULP;
-    let eps_rounded = match narrow {
-        true => eps + 2.0 * (1 + row_chunks) as f64 * HALF_ULP_BF16,
+    let row_chunks = count.div_ceil(case.chunks[0]);
+    let eps = 2.0 * dz + 3.0 * (vocabulary + count + 16) as f64 * HALF_ULP;
+    // Of probabilities an entropy takes the logarithms too, the largest of which are the range of the logits.
+    let eps = match statistics {
+        true => {
+            eps * (4.0
+                + 2.0 * largest(&row(&expected, rows::MEAN))
+                + 2.0 * (vocabulary as f64).ln())
+        }
         false => eps,
     };
-    let many = rows as f64;
-    let size = largest(&expected);
-    assert_near(
-        "loss",
-        found.clone(),
-        expected.clone(),
-        many * eps + 2.0 * HALF_ULP * size,
+    let eps_rounded = match narrow {
+        true => {
+            eps + 2.0 * (1 + row_chunks) as f64 * HALF_ULP_BF16 * if statistics { 8.0 } else { 1.0 }
+        }
+        false => eps,
+    };
+    let (eps, eps_rounded) = (
+        eps / temperature.min(1.0),
+        eps_rounded / temperature.min(1.0),
     );
+    let many = count as f64;
+    let compared = match statistics {
+        true => vec![rows::LOG_PROB, rows::ENTROPY, rows::MEAN, rows::LOG_SUM_SQ],
+        false => vec![rows::LOG_PROB],
+    };
+    assert_eq!(found.dims(), [rows::count(statistics), count]);
+    for &place in &compared {
+        let size = largest(&row(&expected, place));
+        let bound = eps + 4.0 * HALF_ULP * size;
+        assert_near(
+            &format!("value {place}"),
+            row(&found, place),
+            row(&expected, place),
+            bound,
+        );
+    }
 
-    let dy = 0.5;
-    let found = (found * dy).backward();
-    let expected = (expected * dy).backward();
+    // A gradient of its own for each row and value; those of values without a gradient count for nothing.
+    let dims = [rows::count(statistics), count];
+    let dy = Tensor::<2>::random(dims, Distribution::Uniform(-0.5, 0.5), &x.device());
+    let found = (found * dy.clone()).sum().backward();
+    let differentiable = [rows::LOG_PROB, rows::ENTROPY, rows::MEAN];
+    let expected = compared
+        .into_iter()
+        .filter(|place| differentiable.contains(place))
+        .map(|place| (row(&expected, place) * row(&dy, place).cast(DType::F64)).sum())
+        .reduce(|sum, part| sum + part)
+        .unwrap()
+        .backward();
     let grad = |t: &Tensor<2>, of: &burn::tensor::Gradients| t.grad(of).unwrap();
     let w = largest(&weight);
     assert_near(
@@ -266,15 +330,15 @@ proptest! {
 
     #[test]
     #[cfg(feature = "flex")]
-    fn chunks_give_the_plain_loss(case in cases()) {
-        check(&case, false);
+    fn chunks_give_the_plain_values(case in cases()) {
+        check(&case, true);
     }
 
     #[test]
-    fn what_is_composed_does_too(case in cases()) {
+    fn a_backends_own_operations_do_too(case in cases()) {
         // Burn's products round logits to bf16.
         let case = Case { x: DType::F32, weight: DType::F32, ..case };
-        check(&case, true);
+        check(&case, false);
     }
 }
 
@@ -286,7 +350,10 @@ fn the_number_of_threads_changes_no_bit() {
         let weight = random([500, 64], 0.3, dtype);
         let [u, b] = [[80, 5], [5, 500]].map(|shape| random(shape, 0.3, DType::F32));
         let labels: Vec<usize> = (0..80).map(|row| row * 6).collect();
-        let chunks = HeadChunks::new(50, 200).unwrap();
+        let options = Options {
+            statistics: true,
+            ..options(50, 200)
+        };
         crate::cpu::parallel::assert_same_in_pools("head", || {
             let operands = [leaf(&x), leaf(&weight), leaf(&u), leaf(&b)];
             let [x, weight, u, b] = operands.clone();
@@ -295,10 +362,10 @@ fn the_number_of_threads_changes_no_bit() {
                 low_rank: Some([u, b]),
                 bias: None,
             };
-            let loss = cross_entropy(x, head, labels.clone(), &chunks);
-            let gradients = loss.clone().backward();
+            let rows = log_probs(x, head, labels.clone(), &options);
+            let gradients = rows.clone().sum().backward();
             let of = |tensor: &Tensor<2>| values(tensor.grad(&gradients).unwrap());
-            let all: Vec<f64> = operands.iter().flat_map(of).chain(values(loss)).collect();
+            let all: Vec<f64> = operands.iter().flat_map(of).chain(values(rows)).collect();
             all.into_iter().map(f64::to_bits).collect::<Vec<_>>()
         });
     }
@@ -315,18 +382,18 @@ fn a_label_is_found_in_every_chunk() {
             let labels: Vec<usize> = (label..label + vocabulary)
                 .map(|y| y % vocabulary)
                 .collect();
-            let expected = plain(&x, &weight, None, None, &labels);
+            let expected = plain(&x, &weight, None, None, &labels, &options(1, 2));
             for (rows, tokens) in [(1, 2), (3, 4), (20, 6), (4, 20)] {
                 let head = Head {
                     weight: HeadWeight::Dense(weight.clone()),
                     low_rank: None,
                     bias: None,
                 };
-                let chunks = HeadChunks::new(rows, tokens).unwrap();
-                let found = cross_entropy(x.clone(), head, labels.clone(), &chunks);
+                let options = options(rows, tokens);
+                let found = log_probs(x.clone(), head, labels.clone(), &options);
                 assert_eq!(found.dtype(), dtype);
-                // A handful of roundings of a sum of eleven losses of a few nats each.
-                assert_near("loss", found, expected.clone(), 1e-4);
+                // A handful of roundings of a few nats.
+                assert_near("log p", row(&found, 0), row(&expected, 0), 1e-5);
             }
         }
     }
@@ -339,15 +406,10 @@ fn extreme_logits_stay_finite() {
     // Of logits 1e38, -1e38, -1e38, 9e37 and no probability at all: each in a chunk of its own, or two.
     let weight =
         Tensor::<2>::from_data([[1e19_f32, -1e19, -1e19, 9e18, f32::NEG_INFINITY]], &device);
-    for composed in [false, true] {
+    for kernels in [true, false] {
         for tokens in [4, 5] {
-            // The last token has no finite gradient, and what is composed has gradients in its loss.
-            let x = match composed && tokens == 5 {
-                true => crate::tensor::constant(x.clone()),
-                false => x.clone(),
-            };
             let loss = loss(
-                composed,
+                kernels,
                 &x,
                 &weight.clone().narrow(1, 0, tokens),
                 None,
@@ -356,12 +418,11 @@ fn extreme_logits_stay_finite() {
             );
             // The wrong token costs the whole distance, the right one nothing.
             assert_eq!(values(loss.clone()), [f64::from(2e38_f32)]);
-            if x.is_tracked() {
+            // The last token has no finite gradient.
+            if tokens == 4 {
                 let dx = values(x.grad(&loss.backward()).unwrap());
-                if tokens == 4 {
-                    // Of the first row: what its token should have and has not.
-                    assert_eq!(dx, [f64::from(2e19_f32), 0.0]);
-                }
+                // Of the first row: what its token should have and has not.
+                assert_eq!(dx, [f64::from(2e19_f32), 0.0]);
             }
         }
     }
@@ -391,13 +452,15 @@ fn tokens_that_are_ruled_out_count_for_nothing() {
         None,
         Some(&bias_wide.clone().select(0, places)),
         &[0, 3, 4],
+        &options(1, 2),
     );
+    let expected = loss_of(&expected);
     let gradients = expected.backward();
     let [dx, dw] = [&x_wide, &weight_wide].map(|t| t.grad(&gradients).unwrap());
     let d_bias = bias_wide.grad(&gradients).unwrap();
-    for composed in [false, true] {
+    for kernels in [true, false] {
         let (x, weight, bias) = (leaf(&x), leaf(&weight), leaf(&bias));
-        let loss = loss(composed, &x, &weight, Some(&bias), &[4, 10, 11], 2);
+        let loss = loss(kernels, &x, &weight, Some(&bias), &[4, 10, 11], 2);
         // A handful of roundings of a sum of three losses of a few nats each.
         assert_near("loss", loss.clone(), expected.clone(), 1e-5);
         let gradients = loss.backward();
@@ -414,7 +477,7 @@ fn tokens_that_are_ruled_out_count_for_nothing() {
 
 /// The loss of a dense head in chunks of one row by so many tokens.
 fn loss(
-    composed: bool,
+    kernels: bool,
     x: &Tensor<2>,
     weight: &Tensor<2>,
     bias: Option<&Tensor<1>>,
@@ -426,15 +489,16 @@ fn loss(
         low_rank: None,
         bias: bias.cloned(),
     };
-    let chunks = HeadChunks::new(1, tokens).unwrap();
-    match composed {
-        true => composed::cross_entropy(x.clone(), head, labels, &chunks),
-        false => cross_entropy(x.clone(), head, labels.to_vec(), &chunks),
-    }
+    // The statistics too: what they are computed of may be infinite.
+    let options = Options {
+        statistics: true,
+        ..options(1, tokens)
+    };
+    loss_of(&run(x.clone(), head, labels.to_vec(), &options, kernels))
 }
 
 #[test]
-fn other_dtypes_are_composed() {
+fn other_dtypes_are_served_too() {
     let x = random([5, 8], 1.0, DType::F16);
     let head = Head {
         weight: HeadWeight::Dense(random([8, 12], 0.2, DType::F16)),
@@ -442,8 +506,10 @@ fn other_dtypes_are_composed() {
         bias: None,
     };
     let x = leaf(&x);
-    let chunks = HeadChunks::new(2, 4).unwrap();
-    let loss = cross_entropy(x.clone(), head, vec![0, 11, 4, 5, 3], &chunks);
-    assert_eq!(loss.dtype(), DType::F32);
-    assert_eq!(x.grad(&loss.backward()).unwrap().dtype(), DType::F16);
+    let values = log_probs(x.clone(), head, vec![0, 11, 4, 5, 3], &options(2, 4));
+    assert_eq!(values.dtype(), DType::F32);
+    assert_eq!(
+        x.grad(&loss_of(&values).backward()).unwrap().dtype(),
+        DType::F16
+    );
 }

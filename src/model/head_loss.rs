@@ -8,7 +8,9 @@ use super::forward::{PeftForward, TiedHead};
 use super::weight::{PeftWeight, composed_value};
 use crate::adapter::{Change, Lora, cast};
 use crate::fused::cross_entropy as of_logits;
-use crate::head::{Head, HeadChunks, HeadWeight, Options, log_probs, of_logits as rows_of_logits, rows};
+use crate::head::{
+    Head, HeadChunks, HeadWeight, Options, log_probs, of_logits as rows_of_logits, rows,
+};
 use crate::layer::weight_dims;
 use crate::tensor::{matmul, reshape};
 

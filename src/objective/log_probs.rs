@@ -23,6 +23,8 @@ pub struct LogProbs {
     pub values: Tensor<1>,
     /// The entropy of the distribution that every labelled token was predicted from, in nats, `[tokens]`.
     pub entropy: Option<Tensor<1>>,
+    /// The mean `(1/V)·Σ_j ln p_j` over the vocabulary, `[tokens]`: for label smoothing.
+    pub mean: Option<Tensor<1>>,
     /// `ln Σ_j p_j²` of the same distributions, `[tokens]`, without graph: for the weights of WPO.
     pub log_sum_sq: Option<Tensor<1>>,
     /// 1 where the label is the most probable token and 0 elsewhere, `[tokens]`, without graph: for the token accuracy.
@@ -48,6 +50,7 @@ impl LogProbs {
         Self {
             values,
             entropy: None,
+            mean: None,
             log_sum_sq: None,
             is_top1: None,
             lens,
@@ -62,6 +65,17 @@ impl LogProbs {
     pub fn with_entropy(mut self, entropy: Tensor<1>) -> Result<Self> {
         segments::same_count("entropy", entropy.dims()[0], self.tokens())?;
         self.entropy = Some(entropy);
+        Ok(self)
+    }
+
+    /// With the mean of `ln p` over the vocabulary at every labelled token.
+    ///
+    /// # Errors
+    ///
+    /// [`PeftError::Shape`] where it is not one value for each token.
+    pub fn with_mean(mut self, mean: Tensor<1>) -> Result<Self> {
+        segments::same_count("mean", mean.dims()[0], self.tokens())?;
+        self.mean = Some(mean);
         Ok(self)
     }
 
@@ -157,6 +171,7 @@ impl LogProbs {
         Self {
             values: Tensor::cat(parts.iter().map(|part| part.values.clone()).collect(), 0),
             entropy: all(|part| part.entropy.clone()),
+            mean: all(|part| part.mean.clone()),
             log_sum_sq: all(|part| part.log_sum_sq.clone()),
             is_top1: all(|part| part.is_top1.clone()),
             lens,
@@ -182,6 +197,7 @@ impl LogProbs {
         Self {
             values: f(self.values),
             entropy: self.entropy.map(&f),
+            mean: self.mean.map(&f),
             log_sum_sq: self.log_sum_sq.map(&f),
             is_top1: self.is_top1.map(&f),
             lens: self.lens,

@@ -1,6 +1,7 @@
 //! Losses for fine-tuning, as sums with counts, so that the caller normalises once over all that one step sees.
 
 mod head;
+mod labels;
 mod log_probs;
 mod loss;
 mod ragged;
@@ -8,7 +9,8 @@ mod segments;
 mod sft;
 
 pub use crate::head::{HeadChunks, HeadSize};
-pub use head::sft_head_loss;
+pub use head::{LogProbsConfig, head_log_probs, sft_head_loss};
+pub use labels::Labels;
 pub use log_probs::LogProbs;
 pub use loss::Loss;
 pub use ragged::Ragged;

@@ -100,37 +100,53 @@ pub(super) fn labelled(
     [batch, seq]: [usize; 2],
     vocabulary: usize,
 ) -> Result<Vec<(usize, usize)>> {
-    check_shape("targets", [batch, seq], targets.dims())?;
-    check_shape("mask", [batch, seq], mask.dims())?;
-
-    let targets = targets
-        .try_into_vec_as::<i64>()
-        .map_err(|e| unread("targets", e))?;
-    let mask = mask
-        .try_into_vec_as::<bool>()
-        .map_err(|e| unread("mask", e))?;
-    let mut labels = Vec::new();
-    for (position, (&token, _)) in targets
-        .iter()
-        .zip(&mask)
-        .enumerate()
-        .filter(|(_, (_, m))| **m)
-    {
-        if !usize::try_from(token).is_ok_and(|token| token < vocabulary) {
-            return Err(PeftError::TokenRange {
-                token,
-                row: position / seq,
-                column: position % seq,
-                vocabulary,
-            });
+    let labels = read_labels(targets, mask, [batch, seq])?;
+    for &(position, token) in &labels {
+        if token >= vocabulary {
+            return Err(out_of_range(token as i64, position, seq, vocabulary));
         }
-        labels.push((position, token as usize));
     }
     match labels.is_empty() {
         true => Err(PeftError::NoSupervisedTokens {
             tokens: batch * seq,
         }),
         false => Ok(labels),
+    }
+}
+
+/// The same of any vocabulary; there may be none.
+pub(super) fn read_labels(
+    targets: Tensor<2, Int>,
+    mask: Tensor<2, Bool>,
+    [batch, seq]: [usize; 2],
+) -> Result<Vec<(usize, usize)>> {
+    check_shape("targets", [batch, seq], targets.dims())?;
+    check_shape("mask", [batch, seq], mask.dims())?;
+    let targets = targets
+        .try_into_vec_as::<i64>()
+        .map_err(|e| unread("targets", e))?;
+    let mask = mask
+        .try_into_vec_as::<bool>()
+        .map_err(|e| unread("mask", e))?;
+    let supervised = targets
+        .iter()
+        .zip(&mask)
+        .enumerate()
+        .filter(|(_, (_, m))| **m);
+    supervised
+        .map(|(position, (&token, _))| match usize::try_from(token) {
+            Ok(token) => Ok((position, token)),
+            Err(_) => Err(out_of_range(token, position, seq, usize::MAX)),
+        })
+        .collect()
+}
+
+fn out_of_range(token: i64, position: usize, seq: usize, vocabulary: usize) -> PeftError {
+    PeftError::TokenRange {
+        token,
+        row: position / seq,
+        column: position % seq,
+        vocabulary,
     }
 }
 

@@ -76,7 +76,15 @@ impl<W> Head<'_, W> {
                 let z = &mut tile[..rows.len() * tokens.len()];
                 self.logits::<E>(&x, u, &self.factor(&tokens), &tokens, z);
                 let (running, width) = (&mut running[rows.clone()], tokens.len());
-                extend(self.isa, z, width, tokens.start, labels, running, statistics);
+                extend(
+                    self.isa,
+                    z,
+                    width,
+                    tokens.start,
+                    labels,
+                    running,
+                    statistics,
+                );
             }
         }
         running
@@ -210,7 +218,9 @@ impl<W> Head<'_, W> {
         }
         if self.inverse_temperature != 1.0 {
             let scale = self.inverse_temperature;
-            for_each_chunk(z, width, z.len(), |_, z| z.iter_mut().for_each(|z| *z *= scale));
+            for_each_chunk(z, width, z.len(), |_, z| {
+                z.iter_mut().for_each(|z| *z *= scale)
+            });
         }
     }
 

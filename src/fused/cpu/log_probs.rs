@@ -268,7 +268,11 @@ impl Kernel for Differentiated<'_> {
                 let less = *z - largest;
                 let e = exp(less);
                 // Of a token that is ruled out the product is no number.
-                let weighted = if e == 0.0 { 0.0 } else { e * (constant + up.entropy * less) };
+                let weighted = if e == 0.0 {
+                    0.0
+                } else {
+                    e * (constant + up.entropy * less)
+                };
                 *z = weighted * factor + even;
             }
         }
@@ -285,7 +289,9 @@ mod tests {
     /// Chunks of every width give the sums of the row, in f64.
     #[test]
     fn statistics_do_not_depend_on_the_chunks() {
-        let z: Vec<f32> = (0..101).map(|j| ((j * 37) % 101) as f32 / 9.0 - 4.0).collect();
+        let z: Vec<f32> = (0..101)
+            .map(|j| ((j * 37) % 101) as f32 / 9.0 - 4.0)
+            .collect();
         let wide: Vec<f64> = z.iter().map(|&z| f64::from(z)).collect();
         let sum: f64 = wide.iter().map(|z| z.exp()).sum();
         let log_p: Vec<f64> = wide.iter().map(|z| z - sum.ln()).collect();
@@ -295,7 +301,15 @@ mod tests {
         for width in [1, 7, 16, 50, 101] {
             let mut running = [Running::EMPTY];
             for (index, z) in z.chunks(width).enumerate() {
-                extend(Isa::best(), z, z.len(), index * width, &[40], &mut running, true);
+                extend(
+                    Isa::best(),
+                    z,
+                    z.len(),
+                    index * width,
+                    &[40],
+                    &mut running,
+                    true,
+                );
             }
             let [h, m, s, top] = running[0].statistics().map(f64::from);
             let found = [f64::from(running[0].log_prob()), h, m, s];
