@@ -1,4 +1,4 @@
-//! The loss of a head in chunks under everything that can be attached to it, against the plain loss of its logits.
+//! The loss and the log-probabilities of a head in chunks under everything that can be attached to it, against the plain ones of its logits.
 
 use burn::module::{Lora, Module, ModuleMapper, ModuleVisitor, Param};
 use burn::nn::{Embedding, EmbeddingConfig, Linear, LinearConfig, LinearLayout};
@@ -9,7 +9,9 @@ use burn_peft::model::{
     HeadLoss, PeftConfig, PeftForward, PeftModel, TargetConfig, TiedHead, TrainableTokens,
 };
 use burn_peft::nf4::Nf4Config;
-use burn_peft::objective::{HeadChunks, SftLoss, sft_head_loss, sft_loss};
+use burn_peft::objective::{
+    HeadChunks, Labels, LogProbs, LogProbsConfig, SftLoss, head_log_probs, sft_head_loss, sft_loss,
+};
 
 const FEATURES: usize = 32;
 const VOCABULARY: usize = 50;
@@ -133,6 +135,61 @@ fn chunks() -> HeadChunks {
     HeadChunks::new(4, 12).unwrap()
 }
 
+const TEMPERATURE: f64 = 0.7;
+
+/// Labels of three sequences: a response in each row, the first of which is the second too.
+fn labels() -> Labels {
+    let targets = targets().try_into_vec_as::<i64>().unwrap();
+    let sequence = |positions: std::ops::Range<usize>| -> Vec<(usize, usize)> {
+        positions
+            .map(|position| (position, targets[position] as usize))
+            .collect()
+    };
+    Labels::from_sequences(&[sequence(2..7), sequence(2..4), sequence(15..20)]).unwrap()
+}
+
+/// A number of the log-probabilities, entropies and means, in which each counts otherwise.
+fn weighed([values, entropy, mean]: [Tensor<1>; 3]) -> SftLoss {
+    let count = values.dims()[0];
+    let weights = |first: f32| {
+        let weights: Vec<f32> = (0..count).map(|i| (first + i as f32).sin()).collect();
+        Tensor::<1>::from_floats(weights.as_slice(), &values.device())
+    };
+    let sum = values * weights(0.0) + entropy * weights(3.0) + mean * weights(5.0);
+    SftLoss {
+        sum: sum.sum(),
+        count,
+    }
+}
+
+fn in_chunks(log_probs: burn_peft::Result<LogProbs>) -> SftLoss {
+    let log_probs = log_probs.unwrap();
+    assert_eq!(log_probs.lens(), [5, 2, 5]);
+    let (entropy, mean) = (log_probs.entropy.unwrap(), log_probs.mean.unwrap());
+    weighed([log_probs.values, entropy, mean])
+}
+
+/// The same of logits.
+fn of_logits(logits: Tensor<3>) -> SftLoss {
+    let [batch, seq, vocabulary] = logits.dims();
+    let positions = [2, 3, 4, 5, 6, 2, 3, 15, 16, 17, 18, 19];
+    let rows = Tensor::<1, Int>::from_data(positions.map(|p: i64| p), &device());
+    let logits = logits.reshape([batch * seq, vocabulary]).select(0, rows) / TEMPERATURE;
+    let log_p = burn::tensor::activation::log_softmax(logits, 1);
+    let tokens: Vec<i64> = labels().iter().map(i64::from).collect();
+    let tokens = Tensor::<2, Int>::from_data(TensorData::new(tokens, [12, 1]), &device());
+    let entropy = (log_p.clone().exp() * log_p.clone()).sum_dim(1).neg();
+    let values = [log_p.clone().gather(1, tokens), entropy, log_p.mean_dim(1)];
+    weighed(values.map(|column| column.reshape([12])))
+}
+
+fn log_probs_config() -> LogProbsConfig {
+    LogProbsConfig::new()
+        .with_chunks(chunks())
+        .with_temperature(TEMPERATURE)
+        .with_statistics(true)
+}
+
 #[track_caller]
 fn check_linear<M: Module>(module: &M, model: &Model, trained: usize) {
     let hidden = model.hidden();
@@ -145,6 +202,14 @@ fn check_linear<M: Module>(module: &M, model: &Model, trained: usize) {
         });
         assert_equal(&found, &expected, trained);
     }
+    let found = run(module, &hidden, |hidden| {
+        let config = log_probs_config();
+        in_chunks(head_log_probs(hidden, &model.lm_head, &labels(), &config))
+    });
+    let expected = run(module, &hidden, |hidden| {
+        of_logits(model.lm_head.forward_peft(hidden))
+    });
+    assert_equal(&found, &expected, trained);
 }
 
 #[track_caller]
@@ -159,6 +224,14 @@ fn check_tied<M: Module>(module: &M, model: &Model, trained: usize) {
         });
         assert_equal(&found, &expected, trained);
     }
+    let found = run(module, &hidden, |hidden| {
+        let config = log_probs_config();
+        in_chunks(head_log_probs(hidden, &model.embed, &labels(), &config))
+    });
+    let expected = run(module, &hidden, |hidden| {
+        of_logits(model.embed.attend_peft(hidden))
+    });
+    assert_equal(&found, &expected, trained);
 }
 
 fn on(lora: LoraConfig, target: &str) -> PeftConfig {
@@ -361,7 +434,21 @@ fn errors_are_those_of_the_plain_loss() {
     );
     let error = loss(&hidden, targets().transpose(), mask(true));
     assert!(matches!(&error, PeftError::Shape { tensor, .. } if tensor == "targets"));
-    let error = loss(&hidden.narrow(2, 0, 8), targets(), mask(true));
+    let log_probs = |hidden: &Tensor<3>, labels: &Labels, temperature: f64| {
+        let config = LogProbsConfig::new().with_temperature(temperature);
+        head_log_probs(hidden.clone(), &model.lm_head, labels, &config).unwrap_err()
+    };
+    for temperature in [0.0, -1.0, f64::NAN, f64::INFINITY] {
+        let error = log_probs(&hidden, &labels(), temperature).to_string();
+        assert!(error.contains("temperature"), "{error}");
+    }
+    let outside = Labels::from_sequences(&[vec![(21, 3)]]).unwrap();
+    let error = log_probs(&hidden, &outside, 1.0).to_string();
+    assert!(error.contains("position 21"), "{error}");
+    let narrow = hidden.clone().narrow(2, 0, 8);
+    let error = log_probs(&narrow, &labels(), 1.0);
+    assert!(matches!(&error, PeftError::Shape { tensor, .. } if tensor == "hidden"));
+    let error = loss(&narrow, targets(), mask(true));
     assert!(matches!(&error, PeftError::Shape { tensor, .. } if tensor == "hidden"));
     assert_eq!(model.lm_head.head_dims(), [FEATURES, VOCABULARY]);
     assert_eq!(model.embed.head_dims(), [FEATURES, VOCABULARY]);
