@@ -153,7 +153,7 @@ fn weighed([values, entropy, mean]: [Tensor<1>; 3]) -> SftLoss {
     let count = values.dims()[0];
     let weights = |first: f32| {
         let weights: Vec<f32> = (0..count).map(|i| (first + i as f32).sin()).collect();
-        Tensor::<1>::from_floats(weights.as_slice(), &values.device())
+        Tensor::<1>::from_floats(weights.as_slice(), &device())
     };
     let sum = values * weights(0.0) + entropy * weights(3.0) + mean * weights(5.0);
     SftLoss {

@@ -4,16 +4,20 @@ mod head;
 mod labels;
 mod log_probs;
 mod loss;
+mod neftune;
 mod ragged;
 mod segments;
 mod sft;
+mod supervised;
 
 pub use crate::head::{HeadChunks, HeadSize};
 pub use head::{LogProbsConfig, head_log_probs, sft_head_loss};
 pub use labels::Labels;
 pub use log_probs::LogProbs;
 pub use loss::Loss;
+pub use neftune::neftune;
 pub use ragged::Ragged;
 pub use sft::{SftLoss, sft_loss};
+pub use supervised::{SupervisedKind, supervised_loss};
 
 use log_probs::read;

@@ -3,7 +3,9 @@
 use burn::module::Param;
 use burn::nn::Linear;
 use burn::tensor::{DType, Device, Tensor, TensorData};
-use burn_peft::objective::{HeadChunks, Labels, LogProbsConfig, head_log_probs};
+use burn_peft::objective::{
+    HeadChunks, Labels, LogProbsConfig, SupervisedKind, head_log_probs, supervised_loss,
+};
 use serde::Deserialize;
 
 use crate::golden;
@@ -17,6 +19,15 @@ struct Golden {
     bias: Vec<f64>,
     labels: Vec<usize>,
     cases: Vec<Case>,
+    smoothed: Vec<Supervised>,
+    dynamic: Supervised,
+}
+
+#[derive(Deserialize)]
+struct Supervised {
+    epsilon: Option<f64>,
+    loss: f64,
+    dx: Matrix,
 }
 
 #[derive(Deserialize)]
@@ -50,10 +61,14 @@ fn assert_near<const D: usize>(found: Tensor<D>, expected: &[f64], bound: f64) {
     }
 }
 
+fn read() -> Golden {
+    let text = std::fs::read_to_string(golden("log_probs/log_probs.json")).unwrap();
+    serde_json::from_str(&text).unwrap()
+}
+
 #[test]
 fn values_and_gradients_agree_with_torch() {
-    let text = std::fs::read_to_string(golden("log_probs/log_probs.json")).unwrap();
-    let golden: Golden = serde_json::from_str(&text).unwrap();
+    let golden = read();
     let labels: Vec<(usize, usize)> = golden.labels.iter().copied().enumerate().collect();
     let labels = Labels::from_sequences(&[labels[..4].to_vec(), labels[4..].to_vec()]).unwrap();
     // In f64 of Burn's operations, to roundings of f64; in f32 by the kernels.
@@ -90,5 +105,52 @@ fn values_and_gradients_agree_with_torch() {
             let bias = head.bias.as_ref().unwrap().val().grad(&gradients).unwrap();
             assert_near(bias, db, 4.0 * bound);
         }
+    }
+}
+
+#[test]
+fn supervised_losses_agree_with_transformers() {
+    let golden = read();
+    let labels: Vec<(usize, usize)> = golden.labels.iter().copied().enumerate().collect();
+    let labels = Labels::from_sequences(&[labels]).unwrap();
+    let head = Linear {
+        weight: Param::from_tensor(matrix(&golden.weight, DType::F64)),
+        bias: Some(Param::from_tensor(vector(&golden.bias, DType::F64))),
+    };
+    let dynamic = (SupervisedKind::Dft, &golden.dynamic);
+    let smoothed = golden.smoothed.iter().map(|case| {
+        let kind = SupervisedKind::LabelSmoothing(case.epsilon.unwrap());
+        (kind, case)
+    });
+    for (kind, case) in smoothed.chain([dynamic]) {
+        let x = matrix(&golden.x, DType::F64).require_grad();
+        let config = LogProbsConfig::new().with_statistics(true);
+        let policy = head_log_probs(x.clone().unsqueeze(), &head, &labels, &config).unwrap();
+        let loss = supervised_loss(&policy, kind).unwrap();
+        assert_eq!(loss.count, 9);
+        assert_near(loss.mean(), &[case.loss], 1e-12);
+        let gradients = loss.mean().backward();
+        assert_near(x.grad(&gradients).unwrap(), &case.dx.concat(), 1e-12);
+
+        // The plain loss is the negative sum, and what a smoothing of nothing gives.
+        let plain = supervised_loss(&policy, SupervisedKind::Nll).unwrap();
+        let none = supervised_loss(&policy, SupervisedKind::LabelSmoothing(0.0)).unwrap();
+        let [plain, none] = [plain, none].map(|loss| loss.sum.into_scalar::<f64>());
+        assert!((plain - none).abs() < 1e-12);
+    }
+}
+
+#[test]
+fn a_smoothing_without_statistics_is_refused_with_the_way_out() {
+    let head = burn::nn::LinearConfig::new(4, 6).init(&Device::default());
+    let labels = Labels::from_sequences(&[vec![(0, 1)]]).unwrap();
+    let hidden = Tensor::zeros([1, 1, 4], &Device::default());
+    let policy = head_log_probs(hidden, &head, &labels, &LogProbsConfig::new()).unwrap();
+    let smoothing = |epsilon| supervised_loss(&policy, SupervisedKind::LabelSmoothing(epsilon));
+    let error = smoothing(0.1).unwrap_err().to_string();
+    assert!(error.contains("with_statistics"), "{error}");
+    for epsilon in [-0.1, 1.0, f64::NAN] {
+        let error = smoothing(epsilon).unwrap_err().to_string();
+        assert!(error.contains("label_smoothing"), "{error}");
     }
 }

@@ -6,6 +6,8 @@ python generate.py > log_probs.json
 import json
 
 import torch
+import transformers
+from transformers.trainer_pt_utils import LabelSmoother
 
 torch.manual_seed(11)
 torch.set_default_dtype(torch.float64)
@@ -43,15 +45,37 @@ for temperature in (1.0, 0.7, 1.6):
             "gradients": [operand.grad.tolist() for operand in operands],
         }
     )
+
+
+def smoothed(epsilon):
+    """The label smoothing of transformers, a mean over the tokens, and the gradient of x."""
+    x.grad = None
+    loss = LabelSmoother(epsilon=epsilon)({"logits": x @ weight + bias}, labels)
+    loss.backward()
+    return {"epsilon": epsilon, "loss": loss.item(), "dx": x.grad.tolist()}
+
+
+def dynamic():
+    """Dynamic fine-tuning, equation 7 of its paper, a mean over the tokens, and the gradient of x."""
+    x.grad = None
+    log_p = torch.log_softmax(x @ weight + bias, dim=-1).gather(1, labels[:, None])[:, 0]
+    loss = -(log_p.exp().detach() * log_p).mean()
+    loss.backward()
+    return {"loss": loss.item(), "dx": x.grad.tolist()}
+
+
 print(
     json.dumps(
         {
             "torch": torch.__version__,
+            "transformers": transformers.__version__,
             "x": x.tolist(),
             "weight": weight.tolist(),
             "bias": bias.tolist(),
             "labels": labels.tolist(),
             "cases": cases,
+            "smoothed": [smoothed(0.1), smoothed(0.3)],
+            "dynamic": dynamic(),
         }
     )
 )
