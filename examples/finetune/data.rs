@@ -11,7 +11,7 @@ use rand::seq::SliceRandom;
 
 use crate::args::Args;
 use crate::prompt::Prompter;
-use crate::text;
+use llama::text;
 
 /// Tokens in a window of the base's own text.
 const TEXT_WINDOW: usize = 128;

@@ -7,10 +7,10 @@ use burn_peft::dataset::Example;
 
 use crate::args::Args;
 use crate::data::Data;
-use crate::estimate::Estimate;
 use crate::loss;
 use crate::prompt::{Prompter, question};
 use crate::rouge::rouge_l;
+use llama::estimate::Estimate;
 use llama::generate::Sampling;
 use llama::model::LlamaForCausalLm;
 

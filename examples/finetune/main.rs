@@ -14,7 +14,6 @@
 mod args;
 mod compare;
 mod data;
-mod estimate;
 mod eval;
 mod loss;
 mod model;
@@ -23,7 +22,6 @@ mod prompt;
 mod report;
 mod rouge;
 mod schedule;
-mod text;
 mod train;
 
 use std::error::Error;

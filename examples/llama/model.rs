@@ -8,7 +8,9 @@ use burn::tensor::{Bool, Device, Int, Tensor};
 use burn_peft::Result;
 use burn_peft::checkpointing::{Checkpointing, Tape};
 use burn_peft::model::{PeftForward, PeftModel, TiedHead};
-use burn_peft::objective::{HeadChunks, SftLoss, sft_head_loss};
+use burn_peft::objective::{
+    HeadChunks, Labels, LogProbs, LogProbsConfig, SftLoss, head_log_probs, sft_head_loss,
+};
 
 use super::attention::{KvCache, Layout};
 use super::block::{Block, normed};
@@ -155,7 +157,20 @@ impl LlamaForCausalLm {
         self.head_loss(hidden, targets, mask, chunks)
     }
 
-    /// The same of hidden states `[batch, seq, hidden_size]`.
+    /// Log-probabilities of the labels, of hidden states `[batch, seq, hidden_size]`, without the logits in memory.
+    pub fn log_probs(
+        &self,
+        hidden: Tensor<3>,
+        labels: &Labels,
+        config: &LogProbsConfig,
+    ) -> Result<LogProbs> {
+        match &self.lm_head {
+            Some(head) => head_log_probs(hidden, head, labels, config),
+            None => head_log_probs(hidden, &self.model.embed_tokens, labels, config),
+        }
+    }
+
+    /// The loss of hidden states `[batch, seq, hidden_size]`, as [`loss`](Self::loss) gives it.
     pub fn head_loss(
         &self,
         hidden: Tensor<3>,

@@ -8,8 +8,6 @@ mod args;
 mod loss;
 #[path = "../finetune/schedule.rs"]
 mod schedule;
-#[path = "../finetune/text.rs"]
-mod text;
 mod tokenizer;
 
 use std::error::Error;
@@ -32,6 +30,7 @@ use args::Args;
 use llama::arguments;
 use llama::config::LlamaConfig;
 use llama::save::SavedType;
+use llama::text;
 use llama::tokenizer::Tokenizer;
 
 fn main() -> ExitCode {

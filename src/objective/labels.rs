@@ -7,6 +7,9 @@ use burn::tensor::{Bool, Int, Tensor};
 use super::sft::read_labels;
 use crate::{PeftError, Result};
 
+/// Tokens are below this: devices hold them as 32-bit integers. The vocabulary is known later.
+const TOKEN_LIMIT: usize = 1 << 31;
+
 /// The labelled positions of a batch, sequence by sequence: at each the token that follows.
 ///
 /// A sequence is what a preference or a reward is about: the response of one row of a padded batch, or one segment of a packed row.
@@ -28,7 +31,7 @@ impl Labels {
     /// negative target; [`PeftError::DeviceRead`] when the device fails.
     pub fn from_mask(targets: Tensor<2, Int>, mask: Tensor<2, Bool>) -> Result<Self> {
         let [batch, seq] = targets.dims();
-        let labels = read_labels(targets, mask, [batch, seq])?;
+        let labels = read_labels(targets, mask, [batch, seq], TOKEN_LIMIT)?;
         let mut sequences = vec![Vec::new(); batch];
         for (position, token) in labels {
             sequences[position / seq].push((position, token));

@@ -100,12 +100,7 @@ pub(super) fn labelled(
     [batch, seq]: [usize; 2],
     vocabulary: usize,
 ) -> Result<Vec<(usize, usize)>> {
-    let labels = read_labels(targets, mask, [batch, seq])?;
-    for &(position, token) in &labels {
-        if token >= vocabulary {
-            return Err(out_of_range(token as i64, position, seq, vocabulary));
-        }
-    }
+    let labels = read_labels(targets, mask, [batch, seq], vocabulary)?;
     match labels.is_empty() {
         true => Err(PeftError::NoSupervisedTokens {
             tokens: batch * seq,
@@ -114,11 +109,12 @@ pub(super) fn labelled(
     }
 }
 
-/// The same of any vocabulary; there may be none.
+/// The same; there may be none.
 pub(super) fn read_labels(
     targets: Tensor<2, Int>,
     mask: Tensor<2, Bool>,
     [batch, seq]: [usize; 2],
+    vocabulary: usize,
 ) -> Result<Vec<(usize, usize)>> {
     check_shape("targets", [batch, seq], targets.dims())?;
     check_shape("mask", [batch, seq], mask.dims())?;
@@ -135,19 +131,15 @@ pub(super) fn read_labels(
         .filter(|(_, (_, m))| **m);
     supervised
         .map(|(position, (&token, _))| match usize::try_from(token) {
-            Ok(token) => Ok((position, token)),
-            Err(_) => Err(out_of_range(token, position, seq, usize::MAX)),
+            Ok(own) if own < vocabulary => Ok((position, own)),
+            _ => Err(PeftError::TokenRange {
+                token,
+                row: position / seq,
+                column: position % seq,
+                vocabulary,
+            }),
         })
         .collect()
-}
-
-fn out_of_range(token: i64, position: usize, seq: usize, vocabulary: usize) -> PeftError {
-    PeftError::TokenRange {
-        token,
-        row: position / seq,
-        column: position % seq,
-        vocabulary,
-    }
 }
 
 fn check_shape(tensor: &str, expected: [usize; 2], found: [usize; 2]) -> Result<()> {

@@ -2,7 +2,7 @@
 
 use burn_peft::dataset::Example;
 
-use llama::{error::Result, tokenizer::Tokenizer};
+use super::{error::Result, tokenizer::Tokenizer};
 
 /// Tokenises the lines, each a text of its own that `end` ends, one after the other, and cuts windows of `length + 1`
 /// tokens, so that every token but the very first is learned once; what is left over at the end is dropped.
