@@ -3,7 +3,10 @@
 mod head;
 mod log_probs;
 mod loss;
+pub mod policy;
+pub mod preference;
 mod ragged;
+mod reward;
 mod segments;
 mod sft;
 
@@ -12,6 +15,7 @@ pub use head::sft_head_loss;
 pub use log_probs::LogProbs;
 pub use loss::Loss;
 pub use ragged::Ragged;
+pub use reward::{RewardLoss, RewardMetrics, bradley_terry_loss};
 pub use sft::{SftLoss, sft_loss};
 
 use log_probs::read;
