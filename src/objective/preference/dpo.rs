@@ -126,6 +126,7 @@ pub struct DpoConfig {
     /// length, of policy and reference; none is 1.
     pub ld_alpha: Option<f64>,
     /// Weighs every pair by the policy's own probability of both completions ([WPO](https://arxiv.org/abs/2406.11827)).
+    /// [`Sft`](DpoLoss::Sft) is not of pairs, and has no weights.
     pub weighting: bool,
 }
 
@@ -239,11 +240,7 @@ pub fn dpo_loss(policy: &Pairs, reference: &Pairs, config: &DpoConfig) -> Result
     let mut tokens: Option<Tensor<1>> = None;
     for (loss, weight) in &config.losses {
         let Some(mut terms) = batch.terms(*loss, config) else {
-            // The mean over the tokens, times the mean of the pairs' weights.
-            let mut sum = policy.negative_log_likelihood().sum * *weight;
-            if let Some(weights) = &weights {
-                sum = sum * weights.clone().mean();
-            }
+            let sum = policy.negative_log_likelihood().sum * *weight;
             tokens = Some(added(tokens, sum));
             continue;
         };
