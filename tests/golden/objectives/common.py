@@ -19,8 +19,8 @@ def ragged(lens, scale, low=None, high=None):
 
 
 def near(rows, scale):
-    """The rows with small random changes, in f32; at most -1e-3, as log-probabilities are."""
-    return [[min(torch.tensor(x + scale * torch.randn(()).item()).float().item(), -1e-3) for x in row] for row in rows]
+    """The rows with small random changes, in f32; at most -2^-10, as log-probabilities are."""
+    return [[min(torch.tensor(x + scale * torch.randn(()).item()).float().item(), -(2.0**-10)) for x in row] for row in rows]
 
 
 def padded(rows, dtype=torch.float64, fill=0.0):
