@@ -5,7 +5,10 @@ mod labels;
 mod log_probs;
 mod loss;
 mod neftune;
+pub mod policy;
+pub mod preference;
 mod ragged;
+mod reward;
 mod segments;
 mod sft;
 mod supervised;
@@ -17,6 +20,7 @@ pub use log_probs::LogProbs;
 pub use loss::Loss;
 pub use neftune::neftune;
 pub use ragged::Ragged;
+pub use reward::{RewardLoss, RewardMetrics, bradley_terry_loss};
 pub use sft::{SftLoss, sft_loss};
 pub use supervised::{SupervisedKind, supervised_loss};
 

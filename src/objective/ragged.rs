@@ -6,7 +6,7 @@ use burn::tensor::{DType, Device, Tensor, TensorData};
 
 use super::LogProbs;
 use super::segments;
-use crate::Result;
+use crate::{PeftError, Result};
 
 /// Host-side numbers per token, the sequences one after another: log-probabilities of a sampler, rewards, values, advantages.
 #[derive(Clone, Debug, PartialEq)]
@@ -108,6 +108,20 @@ impl Ragged {
     /// The values as log-probabilities on a device, without graph: those that a sampler recorded.
     pub fn to_log_probs(&self, device: &Device, dtype: DType) -> LogProbs {
         LogProbs::known(self.to_tensor(device, dtype), self.lens.clone())
+    }
+
+    /// Refuses a value that is not finite, and names its sequence and token.
+    pub(super) fn check_finite(&self, name: &str) -> Result<()> {
+        for (row, values) in self.rows().enumerate() {
+            if let Some(token) = values.iter().position(|value| !value.is_finite()) {
+                return Err(PeftError::config(
+                    format!("{name}[{row}][{token}]"),
+                    values[token],
+                    "a finite number: leave the sequence out, or give it a value",
+                ));
+            }
+        }
+        Ok(())
     }
 
     pub(super) fn shared_lens(&self) -> Arc<[usize]> {
