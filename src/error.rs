@@ -360,6 +360,20 @@ pub enum PeftError {
         /// The digest of the files, or in words what is there.
         found: String,
     },
+    /// Stored log-probabilities are those of another reference, or of other data.
+    #[error(
+        "{path}: it holds the log-probabilities of another reference model or of other examples (digest {found}, these have \
+         {expected}): compute them again with `StoredLogProbs::compute`",
+        path = path.display()
+    )]
+    Stale {
+        /// The file.
+        path: PathBuf,
+        /// The digest of the reference and the examples at hand.
+        expected: String,
+        /// The digest in the file.
+        found: String,
+    },
     /// A file is there that saving does not replace unasked, as it may be something else than an older one of its kind.
     #[error("{path}: {}: `overwrite` replaces it", Printable(reason), path = path.display())]
     Occupied {

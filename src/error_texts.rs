@@ -210,6 +210,11 @@ samples! {
         expected: "the digest 0123".into(),
         found: "4567".into(),
     };
+    Stale: PeftError::Stale {
+        path: PathBuf::from("data/reference.safetensors"),
+        expected: "0123".into(),
+        found: "4567".into(),
+    };
     Occupied: PeftError::Occupied {
         path: PathBuf::from("adapter/adapter_config.json"),
         reason: "the configuration of another method, \"IA3\"".into(),

@@ -7,7 +7,8 @@
 use std::error::Error;
 
 use burn::optim::GradientsParams;
-use burn_peft::objective::{DpoConfig, LogProbsConfig, Pairs, dpo_loss};
+use burn_peft::objective::LogProbsConfig;
+use burn_peft::objective::preference::{DpoConfig, Pairs, dpo_loss};
 use burn_peft::optim::{check_gradients, check_loss};
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};

@@ -7,10 +7,10 @@
 use std::error::Error;
 
 use burn::optim::GradientsParams;
-use burn_peft::objective::{
-    LogProbs, LogProbsConfig, PolicyBatch, PolicyConfig, Ragged, Scale, group_advantages,
-    policy_loss,
+use burn_peft::objective::policy::{
+    PolicyBatch, PolicyConfig, Scale, group_advantages, policy_loss,
 };
+use burn_peft::objective::{LogProbs, LogProbsConfig, Ragged};
 use burn_peft::optim::{check_gradients, check_loss};
 use burn_peft::rollout::{Draws, Rewards, Rollout, Sampler};
 use rand::rngs::StdRng;

@@ -72,7 +72,6 @@ impl Scratch<'_> {
 ///
 /// [`PeftError::Exists`] where a file is there and `overwrite` is false; [`PeftError::Io`] that names the path. Nothing
 /// has changed then, and no scratch file or new directory is left.
-#[cfg(feature = "optim")]
 pub(crate) fn write_files(dir: &Path, files: &[(&str, &[u8])], overwrite: bool) -> Result<()> {
     let files = files
         .iter()

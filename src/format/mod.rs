@@ -82,7 +82,6 @@ mod version;
 mod writable;
 mod write;
 
-#[cfg(feature = "optim")]
 pub(crate) use atomic::write_files;
 pub(crate) use disguise::{not_json, recognise};
 pub(crate) use json::object as json_object;

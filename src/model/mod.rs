@@ -22,6 +22,7 @@ mod dense_look;
 mod describe;
 #[cfg(feature = "faer")]
 mod eva;
+mod fingerprint;
 mod forward;
 mod fresh;
 mod head_loss;

@@ -11,6 +11,7 @@ mod ragged;
 mod reward;
 mod segments;
 mod sft;
+mod stored;
 mod supervised;
 
 pub use crate::head::{HeadChunks, HeadSize};
@@ -22,6 +23,7 @@ pub use neftune::neftune;
 pub use ragged::Ragged;
 pub use reward::{RewardLoss, RewardMetrics, bradley_terry_loss};
 pub use sft::{SftLoss, sft_loss};
+pub use stored::StoredLogProbs;
 pub use supervised::{SupervisedKind, supervised_loss};
 
 use log_probs::read;
