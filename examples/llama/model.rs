@@ -10,8 +10,9 @@ use burn_peft::checkpointing::{Checkpointing, Tape};
 use burn_peft::model::{PeftForward, PeftModel, TiedHead};
 use burn_peft::objective::{HeadChunks, SftLoss, sft_head_loss};
 
-use super::attention::{KvCache, Layout};
+use super::attention::Layout;
 use super::block::{Block, normed};
+use super::cache::KvCache;
 use super::config::LlamaConfig;
 use super::rope::{Rotation, inverse_frequencies};
 
