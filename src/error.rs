@@ -263,6 +263,45 @@ pub enum PeftError {
         /// The size of the vocabulary.
         vocabulary: usize,
     },
+    /// A prompt cannot be continued.
+    #[error("prompt {index}: {reason}")]
+    Prompt {
+        /// Its index in the call.
+        index: usize,
+        /// What is wrong with it, and the way out.
+        reason: String,
+    },
+    /// A model gave logits from which no token can be drawn.
+    #[error(
+        "completion {copy} of prompt {prompt}, token {step}: the logit of token {token} is {value}, and nothing is drawn from such a row. \
+         Look at the adapter's weights: training may have diverged (f16 ends at 65504: take bf16 or f32)"
+    )]
+    Logits {
+        /// Index of the prompt in the call.
+        prompt: usize,
+        /// Which of the prompt's copies.
+        copy: usize,
+        /// How many tokens the completion had.
+        step: usize,
+        /// The token whose logit it is; the first one where all are −∞.
+        token: usize,
+        /// The value found.
+        value: f32,
+    },
+    /// A reward failed, or is not a finite number. Nothing is to be learned from such a row.
+    #[error(
+        "reward `{}`, completion {row}: {}; leave the row out, or return `None` where the reward does not apply",
+        Printable(reward),
+        Printable(reason)
+    )]
+    Reward {
+        /// Name of the reward.
+        reward: String,
+        /// Index of the completion in the batch.
+        row: usize,
+        /// What went wrong.
+        reason: String,
+    },
     /// A tensor could not be read back from its device.
     #[error("tensor `{tensor}` could not be read from its device: {reason}")]
     DeviceRead {

@@ -152,6 +152,22 @@ samples! {
         column: 7,
         vocabulary: 32_000,
     };
+    Prompt: PeftError::Prompt {
+        index: 3,
+        reason: "it has 600 tokens, at most 512 are allowed: raise `Stop::max_prompt_tokens`, or leave it out".into(),
+    };
+    Logits: PeftError::Logits {
+        prompt: 3,
+        copy: 1,
+        step: 17,
+        token: 0,
+        value: f32::NAN,
+    };
+    Reward: PeftError::Reward {
+        reward: "exact match".into(),
+        row: 5,
+        reason: "its score is NaN".into(),
+    };
     DeviceRead: PeftError::DeviceRead {
         tensor: "loss".into(),
         reason: "the device is lost".into(),

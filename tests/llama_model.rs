@@ -10,6 +10,7 @@ use burn_peft::format::{BaseOptions, IndexFault};
 use burn_peft::model::{PeftModel, TargetConfig};
 use burn_peft::nf4::Nf4Config;
 use burn_peft::objective::{HeadChunks, sft_loss};
+use burn_peft::rollout::{Sampler, Stop, generate};
 use safetensors::tensor::TensorView;
 use safetensors::{Dtype, SafeTensors};
 use tempfile::TempDir;
@@ -17,7 +18,6 @@ use tempfile::TempDir;
 use llama::attention::Layout;
 use llama::config::{Llama3Scaling, LlamaConfig, RopeConfig};
 use llama::error::LlamaError;
-use llama::generate::Sampling;
 use llama::model::LlamaForCausalLm;
 use llama::rope::{Rotation, inverse_frequencies};
 use llama::save::SavedType;
@@ -98,6 +98,23 @@ fn batch(rows: &[&[u32]]) -> Tensor<2, Int> {
         TensorData::new(values, [rows.len(), rows[0].len()]),
         &Device::default(),
     )
+}
+
+/// The continuations of prompts, one each, without the stop token.
+fn texts(
+    model: &LlamaForCausalLm,
+    prompts: &[Vec<u32>],
+    sampler: &Sampler,
+    stop: Stop,
+    seed: u64,
+) -> Vec<Vec<u32>> {
+    let completions = generate(&mut model.decoder(), prompts, 1, sampler, &stop, seed).unwrap();
+    let texts = completions.iter().map(|own| own.without_stop_token(&stop));
+    texts.map(<[u32]>::to_vec).collect()
+}
+
+fn greedy(model: &LlamaForCausalLm, prompts: &[Vec<u32>], stop: Stop) -> Vec<Vec<u32>> {
+    texts(model, prompts, &Sampler::greedy(), stop, 0)
 }
 
 /// The golden prompts and their greedy continuations, each made alone and without a cache.
@@ -216,16 +233,12 @@ fn greedy_text_equals_transformers_one_by_one_and_batched() {
         let (_, model) = load(name);
         let (prompts, expected) = continuations(name);
         for (prompt, expected) in prompts.iter().zip(&expected) {
-            let text = model.generate(
-                std::slice::from_ref(prompt),
-                expected.len(),
-                Sampling::Greedy,
-                &[],
-            );
+            let stop = Stop::new(expected.len());
+            let text = greedy(&model, std::slice::from_ref(prompt), stop);
             assert_eq!(text, std::slice::from_ref(expected), "{name}");
         }
         assert_eq!(prompts.iter().map(Vec::len).collect::<Vec<_>>(), [9, 3, 6]);
-        let texts = model.generate(&prompts, expected[0].len(), Sampling::Greedy, &[]);
+        let texts = greedy(&model, &prompts, Stop::new(expected[0].len()));
         assert_eq!(texts, expected, "{name}");
     }
 }
@@ -244,11 +257,9 @@ fn generation_ends_at_eos_row_by_row() {
     };
     let shortened: Vec<Vec<u32>> = expected.iter().map(until).collect();
     assert!(shortened[0].len() < 6 && shortened.iter().any(|text| text.len() == 12));
-    assert_eq!(
-        model.generate(&prompts, 12, Sampling::Greedy, &[eos]),
-        shortened
-    );
-    assert!(model.generate(&[], 12, Sampling::Greedy, &[]).is_empty());
+    let stop = Stop::new(12).with_tokens([eos]);
+    assert_eq!(greedy(&model, &prompts, stop), shortened);
+    assert!(greedy(&model, &[], Stop::new(12)).is_empty());
 }
 
 #[test]
@@ -266,18 +277,14 @@ fn sampling_follows_the_distribution_of_the_k_best() {
     let (k, temperature, draws) = (3, 4.0, 600);
     let weights: Vec<f64> = ranked[..k]
         .iter()
-        .map(|&i| f64::from(logits[i] / temperature).exp())
+        .map(|&i| (f64::from(logits[i]) / temperature).exp())
         .collect();
     let rows = vec![prompt.clone(); draws];
-    let sampling = Sampling::TopK {
-        k,
-        temperature,
-        seed: 7,
-    };
-    let texts = model.generate(&rows, 1, sampling, &[]);
+    let best = |k| Sampler::new().with_top_k(k).with_temperature(temperature);
+    let drawn = texts(&model, &rows, &best(k), Stop::new(1), 7);
     for (rank, weight) in weights.iter().enumerate() {
         let p = weight / weights.iter().sum::<f64>();
-        let count = texts
+        let count = drawn
             .iter()
             .filter(|text| text[0] as usize == ranked[rank])
             .count();
@@ -294,30 +301,17 @@ fn sampling_follows_the_distribution_of_the_k_best() {
         );
     }
     assert!(
-        texts
+        drawn
             .iter()
             .all(|text| ranked[..k].contains(&(text[0] as usize)))
     );
 
     // The seed decides the text; the single best token is the greedy one.
-    let text = |seed, k| {
-        model.generate(
-            std::slice::from_ref(&prompt),
-            8,
-            Sampling::TopK {
-                k,
-                temperature,
-                seed,
-            },
-            &[],
-        )
-    };
+    let prompt = [prompt];
+    let text = |seed, k| texts(&model, &prompt, &best(k), Stop::new(8), seed);
     assert_eq!(text(1, 20), text(1, 20));
     assert_ne!(text(1, 20), text(2, 20));
-    assert_eq!(
-        text(1, 1),
-        model.generate(std::slice::from_ref(&prompt), 8, Sampling::Greedy, &[])
-    );
+    assert_eq!(text(1, 1), greedy(&model, &prompt, Stop::new(8)));
 }
 
 #[test]

@@ -12,7 +12,6 @@ use burn_peft::nf4::Nf4Config;
 use burn_peft::objective::{Labels, LogProbs, LogProbsConfig};
 use burn_peft::rollout::{Completion, Draws, Sampler, Stop, generate};
 use llama::attention::Layout;
-use llama::decode::LlamaDecoder;
 use llama::model::LlamaForCausalLm;
 
 use crate::answers::Data;
@@ -91,8 +90,7 @@ pub fn sample(
     for (part, prompts) in prompts.chunks(at_once).enumerate() {
         let first = part * at_once;
         let draws = draws.with_first_prompt(first as u64);
-        let mut decoder = LlamaDecoder::new(&model);
-        let sampled = generate(&mut decoder, prompts, copies, sampler, &stop, draws)?;
+        let sampled = generate(&mut model.decoder(), prompts, copies, sampler, &stop, draws)?;
         completions.extend(sampled.into_iter().map(|own| Completion {
             prompt: first + own.prompt,
             ..own

@@ -4,6 +4,7 @@ use std::error::Error;
 
 use burn::module::Module;
 use burn_peft::dataset::Example;
+use burn_peft::rollout::{Sampler, Stop, generate};
 
 use crate::args::Args;
 use crate::data::Data;
@@ -11,7 +12,6 @@ use crate::loss;
 use crate::prompt::{Prompter, question};
 use crate::rouge::rouge_l;
 use llama::estimate::Estimate;
-use llama::generate::Sampling;
 use llama::model::LlamaForCausalLm;
 
 /// Questions answered at a time.
@@ -43,6 +43,8 @@ pub fn evaluate(
     let mut losses = vec![(0.0, 0.0); data.heldout.len()];
     let mut answers = vec![String::new(); data.heldout.len()];
 
+    let stop = Stop::new(args.max_new_tokens).with_tokens(prompter.eos.iter().copied());
+    let mut decoder = model.decoder();
     // Rows of like length need the least padding.
     let mut order: Vec<usize> = (0..data.heldout.len()).collect();
     order.sort_by_key(|&index| data.heldout_examples[index].tokens().len());
@@ -52,15 +54,10 @@ pub fn evaluate(
             .map(|&index| data.heldout_examples[index].clone())
             .collect();
         let questions: Vec<Vec<u32>> = examples.iter().map(question).collect();
-        let generated = model.generate(
-            &questions,
-            args.max_new_tokens,
-            Sampling::Greedy,
-            &prompter.eos,
-        );
+        let generated = generate(&mut decoder, &questions, 1, &Sampler::greedy(), &stop, 0)?;
         let by_example = loss::loss_by_example(&model, &examples, &device)?;
         for ((&index, tokens), loss) in indices.iter().zip(generated).zip(by_example) {
-            answers[index] = prompter.text(&tokens)?;
+            answers[index] = prompter.text(tokens.without_stop_token(&stop))?;
             losses[index] = (loss::scalar(loss.sum)?, loss.count as f64);
         }
     }

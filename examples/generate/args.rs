@@ -1,8 +1,8 @@
 //! The command line.
 
+use burn_peft::rollout::Sampler;
 use clap::Parser;
 use llama::arguments;
-use llama::generate::Sampling;
 use llama::open::ModelArgs;
 
 /// Continues texts by a Llama.
@@ -17,11 +17,11 @@ pub struct Args {
     #[arg(long, value_name = "K", value_parser = arguments::count)]
     top_k: Option<usize>,
     /// Above 1 bolder, below 1 safer.
-    #[arg(long, default_value_t = 1.0, requires = "top_k", value_parser = arguments::positive_f32)]
-    temperature: f32,
+    #[arg(long, default_value_t = 1.0, requires = "top_k", value_parser = arguments::positive)]
+    temperature: f64,
     /// The same seed draws the same text.
     #[arg(long, default_value_t = 0, requires = "top_k")]
-    seed: u64,
+    pub seed: u64,
     /// The texts to continue.
     #[arg(required = true, value_parser = arguments::text)]
     pub texts: Vec<String>,
@@ -29,14 +29,12 @@ pub struct Args {
 
 impl Args {
     /// How the next token is chosen.
-    pub fn sampling(&self) -> Sampling {
+    pub fn sampler(&self) -> Sampler {
         match self.top_k {
-            None => Sampling::Greedy,
-            Some(k) => Sampling::TopK {
-                k,
-                temperature: self.temperature,
-                seed: self.seed,
-            },
+            None => Sampler::greedy(),
+            Some(k) => Sampler::new()
+                .with_top_k(k)
+                .with_temperature(self.temperature),
         }
     }
 }

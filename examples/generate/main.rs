@@ -14,6 +14,7 @@ use std::process::ExitCode;
 use std::time::Instant;
 
 use burn::tensor::Device;
+use burn_peft::rollout::{Stop, generate};
 
 use args::Args;
 use llama::arguments;
@@ -36,17 +37,15 @@ fn run(args: &Args) -> Result<(), Box<dyn Error>> {
     }
     let (config, model) = args.model.open(&Device::default())?;
     let start = Instant::now();
-    let answers = model.generate(
-        &prompts,
-        args.tokens,
-        args.sampling(),
-        &config.eos_token_ids,
-    );
+    let stop = Stop::new(args.tokens).with_tokens(config.eos_token_ids);
+    let mut decoder = model.decoder();
+    let answers = generate(&mut decoder, &prompts, 1, &args.sampler(), &stop, args.seed)?;
     let seconds = start.elapsed().as_secs_f64();
     for (text, answer) in args.texts.iter().zip(&answers) {
+        let answer = answer.without_stop_token(&stop);
         println!("{text}{}\n", tokenizer.decode(answer)?);
     }
-    let count: usize = answers.iter().map(Vec::len).sum();
+    let count: usize = answers.iter().map(|answer| answer.tokens.len()).sum();
     eprintln!(
         "{count} tokens in {seconds:.1} s, {:.1} tokens/s",
         count as f64 / seconds

@@ -9,6 +9,7 @@ use burn::tensor::{Device, Int, Tensor, TensorData};
 use burn_peft::fused::{Visible, attention};
 use burn_peft::model::PeftForward;
 
+use super::cache::KvCache;
 use super::config::LlamaConfig;
 use super::rope::Rotation;
 
@@ -39,35 +40,6 @@ impl Layout {
             positions: Tensor::from_data(TensorData::new(positions, shape), device),
             visible: Visible::left_padded(padding, seq, past),
         }
-    }
-}
-
-/// The keys and values of the tokens seen so far, one pair per layer, each `[batch, kv_heads, seq, head_dim]`.
-#[derive(Clone, Debug, Default)]
-pub struct KvCache {
-    layers: Vec<(Tensor<4>, Tensor<4>)>,
-}
-
-impl KvCache {
-    /// Appends the keys and values of `layer` and returns all of them. Layers come in order.
-    fn append(&mut self, layer: usize, key: Tensor<4>, value: Tensor<4>) -> (Tensor<4>, Tensor<4>) {
-        if let Some(slot) = self.layers.get_mut(layer) {
-            slot.0 = Tensor::cat(vec![slot.0.clone(), key], 2);
-            slot.1 = Tensor::cat(vec![slot.1.clone(), value], 2);
-        } else {
-            self.layers.push((key, value));
-        }
-        self.layers[layer].clone()
-    }
-
-    /// Number of tokens seen so far, padding included.
-    pub fn len(&self) -> usize {
-        self.layers.first().map_or(0, |(key, _)| key.dims()[2])
-    }
-
-    /// Whether no token was seen yet.
-    pub fn is_empty(&self) -> bool {
-        self.len() == 0
     }
 }
 

@@ -8,7 +8,8 @@ use burn::tensor::{Device, Tensor};
 use burn_peft::fused::{Visible, rms_norm, swiglu};
 use burn_peft::model::PeftForward;
 
-use super::attention::{Attention, KvCache};
+use super::attention::Attention;
+use super::cache::KvCache;
 use super::config::LlamaConfig;
 use super::rope::Rotation;
 

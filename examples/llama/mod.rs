@@ -6,6 +6,7 @@
 pub mod arguments;
 pub mod attention;
 pub mod block;
+pub mod cache;
 pub mod config;
 pub mod error;
 pub mod estimate;

@@ -12,8 +12,9 @@ use burn_peft::objective::{
     HeadChunks, Labels, LogProbs, LogProbsConfig, SftLoss, head_log_probs, sft_head_loss,
 };
 
-use super::attention::{KvCache, Layout};
+use super::attention::Layout;
 use super::block::{Block, normed};
+use super::cache::KvCache;
 use super::config::LlamaConfig;
 use super::rope::{Rotation, inverse_frequencies};
 
