@@ -51,9 +51,9 @@ impl Values {
         let path = self.path.join(".");
         text(
             &mut self.hash,
-            &format!("{path} {:?} {:?}", data.shape, data.dtype),
+            &format!("{path} {:?} {:?}", data.shape(), data.dtype()),
         );
-        self.hash.update(&data.bytes[..]);
+        self.hash.update(&**data.bytes());
     }
 }
 
