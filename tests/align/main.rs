@@ -4,6 +4,7 @@ mod data;
 mod log_probs;
 mod objective;
 mod rollout;
+mod stored;
 
 use std::path::{Path, PathBuf};
 
