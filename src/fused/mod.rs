@@ -27,7 +27,9 @@ use burn::tensor::Tensor;
 
 pub use visible::Visible;
 
-use crate::tensor::{cleared, constant, is_empty, linear};
+#[cfg(feature = "flex")]
+use crate::tensor::row;
+use crate::tensor::{self, cleared, constant, is_empty};
 
 /// The product with a frozen dense weight, `y = x·W`, in the dtype of both: a head, say, that is not adapted.
 ///
@@ -53,6 +55,26 @@ pub fn frozen_linear<const D: usize>(x: Tensor<D>, weight: Tensor<2>) -> Tensor<
         return cpu::frozen_linear(x, weight);
     }
     linear(x, weight, None)
+}
+
+/// `x·W + b` over the last axis of `x`, of which any side may be zero: a layer without an adapter.
+///
+/// Where a few rows are asked for and no gradients, as one token at a time is, the weight is read once and nothing else: Burn's product
+/// copies it. In training this is Burn's own.
+pub(crate) fn linear<const D: usize>(
+    x: Tensor<D>,
+    weight: Tensor<2>,
+    bias: Option<Tensor<1>>,
+) -> Tensor<D> {
+    #[cfg(feature = "flex")]
+    if cpu::are_few_rows(&x, &weight) && x.dims()[D - 1] == weight.dims()[0] {
+        let y = cpu::frozen_linear(x, weight);
+        return match bias {
+            Some(bias) => y + row(bias),
+            None => y,
+        };
+    }
+    tensor::linear(x, weight, bias)
 }
 
 /// `x·W + s·(x·A)·B` of a weight that requires no gradient, if there is a kernel for it.

@@ -5,7 +5,7 @@ use burn::nn::Linear;
 use burn::tensor::{DType, FloatDType, Tensor};
 
 use crate::adapter::{FrozenMap, by_parts, cast, dora};
-use crate::fused::lora_linear;
+use crate::fused::{self, lora_linear};
 use crate::nf4::Nf4Weight;
 use crate::tensor::{linear, reshape};
 
@@ -35,7 +35,7 @@ pub(crate) struct DenseMap {
 
 impl FrozenMap for DenseMap {
     fn apply<const D: usize>(&self, x: Tensor<D>) -> Tensor<D> {
-        linear(x, self.weight.clone(), self.bias.clone())
+        fused::linear(x, self.weight.clone(), self.bias.clone())
     }
 
     fn apply_low_rank<const D: usize>(

@@ -7,9 +7,8 @@ use burn::tensor::{Int, Tensor, assert_shape};
 use super::active::Active;
 use super::weight::{PeftWeight, composed_value};
 use crate::adapter::{Change, FrozenLayer, FrozenMap, cast, layer_rows, layer_sum};
-use crate::fused::frozen_linear;
+use crate::fused::{frozen_linear, linear};
 use crate::layer::{Conv, ConvLayer, DenseMap, EmbeddingLayer, weight_dims};
-use crate::tensor::{is_empty, linear};
 
 /// A forward pass that runs what is attached to a layer's weight factored and packed.
 ///
@@ -69,11 +68,10 @@ impl<const D: usize> PeftForward<Tensor<D>> for Linear {
             };
             return map.apply_low_rank(x, lora.a.val(), lora.b.val(), lora.scale);
         }
-        // Burn's own product with nothing crashes.
-        if is_empty(&x) {
-            return linear(x, self.weight.val(), bias());
-        }
-        self.forward(x)
+        let weight = self.weight.val();
+        let [d_in, _] = weight.dims();
+        assert_shape!(x, [.., d_in]);
+        linear(x, weight, bias())
     }
 }
 

@@ -58,7 +58,8 @@ impl Distribution {
         }
         let kept = scores.iter().enumerate();
         let kept = kept.filter(|(_, score)| **score >= lowest && **score > f32::NEG_INFINITY);
-        let weight = |score: f32| (f64::from(score - best) / sampler.temperature).exp();
+        let best = f64::from(best);
+        let weight = |score: f32| ((f64::from(score) - best) / sampler.temperature).exp();
         let mut weights: Vec<(u32, f64)> = kept
             .map(|(token, score)| (token as u32, weight(*score)))
             .collect();
@@ -154,10 +155,10 @@ pub(super) fn largest(logits: &[f32]) -> f32 {
 
 /// `ln Σ exp(logits / temperature)`.
 pub(super) fn log_sum(logits: &[f32], temperature: f64) -> f64 {
-    let best = largest(logits);
-    let scaled = |logit: &f32| (f64::from(logit - best) / temperature).exp();
+    let best = f64::from(largest(logits));
+    let scaled = |logit: &f32| ((f64::from(*logit) - best) / temperature).exp();
     let sum: f64 = logits.iter().map(scaled).sum();
-    f64::from(best) / temperature + sum.ln()
+    best / temperature + sum.ln()
 }
 
 fn first_best(scores: &[f32]) -> usize {

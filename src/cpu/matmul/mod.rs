@@ -2,6 +2,7 @@
 //!
 //! * [`many_rows`] and [`transposed`]: rows times a weight, which may be packed: it comes from a [`Source`], a strip at a
 //!   time, to a scratch that stays in cache; with a [`low_rank`] term to end with;
+//! * [`few_rows`]: a few rows times a dense weight, which is read where it lies;
 //! * [`target`]: where their results go; [`window`]: a part of a weight;
 //! * [`element`]: what they compute in, f32 or pairs of bf16;
 //! * [`skinny`]: products with the factors of a low-rank change, a [`factor`] in any order of memory;
@@ -10,6 +11,7 @@
 pub(crate) mod dense;
 pub(crate) mod element;
 pub(crate) mod factor;
+pub(crate) mod few_rows;
 pub(crate) mod low_rank;
 pub(crate) mod many_rows;
 pub(crate) mod skinny;

@@ -8,6 +8,7 @@ use proptest::prelude::*;
 use super::dense::{Dense, Widened};
 use super::element::{Element, F32, Pairs};
 use super::factor::Factor;
+use super::few_rows::{self, Loaded};
 use super::low_rank::LowRank;
 use super::skinny;
 use super::target::Target;
@@ -329,6 +330,50 @@ fn the_number_of_threads_changes_no_bit() {
     check::<Pairs>();
 }
 
+/// A few rows times a weight in either order of memory: against f64, and each row the same alone and among others.
+fn check_few_rows<V: Loaded>(isa: Isa, [rows, d_out, d_in]: [usize; 3], along: bool, seed: u64) {
+    let x = noise::<V>(rows * d_in, seed);
+    let w = noise::<V>(d_out * d_in, seed + 1);
+    let held = if along { [d_out, d_in] } else { [d_in, d_out] };
+    let run = |x: &[V]| few_rows::product(isa, x, &w, held, along, x.len() / d_in * d_out);
+    let y = run(&x);
+    let (wide_x, wide_w) = (wide(&x), wide(&w));
+    let weight = |k: usize, column: usize| match along {
+        true => wide_w[column * d_in + k],
+        false => wide_w[k * d_out + column],
+    };
+    let expected = reference([rows, d_in, d_out], |row, k| wide_x[row * d_in + k], weight);
+    let rounding = if size_of::<V>() == 2 {
+        2.0_f64.powi(-8)
+    } else {
+        0.0
+    };
+    for (y, sum) in wide(&y).iter().zip(expected) {
+        let bound = (d_in as f64 + 4.0) * 2.0_f64.powi(-24) * sum.size + rounding * sum.value.abs();
+        assert!((y - sum.value).abs() <= bound + 1e-30, "{y}, {}", sum.value);
+    }
+    for (x, y) in x.chunks_exact(d_in).zip(y.chunks_exact(d_out)) {
+        assert_eq!(
+            bytemuck::cast_slice::<V, u8>(&run(x)),
+            bytemuck::cast_slice::<V, u8>(y)
+        );
+    }
+}
+
+#[test]
+fn a_few_rows_have_the_same_bits_on_any_number_of_threads() {
+    let (x, w) = (noise::<f32>(5 * 700, 1), noise::<f32>(700 * 1100, 2));
+    for held in [[1100, 700], [700, 1100]] {
+        let along = held[0] == 1100;
+        assert_same_in_pools("few rows", || {
+            few_rows::product(Isa::best(), &x, &w, held, along, 5 * 1100)
+                .iter()
+                .map(|value| value.to_bits())
+                .collect::<Vec<_>>()
+        });
+    }
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(24))]
 
@@ -362,6 +407,20 @@ proptest! {
             let widened = |w, shape| Widened(Dense::new(w, shape));
             check_window::<F32, bf16, _>(isa, sizes, widened, add, seed.into());
             check_window::<Pairs, bf16, _>(isa, even, Dense::new, add, seed.into());
+        }
+    }
+
+    #[test]
+    fn a_few_rows_times_a_dense_weight(
+        rows in 1_usize..=few_rows::MOST,
+        d_out in 1_usize..300,
+        d_in in 1_usize..300,
+        along in any::<bool>(),
+        seed in any::<u32>(),
+    ) {
+        for isa in Isa::available() {
+            check_few_rows::<f32>(isa, [rows, d_out, d_in], along, seed.into());
+            check_few_rows::<bf16>(isa, [rows, d_out, d_in], along, seed.into());
         }
     }
 

@@ -23,9 +23,10 @@ use crate::cpu::value::Value;
 use crate::fused::Visible;
 
 pub(super) fn frozen_linear(x: &Float, w: &Float) -> Float {
-    match linear::serves(x, w) {
-        true => linear::forward(x, w, None),
-        false => Flex::linear(x.clone(), w.clone(), None),
+    match () {
+        () if linear::is_of_few_rows(x, w) => linear::of_few_rows(x, w),
+        () if linear::serves(x, w) => linear::forward(x, w, None),
+        () => Flex::linear(x.clone(), w.clone(), None),
     }
 }
 
@@ -43,16 +44,20 @@ pub(super) fn frozen_linear_backward(dy: &Float, w: &Float, term: linear::Term) 
 
 /// The result, and `scale · x · a`.
 ///
-/// The product with the weight is Burn's, so that a fresh adapter leaves a layer's output what it was, to the bit.
+/// The product with the weight is that of a layer without an adapter, so that a fresh one leaves a layer's output what it was, to the bit:
+/// Burn's in training, and without it that of [`fused::linear`](crate::fused::linear).
 pub(super) fn lora_linear(
     x: &Float,
     w: &Float,
-    a: &Float,
-    b: &Float,
+    [a, b]: [&Float; 2],
     scale: f64,
+    trains: bool,
 ) -> (Float, Float) {
     let u = to_rank(x, a, scale);
-    let y = Flex::linear(x.clone(), w.clone(), None);
+    let y = match !trains && linear::is_of_few_rows(x, w) {
+        true => linear::of_few_rows(x, w),
+        false => Flex::linear(x.clone(), w.clone(), None),
+    };
     (with_term(y, &u, &contiguous(b)), u)
 }
 

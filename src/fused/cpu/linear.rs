@@ -5,9 +5,12 @@ use std::mem::MaybeUninit;
 use burn::backend::{Flex, ops::FloatTensorOps};
 use burn::tensor::{DType, Shape, TensorData};
 
-use crate::cpu::flex::{Float, contiguous, last, lines, rows, shape, slice, with_whole_lines};
+use crate::cpu::flex::{
+    Float, contiguous, is_empty, last, lines, of_dtype, rows, shape, slice, with_whole_lines,
+};
 use crate::cpu::matmul::dense::Dense;
 use crate::cpu::matmul::element::{Element, F32, Pairs};
+use crate::cpu::matmul::few_rows::{self, Loaded};
 use crate::cpu::matmul::low_rank::LowRank;
 use crate::cpu::matmul::{Source, many_rows, transposed};
 use crate::cpu::output::written;
@@ -27,6 +30,27 @@ pub(super) fn forward(x: &Float, w: &Float, term: Term) -> Float {
 /// `dy · Wᵀ + u · v`: `[…, d_out] -> […, d_in]`.
 pub(super) fn backward(dy: &Float, w: &Float, term: Term) -> Float {
     times(dy, w, true, term)
+}
+
+/// `x · W` of a few rows: `[…, d_in] -> […, d_out]`, in the dtype of both.
+pub(super) fn of_few_rows(x: &Float, w: &Float) -> Float {
+    fn of<V: Loaded>(x: &Float, w: &Float) -> Float {
+        let [d_in, d_out] = shape(w);
+        let along = w.layout().strides()[1] != 1;
+        let held = if along { [d_out, d_in] } else { [d_in, d_out] };
+        let len = rows(x) * d_out;
+        let y = few_rows::product::<V>(Isa::best(), slice(x), lines(w), held, along, len);
+        let mut dims = x.layout().shape().to_vec();
+        *dims.last_mut().expect("one dimension or more") = d_out;
+        Float::from_data(TensorData::new(y, dims))
+    }
+    let (x, w) = (contiguous(x), with_whole_lines(w));
+    of_dtype!(x, of(&x, &w))
+}
+
+/// Whether [`of_few_rows`] is for a product with a weight of the same dtype, f32 or bf16.
+pub(super) fn is_of_few_rows(x: &Float, w: &Float) -> bool {
+    !is_empty(x) && !is_empty(w) && rows(x) <= few_rows::MOST
 }
 
 fn times(x: &Float, w: &Float, turned: bool, term: Term) -> Float {

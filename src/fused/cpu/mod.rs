@@ -27,6 +27,7 @@ use burn::backend::{Dispatch, DispatchTensorKind};
 use burn::tensor::{DType, Tensor};
 
 use super::Visible;
+use crate::cpu::matmul::few_rows;
 use ops::FusedOps;
 
 /// Whether the kernels here are for this tensor.
@@ -42,6 +43,18 @@ pub(crate) fn serves<const D: usize>(tensor: &Tensor<D>) -> bool {
     matches!(tensor.dtype(), DType::F32 | DType::BF16)
         && tensor.shape().num_elements() > 0
         && on_flex(&tensor.clone().into_dispatch().kind)
+}
+
+/// Whether a product of these is one of a few rows, which no gradient is asked of.
+pub(super) fn are_few_rows<const D: usize>(x: &Tensor<D>, weight: &Tensor<2>) -> bool {
+    let on_flex = |kind: &DispatchTensorKind| matches!(kind, DispatchTensorKind::Flex(_));
+    D > 1
+        && x.dtype() == weight.dtype()
+        && x.shape().num_elements() <= few_rows::MOST * x.dims()[D - 1]
+        && serves(x)
+        && serves(weight)
+        && on_flex(&x.clone().into_dispatch().kind)
+        && on_flex(&weight.clone().into_dispatch().kind)
 }
 
 /// `x · W`, of a weight `[d_in, d_out]` that requires no gradient.

@@ -72,7 +72,7 @@ impl FusedOps for Flex {
     }
 
     fn fused_lora_linear(x: Float, weight: Float, a: Float, b: Float, scale: f64) -> Float {
-        flex::lora_linear(&x, &weight, &a, &b, scale).0
+        flex::lora_linear(&x, &weight, [&a, &b], scale, false).0
     }
 
     fn fused_swiglu(gate: Float, up: Float) -> Float {
@@ -117,7 +117,7 @@ impl<C: CheckpointStrategy> FusedOps for Autodiff<Flex, C> {
         let nodes = [x.node(), a.node(), b.node()];
         let a_tracked = a.is_tracked();
         let [x, weight, a, b] = [x, weight, a, b].map(|tensor| tensor.into_primitive());
-        let (y, u) = flex::lora_linear(&x, &weight, &a, &b, scale);
+        let (y, u) = flex::lora_linear(&x, &weight, [&a, &b], scale, true);
         match LoraLinear.prepare::<C>(nodes).compute_bound().stateful() {
             OpsKind::Tracked(prep) => {
                 let state = LoraState {
