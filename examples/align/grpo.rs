@@ -86,13 +86,14 @@ fn train(
             .iter()
             .map(|_| f64::from(u8::from(rng.random::<bool>())))
             .collect();
+        let rows: Vec<usize> = (0..sampled.len()).collect();
         let rollouts: Vec<Rollout<usize>> = sampled
             .iter()
-            .enumerate()
-            .map(|(row, own)| Rollout::new(&prompts[own.prompt], own).with_data(row))
+            .zip(&rows)
+            .map(|(own, row)| Rollout::new(&prompts[own.prompt], own).with_data(row))
             .collect();
         let right = |rollout: &Rollout<usize>| {
-            let row = *rollout.data();
+            let row = *rollout.data;
             match reward {
                 Reward::Right => {
                     let answer = &questions[row / args.group].answer;

@@ -20,7 +20,9 @@ impl Model {
     fn log_probs(&self, examples: &[Example]) -> burn_peft::Result<LogProbs> {
         let device = self.devices()[0].clone();
         let batch = PaddedBatcher::new(0).collate(examples).to_device(&device);
-        let hidden = self.proj.forward_peft(self.embed.forward_peft(batch.tokens));
+        let hidden = self
+            .proj
+            .forward_peft(self.embed.forward_peft(batch.tokens));
         let labels = Labels::from_mask(batch.targets, batch.mask)?;
         head_log_probs(hidden, &self.lm_head, &labels, &LogProbsConfig::new())
     }
@@ -84,7 +86,10 @@ fn what_is_stored_is_read_and_is_what_a_forward_pass_gives() {
         // The batches were others, so sums may be rounded otherwise.
         assert!((found - expected).abs() < 1e-5, "{found}, not {expected}");
     }
-    let error = read.get(&[1, 7], &Device::default()).unwrap_err().to_string();
+    let error = read
+        .get(&[1, 7], &Device::default())
+        .unwrap_err()
+        .to_string();
     assert!(error.contains('7'), "{error}");
 }
 
@@ -97,13 +102,19 @@ fn what_is_of_another_model_or_other_data_is_refused() {
     stored(&reference, &examples).save(&path, false).unwrap();
     let refused = |model: &PeftModel<Model>, examples: &[Example]| {
         let error = StoredLogProbs::load(&path, model, examples).unwrap_err();
-        assert!(matches!(&error, PeftError::Stale { path: at, .. } if *at == path), "{error}");
+        assert!(
+            matches!(&error, PeftError::Stale { path: at, .. } if *at == path),
+            "{error}"
+        );
         assert!(error.to_string().contains("StoredLogProbs::compute"));
     };
     // A step of training, adapters off, and the base moved.
     refused(&model.clone().map(&mut Move), &examples);
     refused(&reference.disabled(), &examples);
-    refused(&model.clone().unfreeze().map(&mut Move).reference(), &examples);
+    refused(
+        &model.clone().unfreeze().map(&mut Move).reference(),
+        &examples,
+    );
     // A row less, rows in another order, another mask.
     refused(&reference, &examples[1..]);
     let mut turned = examples.clone();
@@ -126,7 +137,10 @@ fn damaged_files_and_taken_places_are_errors() {
     let path = folder.path().join("reference.safetensors");
     let stored = stored(&model, &examples);
     stored.save(&path, false).unwrap();
-    assert!(matches!(stored.save(&path, false), Err(PeftError::Exists { .. })));
+    assert!(matches!(
+        stored.save(&path, false),
+        Err(PeftError::Exists { .. })
+    ));
     stored.save(&path, true).unwrap();
 
     let bytes = std::fs::read(&path).unwrap();
@@ -136,7 +150,10 @@ fn damaged_files_and_taken_places_are_errors() {
     };
     for len in [0, 4, 8, 100, bytes.len() - 1] {
         let error = load(&bytes[..len]).unwrap_err();
-        assert!(matches!(error, PeftError::Malformed { .. }), "{len}: {error}");
+        assert!(
+            matches!(error, PeftError::Malformed { .. }),
+            "{len}: {error}"
+        );
     }
     let mut damaged = bytes.clone();
     *damaged.last_mut().unwrap() ^= 1;
