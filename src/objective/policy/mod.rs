@@ -5,8 +5,11 @@
 //! ```text
 //! scores of completions -> token_rewards -> gae -> whiten     (PPO)
 //!                       -> group_advantages | leave_one_out    (GRPO, RLOO)
+//!                       -> reward_to_go -> whiten              (REINFORCE++)
 //! advantages by token   -> policy_loss(..).over(..)            [+ c_v · value_loss]
 //! ```
+//!
+//! REINFORCE++ with a baseline takes the group's mean off the scores first: [`group_advantages`] with [`Scale::None`].
 //!
 //! Scores, rewards and advantages are numbers of the host in f32, computed with in f64: a scan over some thousands of them. Losses
 //! are tensors.

@@ -72,7 +72,7 @@ fn parts_and_the_whole() {
         golden::values(&all.log_sum_sq.clone().unwrap())
     );
     // What one part lacks, the whole lacks.
-    let bare = LogProbs::new(first.values, first.lens().to_vec()).unwrap();
+    let bare = LogProbs::new(first.values.clone(), first.lens().to_vec()).unwrap();
     assert!(LogProbs::concat(vec![bare, rest]).entropy.is_none());
 }
 
