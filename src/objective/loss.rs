@@ -23,7 +23,7 @@ pub struct Loss {
 impl Loss {
     /// The mean over this batch. Right for a step of one batch.
     pub fn mean(&self) -> Tensor<1> {
-        self.sum.clone() / self.count as f64
+        divided(&self.sum, self.count)
     }
 
     /// This batch's part of the mean over `total` terms, for a step of several micro-batches: the sum of all parts, and the sum of
@@ -40,6 +40,11 @@ impl Loss {
                 format!("at least the {} terms of this batch", self.count),
             ));
         }
-        Ok(self.sum.clone() / total as f64)
+        Ok(divided(&self.sum, total))
     }
+}
+
+/// Multiplied by the reciprocal: the gradient of Burn's division by a number is rounded to f32, also in f64.
+fn divided(sum: &Tensor<1>, count: usize) -> Tensor<1> {
+    sum.clone() * (1.0 / count as f64)
 }

@@ -112,13 +112,21 @@ impl Ragged {
 
     /// Refuses a value that is not finite, and names its sequence and token.
     pub(super) fn check_finite(&self, name: &str) -> Result<()> {
+        let expected = "a finite number: leave the sequence out, or give it a value";
+        self.check_each(name, expected, |value| value.is_finite())
+    }
+
+    /// Refuses a value that is not as expected, and names its sequence and token.
+    pub(super) fn check_each(
+        &self,
+        name: &str,
+        expected: &str,
+        is_good: impl Fn(f32) -> bool,
+    ) -> Result<()> {
         for (row, values) in self.rows().enumerate() {
-            if let Some(token) = values.iter().position(|value| !value.is_finite()) {
-                return Err(PeftError::config(
-                    format!("{name}[{row}][{token}]"),
-                    values[token],
-                    "a finite number: leave the sequence out, or give it a value",
-                ));
+            if let Some(token) = values.iter().position(|value| !is_good(*value)) {
+                let name = format!("{name}[{row}][{token}]");
+                return Err(PeftError::config(name, values[token], expected));
             }
         }
         Ok(())

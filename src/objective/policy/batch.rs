@@ -1,7 +1,7 @@
 //! What a policy loss is of.
 
+use crate::Result;
 use crate::objective::{LogProbs, Ragged, segments};
-use crate::{PeftError, Result};
 
 /// Sampled completions under the policy now, under the policy that sampled them, and their advantages.
 #[derive(Clone, Copy, Debug)]
@@ -21,7 +21,7 @@ impl<'a> PolicyBatch<'a> {
     ///
     /// # Errors
     ///
-    /// [`PeftError::Config`] where they are not of the same sequences, or an advantage is not finite, which it names.
+    /// [`PeftError::Config`](crate::PeftError::Config) where they are not of the same sequences, or an advantage is not finite, which it names.
     pub fn new(new: &'a LogProbs, old: &'a LogProbs, advantages: &'a Ragged) -> Result<Self> {
         segments::same_lens("old", old.lens(), new.lens())?;
         segments::same_lens("advantages", advantages.lens(), new.lens())?;
@@ -39,7 +39,7 @@ impl<'a> PolicyBatch<'a> {
     ///
     /// # Errors
     ///
-    /// [`PeftError::Config`] where they are of other sequences.
+    /// [`PeftError::Config`](crate::PeftError::Config) where they are of other sequences.
     pub fn with_reference(mut self, reference: &'a LogProbs) -> Result<Self> {
         segments::same_lens("reference", reference.lens(), self.new.lens())?;
         self.reference = Some(reference);
@@ -51,17 +51,11 @@ impl<'a> PolicyBatch<'a> {
     ///
     /// # Errors
     ///
-    /// [`PeftError::Config`] where they are of other sequences, or one is negative or not finite, which it names.
+    /// [`PeftError::Config`](crate::PeftError::Config) where they are of other sequences, or one is negative or not finite, which it names.
     pub fn with_weights(mut self, weights: &'a Ragged) -> Result<Self> {
         segments::same_lens("weights", weights.lens(), self.new.lens())?;
         weights.check_finite("weights")?;
-        if let Some(token) = weights.values().iter().position(|w| *w < 0.0) {
-            return Err(PeftError::config(
-                format!("weights[{token}]"),
-                weights.values()[token],
-                "at least 0",
-            ));
-        }
+        weights.check_each("weights", "at least 0", |weight| weight >= 0.0)?;
         self.weights = Some(weights);
         Ok(self)
     }

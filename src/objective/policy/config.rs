@@ -127,6 +127,19 @@ impl PolicyConfig {
         })
     }
 
+    /// [VESPO](https://arxiv.org/abs/2602.10693): a smooth weight of the sequence's ratio, (2, 3) and (3, 2).
+    pub fn vespo() -> Self {
+        Self::new().with_surrogate(Surrogate::Vespo {
+            positive: (2.0, 3.0),
+            negative: (3.0, 2.0),
+        })
+    }
+
+    /// [LUSPO](https://arxiv.org/abs/2602.05261): ratios of sequences as in GSPO, each weighted by its length.
+    pub fn luspo() -> Self {
+        Self::gspo().with_aggregate(Aggregate::SequenceSum)
+    }
+
     /// [RLOO](https://arxiv.org/abs/2402.14740): ratios of whole completions, ε = 0.2, the mean over sequences.
     pub fn rloo() -> Self {
         Self::grpo().with_level(Level::SequenceSum)

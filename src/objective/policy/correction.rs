@@ -101,8 +101,7 @@ pub struct Mismatch {
     pub out_of_range: f32,
 }
 
-/// `w = e^(ℓ^old − ℓ^sample)`, bounded, for every token, and the mismatch that it corrects
-/// ([Yao et al. 2025](https://fengyao.notion.site/off-policy-rl)).
+/// `w = e^(ℓ^old − ℓ^sample)`, bounded, for every token, and the mismatch that it corrects.
 ///
 /// `old` is recomputed by the model as it trains, before the first step; `sampled` was recorded while sampling, under the distribution
 /// that was drawn from. Where `sampled` itself is taken for the old policy, no correction is needed.

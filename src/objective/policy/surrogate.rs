@@ -31,7 +31,7 @@ pub enum Surrogate {
         /// τ elsewhere.
         negative: f64,
     },
-    /// `−sg(φ)·A·ℓ` with `φ = w^k·e^(λ−λw)`, `w = e^(L − L^old)` of the sequence, and `(k, λ)` by the sign of `A`; the log-ratios of tokens
+    /// `−sg(φ)·A·ℓ` ([VESPO](https://arxiv.org/abs/2602.10693)) with `φ = w^k·e^(λ−λw)`, `w = e^(L − L^old)` of the sequence, and `(k, λ)` by the sign of `A`; the log-ratios of tokens
     /// count for ±20 at most, that of the sequence for ln 1e-8 to 20.
     Vespo {
         /// `(k, λ)` where `A ≥ 0`; (2, 3) is usual.

@@ -144,7 +144,7 @@ pub fn cpo_loss(policy: &Pairs, config: &CpoConfig) -> Result<PreferenceLoss> {
     });
     let rewards = log_probs.clone().map(|l| match config.alpha == 0.0 {
         true => l,
-        false => (-(l * -config.alpha).exp() + 1.0) / config.alpha,
+        false => (-(l * -config.alpha).exp() + 1.0) * (1.0 / config.alpha),
     });
     let [chosen, rejected] = rewards.clone();
     let difference = chosen - rejected;
@@ -163,7 +163,7 @@ pub fn cpo_loss(policy: &Pairs, config: &CpoConfig) -> Result<PreferenceLoss> {
     Ok(PreferenceLoss {
         pairs: Loss {
             sum: terms.sum(),
-            count: policy.len(),
+            count: policy.count(),
         },
         tokens: (config.nll_weight > 0.0).then(|| Loss {
             sum: nll.sum.clone() * config.nll_weight,

@@ -56,7 +56,7 @@ impl FDivergence {
                     _ => 80.0,
                 };
                 let exponent = (u * (alpha - 1.0)).clamp_max(most);
-                (exponent.exp() - 1.0) / (alpha - 1.0)
+                (exponent.exp() - 1.0) * (1.0 / (alpha - 1.0))
             }
         }
     }

@@ -255,7 +255,7 @@ pub fn dpo_loss(policy: &Pairs, reference: &Pairs, config: &DpoConfig) -> Result
         pairs: Loss {
             // A loss of `Sft` alone has no part of pairs.
             sum: pairs.unwrap_or_else(|| Tensor::zeros([1], (&nll.sum.device(), nll.sum.dtype()))),
-            count: policy.len(),
+            count: policy.count(),
         },
         tokens: tokens.map(|sum| Loss {
             sum,

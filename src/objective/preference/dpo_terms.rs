@@ -1,4 +1,6 @@
 //! The losses of [`DpoLoss`] as arithmetic on log-ratios.
+//!
+//! No tensor is divided by a number: the gradient of Burn's division is rounded to f32, also in f64. It is multiplied by the reciprocal.
 
 use burn::tensor::Tensor;
 use burn::tensor::activation::{log_sigmoid, sigmoid};
@@ -80,7 +82,7 @@ impl<'a> Batch<'a> {
                     true => clean,
                     false => clean + log_sigmoid(-x) * flip,
                 };
-                loss / (1.0 - 2.0 * flip)
+                loss * (1.0 / (1.0 - 2.0 * flip))
             }
             DpoLoss::Hinge => relu(-x() + 1.0),
             DpoLoss::Ipo => (by_token() - 0.5 / beta).square(),
@@ -121,7 +123,7 @@ impl<'a> Batch<'a> {
             }
             DpoLoss::DiscoPop { temperature } => {
                 let x = x();
-                let mix = sigmoid(x.clone() / temperature);
+                let mix = sigmoid(x.clone() * (1.0 / temperature));
                 let logistic = -log_sigmoid(x.clone());
                 logistic * (-mix.clone() + 1.0) + (-x).exp() * mix
             }

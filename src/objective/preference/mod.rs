@@ -1,4 +1,28 @@
 //! Losses of preferences: DPO and its kin with a reference, CPO, SimPO and ORPO without one, KTO for unpaired labels.
+//!
+//! ```
+//! use burn::tensor::{Device, Tensor};
+//! use burn_peft::objective::LogProbs;
+//! use burn_peft::objective::preference::{DpoConfig, DpoLoss, Pairs, dpo_loss};
+//!
+//! # fn main() -> burn_peft::Result<()> {
+//! // Two pairs; the first completions have three tokens and one, those rejected two and two.
+//! let device = Device::default().autodiff();
+//! let log_probs = |values: &[f32]| Tensor::<1>::from_floats(values, &device);
+//! let policy = Pairs::new(
+//!     LogProbs::new(log_probs(&[-0.5, -1.0, -0.2, -2.0]).require_grad(), [3, 1])?,
+//!     LogProbs::new(log_probs(&[-1.5, -0.7, -0.3, -0.9]).require_grad(), [2, 2])?,
+//! )?;
+//! let reference = policy.clone().detach();
+//! let config = DpoConfig::new().with_losses([(DpoLoss::SIGMOID, 1.0), (DpoLoss::Sft, 0.2)]);
+//! let loss = dpo_loss(&policy, &reference, &config)?;
+//! let gradients = loss.mean().backward();
+//! // Nothing is learned yet: each pair costs ln 2.
+//! assert_eq!(loss.metrics()?.margin, 0.0);
+//! # let _ = gradients;
+//! # Ok(())
+//! # }
+//! ```
 
 mod cpo;
 mod divergence;

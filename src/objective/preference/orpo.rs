@@ -74,7 +74,7 @@ pub fn orpo_loss(
     Ok(PreferenceLoss {
         pairs: Loss {
             sum: terms.sum() * config.beta,
-            count: policy.len(),
+            count: policy.count(),
         },
         nll: constant(nll.mean()),
         tokens: Some(nll),
@@ -108,7 +108,7 @@ fn log_one_minus_exp(x: Tensor<1>) -> Tensor<1> {
     // Terms up to h^15/15!: the next is below 1e-21 of the first.
     let mut series = Tensor::ones_like(&square);
     for n in (1..8).rev() {
-        series = series * square.clone() / f64::from(2 * n * (2 * n + 1)) + 1.0;
+        series = series * square.clone() * (1.0 / f64::from(2 * n * (2 * n + 1))) + 1.0;
     }
     let near = (half * series * 2.0).log() + near * 0.5;
     far.mask_where(small, near)

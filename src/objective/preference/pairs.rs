@@ -50,14 +50,9 @@ impl Pairs {
         Ok(Self { chosen, rejected })
     }
 
-    /// Count of pairs.
-    pub fn len(&self) -> usize {
+    /// Count of pairs; at least one.
+    pub fn count(&self) -> usize {
         self.chosen.sequences()
-    }
-
-    /// Never: every batch has a pair.
-    pub fn is_empty(&self) -> bool {
-        false
     }
 
     /// The same numbers without graph.

@@ -242,7 +242,7 @@ fn options_of_policies() {
     let negative = Ragged::spread(&[1.0, -1.0], [2, 3]).unwrap();
     assert_names(
         batch.with_weights(&negative).map(|_| ()),
-        &["weights", "-1"],
+        &["weights[1][0]", "-1"],
     );
 
     let values = Tensor::<1>::zeros([5], &Device::flex());

@@ -45,7 +45,7 @@ fn a_sequence_does_not_read_another_one() {
 
 #[test]
 fn parts_and_the_whole() {
-    let lens = vec![3, 1, 2];
+    let lens = [3, 1, 2];
     let all = golden::log_probs(&rows(), DType::F32);
     let extra = golden::constant(&vec![vec![1.0, 2.0, 3.0, 4.0, 5.0, 6.0]], DType::F32);
     let all = all
@@ -72,7 +72,7 @@ fn parts_and_the_whole() {
         golden::values(&all.log_sum_sq.clone().unwrap())
     );
     // What one part lacks, the whole lacks.
-    let bare = LogProbs::new(first.values, first.lens().to_vec()).unwrap();
+    let bare = LogProbs::new(first.values.clone(), first.lens().to_vec()).unwrap();
     assert!(LogProbs::concat(vec![bare, rest]).entropy.is_none());
 }
 

@@ -27,17 +27,8 @@ fn config(case: &Case) -> PolicyConfig {
         "dr_grpo" => (clip, Aggregate::Constant(most)),
         "luspo" => (clip, Aggregate::SequenceSum),
         "cispo" => (Surrogate::Cispo { max: epsilon[1] }, Aggregate::TokenMean),
-        "sapo" => {
-            let config = PolicyConfig::sapo();
-            (config.surrogate, config.aggregate)
-        }
-        "vespo" => (
-            Surrogate::Vespo {
-                positive: (2.0, 3.0),
-                negative: (3.0, 2.0),
-            },
-            Aggregate::TokenMean,
-        ),
+        "sapo" => (PolicyConfig::sapo().surrogate, Aggregate::SequenceMean),
+        "vespo" => (PolicyConfig::vespo().surrogate, Aggregate::TokenMean),
         other => panic!("{other}"),
     };
     let level = match case.text("level") {

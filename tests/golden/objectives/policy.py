@@ -18,6 +18,11 @@ ADVANTAGES = [0.75, -1.25, 0.5, -0.375, 1.5, -2.0]
 MAX_LENGTH = 7
 
 
+def number(x):
+    """As a tensor, or torch.where would round it to f32."""
+    return torch.tensor(x, dtype=torch.float64)
+
+
 def batch():
     torch.manual_seed(19)
     rows = ragged(LENS, 0, -3.0, -0.05)
@@ -34,7 +39,7 @@ def grpo(batch, name, loss="grpo", level="token", beta=0.0, corrected=True, epsi
     entropies = padded(batch["entropy"]).requires_grad_()
     tokens = mask(rows)
     self = trainer(
-        args=SimpleNamespace(use_bias_correction_kl=corrected, delta=delta, sapo_temperature_pos=1.0, sapo_temperature_neg=1.05,
+        args=SimpleNamespace(use_bias_correction_kl=corrected, delta=delta, sapo_temperature_pos=number(1.0), sapo_temperature_neg=number(1.05),
                              vespo_k_pos=2.0, vespo_lambda_pos=3.0, vespo_k_neg=3.0, vespo_lambda_neg=2.0, steps_per_generation=1),
         loss_type=loss, importance_sampling_level=level, beta=beta, epsilon_low=epsilon[0], epsilon_high=epsilon[1],
         top_entropy_quantile=1.0, off_policy_mask_threshold=threshold, use_vllm=weights, vllm_importance_sampling_correction=weights,

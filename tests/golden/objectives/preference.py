@@ -7,6 +7,7 @@ The same batch for all cases. Losses and gradients are of f64, but where TRL its
 
 from types import SimpleNamespace
 
+import numpy as np
 import torch
 from trl.experimental.cpo.cpo_trainer import CPOTrainer
 from trl.experimental.orpo.orpo_trainer import ORPOTrainer
@@ -41,7 +42,8 @@ def dpo(batch, name, losses, beta=0.1, smoothing=0.0, divergence="reverse_kl", a
     self = trainer(
         ld_alpha=ld_alpha, precompute_ref_logps=False, f_divergence_type=divergence, f_alpha_divergence_coef=alpha,
         loss_types=[loss for loss, _ in losses], loss_weights=[weight for _, weight in losses], beta=beta,
-        label_smoothing=smoothing, use_weighting=weighting,
+        # As a number of numpy, or EXO would take its logarithm in f32.
+        label_smoothing=np.float64(smoothing), use_weighting=weighting,
         args=SimpleNamespace(discopop_tau=tau, gradient_checkpointing_kwargs=None),
     )
     reference = both(batch, "reference", dtype) * tokens

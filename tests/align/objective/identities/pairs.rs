@@ -89,7 +89,7 @@ proptest! {
     #[test]
     fn a_common_shift_of_both_log_ratios(sides in pairs(), shift in -3.0f64..3.0) {
         let mut shifted = sides.clone();
-        for row in shifted[0].iter_mut().chain(shifted[1].iter_mut()) {
+        for row in shifted[..2].iter_mut().flatten() {
             row[0] += shift;
         }
         for loss in [DpoLoss::SIGMOID, SMOOTHED, DpoLoss::Hinge, EXO, DpoLoss::Robust { flip: 0.1 }, DISCOPOP] {
