@@ -1,4 +1,4 @@
-//! Products of a few rows with a dense weight, limited by how fast the weight is read: once, where it lies, and no part of it copied.
+//! Products of a few rows with a dense weight, limited by how fast the weight is read: where it lies, and no part of it copied.
 //!
 //! A row's sums do not depend on the other rows, nor on the number of threads: a row alone and the same row among others have the same
 //! bits.
@@ -12,8 +12,10 @@ use crate::cpu::parallel::{Shared, for_each, threads};
 use crate::cpu::simd::{Isa, Kernel, Simd, dispatch};
 use crate::cpu::value::Value;
 
-/// The most rows this is for.
-pub(crate) const MOST: usize = 8;
+/// The most rows this is for: more take tiles, which multiply what they load by many rows.
+pub(crate) const MOST: usize = 15;
+/// Rows whose sums stay in the first-level cache with a strip of `W`; more read `W` once more.
+const ROWS: usize = 8;
 /// Rows of `W` that are added to the sums at a time.
 const DEPTH: usize = 8;
 /// Columns of a strip, at most and at least: [`DEPTH`] rows of a strip stay in the first-level cache.
@@ -104,17 +106,19 @@ pub(crate) fn product<V: Loaded>(
         let width = d_out.div_ceil(strips).min(STRIP).next_multiple_of(TWO);
         for_each(d_out.div_ceil(width), work, |index| {
             let first = index * width;
-            let task = Across {
-                x,
-                w,
-                d_in,
-                d_out,
-                first,
-                width: width.min(d_out - first),
-                // SAFETY: the task writes these columns alone.
-                y: unsafe { y.at(first) },
-            };
-            dispatch(isa, task);
+            for (block, x) in x.chunks(ROWS * d_in).enumerate() {
+                let task = Across {
+                    x,
+                    w,
+                    d_in,
+                    d_out,
+                    first,
+                    width: width.min(d_out - first),
+                    // SAFETY: the task writes these columns of these rows alone.
+                    y: unsafe { y.at(block * ROWS * d_out + first) },
+                };
+                dispatch(isa, task);
+            }
         });
     };
     // SAFETY: every column of every row is of one task, which writes it.
@@ -198,7 +202,7 @@ unsafe fn end<V: Loaded, S: Simd>(values: &[V]) -> [S::F32; 2] {
 
 /// A strip of columns of `W`, whose rows are added up.
 struct Across<'a, V> {
-    /// `[rows, d_in]`.
+    /// `[rows, d_in]`, at most [`ROWS`] rows.
     x: &'a [V],
     /// `[d_in, d_out]`.
     w: &'a [V],
@@ -224,7 +228,7 @@ impl<V: Loaded> Kernel for Across<'_, V> {
             ..
         } = self;
         let two = 2 * S::LANES;
-        let mut all = [[0.0_f32; STRIP]; MOST];
+        let mut all = [[0.0_f32; STRIP]; ROWS];
         for depth in (0..d_in).step_by(DEPTH) {
             let many = DEPTH.min(d_in - depth);
             for (row, sums) in all.iter_mut().take(x.len() / d_in).enumerate() {

@@ -114,8 +114,9 @@ fn log_probs_are_those_of_a_full_forward_pass() {
         let completions = run(&model, &prompts(), 3, &sampler(), Draws::new(1));
         check_scores(&model, &prompts(), &completions);
         let lens: Vec<usize> = completions.iter().map(|own| own.tokens.len()).collect();
-        assert!(lens.iter().any(|len| *len == 90), "{lens:?}");
-        assert!(lens.iter().filter(|len| **len < 60).count() > 2, "{lens:?}");
+        // The longest prompt has 11 tokens, and the cache room for 64 at first.
+        assert!(lens.iter().any(|len| *len > 53), "{lens:?}");
+        assert!(lens.iter().filter(|len| **len < 40).count() > 2, "{lens:?}");
     }
 }
 
