@@ -6,6 +6,7 @@ use std::fs::File;
 use std::io::{BufRead, BufReader, Cursor, Read};
 use std::marker::PhantomData;
 use std::path::Path;
+use std::sync::Arc;
 
 use serde::Deserialize;
 use serde::de::{DeserializeOwned, DeserializeSeed, Deserializer, IgnoredAny, SeqAccess, Visitor};
@@ -73,60 +74,111 @@ pub fn parse_instructions(
     parse(reader, name.as_ref(), keys.clone())
 }
 
-fn open(path: &Path) -> Result<BufReader<File>> {
+pub(super) fn open(path: &Path) -> Result<BufReader<File>> {
     let file = File::open(path).map_err(PeftError::io(path))?;
     Ok(BufReader::new(file))
 }
 
 /// Reads records, each by a clone of `seed`.
-fn parse<S, T>(mut reader: impl BufRead, name: &Path, seed: S) -> Result<Vec<T>>
+fn parse<S, T>(reader: impl BufRead, name: &Path, seed: S) -> Result<Vec<T>>
 where
     S: for<'de> DeserializeSeed<'de, Value = T> + Clone,
 {
+    let mut lines = Lines::new(reader, name);
     let mut records = Vec::new();
-    let mut line = Vec::new();
-    for number in 1.. {
-        line.clear();
-        // One byte more than allowed, to tell a line of the allowed length from a longer one.
-        let mut limited = reader.by_ref().take(MAX_LINE_BYTES as u64 + 1);
-        limited
-            .read_until(b'\n', &mut line)
-            .map_err(PeftError::io(name))?;
-        if line.is_empty() {
-            break;
-        }
-        let failed = |reason| PeftError::JsonLine {
-            path: name.into(),
-            line: number,
-            reason,
-        };
-        let text = line.strip_prefix(b"\xef\xbb\xbf").unwrap_or(&line);
-        let is_array = records.is_empty() && text.trim_ascii_start().starts_with(b"[");
-        if line.len() > MAX_LINE_BYTES && !is_array {
-            return Err(failed(format!("longer than {MAX_LINE_BYTES} bytes")));
-        }
-        if text.trim_ascii().is_empty() {
-            continue;
-        }
-        match parse_line(text, seed.clone()) {
-            Ok(record) => records.push(record),
-            // A list that is no record is one of records.
-            Err(_) if is_array => {
-                let skipped = text.len();
-                let start = line.split_off(line.len() - skipped);
-                let rest = Cursor::new(start).chain(reader);
-                return parse_array(rest, name, number, seed);
+    loop {
+        match lines.next_record(seed.clone())? {
+            Some(Found::Record(record)) => records.push(record),
+            Some(Found::Array(start)) => {
+                let rest = Cursor::new(start).chain(lines.reader);
+                return parse_array(rest, name, lines.number, seed);
             }
-            Err(error) => {
-                let reason = match records.is_empty().then(|| not_lines(&line)).flatten() {
-                    Some(reason) => reason,
-                    None => explained(text, &error),
-                };
-                return Err(failed(reason));
-            }
+            None => return Ok(records),
         }
     }
-    Ok(records)
+}
+
+/// The lines of a file, of which one is in memory at a time.
+#[derive(Debug)]
+pub(super) struct Lines<R> {
+    reader: R,
+    pub(super) path: Arc<Path>,
+    /// The line that was read last, counted from 1.
+    pub(super) number: usize,
+    line: Vec<u8>,
+    /// Whether no record was read yet.
+    fresh: bool,
+}
+
+/// What stands in a line.
+pub(super) enum Found<T> {
+    /// A record.
+    Record(T),
+    /// The beginning of an array that goes on in the reader.
+    Array(Vec<u8>),
+}
+
+impl<R: BufRead> Lines<R> {
+    pub(super) fn new(reader: R, path: &Path) -> Self {
+        Self {
+            reader,
+            path: path.into(),
+            number: 0,
+            line: Vec::new(),
+            fresh: true,
+        }
+    }
+
+    /// The next record; none at the end of the file.
+    pub(super) fn next_record<S, T>(&mut self, seed: S) -> Result<Option<Found<T>>>
+    where
+        S: for<'de> DeserializeSeed<'de, Value = T>,
+    {
+        loop {
+            self.line.clear();
+            // One byte more than allowed, to tell a line of the allowed length from a longer one.
+            let mut limited = self.reader.by_ref().take(MAX_LINE_BYTES as u64 + 1);
+            limited
+                .read_until(b'\n', &mut self.line)
+                .map_err(PeftError::io(&self.path))?;
+            if self.line.is_empty() {
+                return Ok(None);
+            }
+            self.number += 1;
+            let line = &self.line;
+            let text = line.strip_prefix(b"\xef\xbb\xbf").unwrap_or(line);
+            let is_array = self.fresh && text.trim_ascii_start().starts_with(b"[");
+            if line.len() > MAX_LINE_BYTES && !is_array {
+                return Err(self.failed(format!("longer than {MAX_LINE_BYTES} bytes")));
+            }
+            if text.trim_ascii().is_empty() {
+                continue;
+            }
+            return match parse_line(text, seed) {
+                Ok(record) => {
+                    self.fresh = false;
+                    Ok(Some(Found::Record(record)))
+                }
+                // A list that is no record is one of records.
+                Err(_) if is_array => Ok(Some(Found::Array(text.to_vec()))),
+                Err(error) => {
+                    let reason = match self.fresh.then(|| not_lines(line)).flatten() {
+                        Some(reason) => reason,
+                        None => explained(text, &error),
+                    };
+                    Err(self.failed(reason))
+                }
+            };
+        }
+    }
+
+    pub(super) fn failed(&self, reason: String) -> PeftError {
+        PeftError::JsonLine {
+            path: (*self.path).into(),
+            line: self.number,
+            reason,
+        }
+    }
 }
 
 fn parse_line<S, T>(line: &[u8], seed: S) -> serde_json::Result<T>
