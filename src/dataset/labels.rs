@@ -33,7 +33,9 @@ impl HostBatch {
             let before = labels.pairs.len();
             let positions = row * self.columns..(row + 1) * self.columns;
             let supervised = positions.filter(|&at| self.mask[at]);
-            labels.pairs.extend(supervised.map(|at| (at, self.targets[at] as usize)));
+            labels
+                .pairs
+                .extend(supervised.map(|at| (at, self.targets[at] as usize)));
             labels.lens.push(labels.pairs.len() - before);
         }
         labels

@@ -67,7 +67,9 @@ pub fn pack(lens: &[usize], capacity: usize, overflow: Overflow) -> Result<Vec<V
                 return Err(PeftError::config(
                     format!("length of sequence {sequence}"),
                     len,
-                    format!("at most the {capacity} places of a row: raise the capacity, or choose `Overflow::Truncate` or `Overflow::Split`"),
+                    format!(
+                        "at most the {capacity} places of a row: raise the capacity, or choose `Overflow::Truncate` or `Overflow::Split`"
+                    ),
                 ));
             }
             Overflow::Refuse | Overflow::Truncate => pieces.push(Piece {
@@ -172,7 +174,12 @@ impl PackingReport {
     /// Compares `rows` of `capacity` places with padded batches of `batch` sequences (at least 1) in the order of `lens`.
     pub fn new(lens: &[usize], rows: &[Vec<Piece>], capacity: usize, batch: usize) -> Self {
         let batch = batch.max(1);
-        let longest = |chunk: &[usize]| chunk.iter().max().map_or(0, |longest| longest * chunk.len());
+        let longest = |chunk: &[usize]| {
+            chunk
+                .iter()
+                .max()
+                .map_or(0, |longest| longest * chunk.len())
+        };
         Self {
             sequences: lens.len(),
             tokens: rows.iter().flatten().map(Piece::len).sum(),
@@ -200,7 +207,11 @@ impl PackingReport {
 }
 
 fn share(part: usize, whole: usize) -> f64 {
-    if whole == 0 { 0.0 } else { part as f64 / whole as f64 }
+    if whole == 0 {
+        0.0
+    } else {
+        part as f64 / whole as f64
+    }
 }
 
 impl fmt::Display for PackingReport {

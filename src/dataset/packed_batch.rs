@@ -115,7 +115,10 @@ impl PackedBatcher {
     ///
     /// If a piece is not of these examples.
     pub fn collate_rows(&self, examples: &[&Example], rows: &[Vec<Piece>]) -> PackedBatch {
-        let columns = rows.iter().map(|row| row.iter().map(Piece::len).sum()).max();
+        let columns = rows
+            .iter()
+            .map(|row| row.iter().map(Piece::len).sum())
+            .max();
         let columns: usize = columns.unwrap_or(0);
         let places = rows.len() * columns;
         let pad = i64::from(self.pad_token);

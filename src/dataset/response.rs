@@ -341,7 +341,8 @@ impl TokenizeConfig {
                 }
             }
             part.tokens.extend(tokens);
-            part.supervised.resize(part.tokens.len(), segment.supervised);
+            part.supervised
+                .resize(part.tokens.len(), segment.supervised);
         }
         if part.tokens.is_empty() {
             return Err(unfit(field, RowFault::EmptyAnswer));

@@ -9,7 +9,8 @@ use std::sync::Arc;
 
 use serde::de::DeserializeOwned;
 
-use super::json_lines::{Found, Lines, open};
+use super::json_lines::open;
+use super::lines::{Found, Lines};
 use crate::{PeftError, Result};
 
 /// Where a row stands.

@@ -45,7 +45,9 @@ impl ChatTemplate {
         let config = object(&path)?.unwrap_or_default();
         let file = match name {
             "default" => dir.join("chat_template.jinja"),
-            _ => dir.join("additional_chat_templates").join(format!("{name}.jinja")),
+            _ => dir
+                .join("additional_chat_templates")
+                .join(format!("{name}.jinja")),
         };
         let mut template = match read(&file)? {
             Some(source) => Self::compile(&file.display().to_string(), &source)?,
@@ -59,7 +61,9 @@ impl ChatTemplate {
         };
         let map = object(&dir.join("special_tokens_map.json"))?.unwrap_or_default();
         for token in TOKENS {
-            let text = [&config, &map].into_iter().find_map(|object| text_of(object.get(token)?));
+            let text = [&config, &map]
+                .into_iter()
+                .find_map(|object| text_of(object.get(token)?));
             if let Some(text) = text {
                 template = template.with_special_token(token, text);
             }
@@ -81,11 +85,21 @@ fn source<'c>(config: &'c Map<String, Value>, name: &str) -> Result<&'c str, Str
         }
     };
     let field = |entry: &'c Value, key| entry.get(key).and_then(Value::as_str);
-    let found = known.iter().find(|entry| field(entry, "name") == Some(name));
-    found.and_then(|entry| field(entry, "template")).ok_or_else(|| {
-        let names: Vec<_> = known.iter().filter_map(|entry| field(entry, "name")).collect();
-        format!("expected a template called `{name}` under `chat_template`, found {}", names.join(", "))
-    })
+    let found = known
+        .iter()
+        .find(|entry| field(entry, "name") == Some(name));
+    found
+        .and_then(|entry| field(entry, "template"))
+        .ok_or_else(|| {
+            let names: Vec<_> = known
+                .iter()
+                .filter_map(|entry| field(entry, "name"))
+                .collect();
+            format!(
+                "expected a template called `{name}` under `chat_template`, found {}",
+                names.join(", ")
+            )
+        })
 }
 
 /// A token, which stands as a text or as an object with its `content`.
@@ -97,10 +111,12 @@ fn object(path: &Path) -> Result<Option<Map<String, Value>>> {
     let Some(text) = read(path)? else {
         return Ok(None);
     };
-    serde_json::from_str(&text).map(Some).map_err(|error| PeftError::Malformed {
-        path: path.into(),
-        reason: format!("expected a JSON object: {error}"),
-    })
+    serde_json::from_str(&text)
+        .map(Some)
+        .map_err(|error| PeftError::Malformed {
+            path: path.into(),
+            reason: format!("expected a JSON object: {error}"),
+        })
 }
 
 /// The text of a file, if there is one.
@@ -116,5 +132,7 @@ fn read(path: &Path) -> Result<Option<String>> {
         }
         Ok(_) => {}
     }
-    std::fs::read_to_string(path).map(Some).map_err(PeftError::io(path))
+    std::fs::read_to_string(path)
+        .map(Some)
+        .map_err(PeftError::io(path))
 }

@@ -16,7 +16,11 @@ pub(super) struct Dumps {
 }
 
 /// `tojson(x, ensure_ascii=False, indent=None, separators=None, sort_keys=False)` of transformers.
-pub(super) fn tojson(value: &Value, positional: Option<Value>, kwargs: Kwargs) -> Result<Value, Error> {
+pub(super) fn tojson(
+    value: &Value,
+    positional: Option<Value>,
+    kwargs: Kwargs,
+) -> Result<Value, Error> {
     // The first argument by position is `ensure_ascii` there.
     let ascii = match positional {
         Some(value) => value.is_true(),
@@ -34,7 +38,10 @@ pub(super) fn tojson(value: &Value, positional: Option<Value>, kwargs: Kwargs) -
     let (item, key) = match kwargs.get::<Option<Value>>("separators")? {
         Some(pair) if !pair.is_none() => {
             let parts: Vec<Value> = pair.try_iter()?.collect();
-            match (parts.first().and_then(Value::as_str), parts.get(1).and_then(Value::as_str)) {
+            match (
+                parts.first().and_then(Value::as_str),
+                parts.get(1).and_then(Value::as_str),
+            ) {
                 (Some(item), Some(key)) if parts.len() == 2 => (item.to_owned(), key.to_owned()),
                 _ => return Err(invalid("tojson: `separators` is no pair of texts")),
             }
@@ -156,7 +163,11 @@ fn key_text(key: &Value) -> Result<String, Error> {
         ValueKind::Number => number(key),
         ValueKind::Bool => if key.is_true() { "true" } else { "false" }.into(),
         ValueKind::None => "null".into(),
-        kind => return Err(invalid(format!("tojson: keys must be texts or numbers, not {kind}"))),
+        kind => {
+            return Err(invalid(format!(
+                "tojson: keys must be texts or numbers, not {kind}"
+            )));
+        }
     })
 }
 
@@ -184,5 +195,9 @@ pub(super) fn float_repr(value: f64) -> String {
         return format!("{digits}e{sign}{:02}", exponent.abs());
     }
     let text = value.to_string();
-    if text.contains('.') { text } else { text + ".0" }
+    if text.contains('.') {
+        text
+    } else {
+        text + ".0"
+    }
 }

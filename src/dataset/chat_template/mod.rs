@@ -127,6 +127,8 @@ impl ChatTemplate {
         minijinja_contrib::add_to_environment(&mut environment);
         python::add_to(&mut environment);
         ordered::add_to(&mut environment);
+        // Every line of a template ends as on Unix.
+        let source = &source.replace("\r\n", "\n").replace('\r', "\n");
         let (program, marked) = spans::with_filters(&ordered::with_calls(source));
         spans::add_to(&mut environment);
         environment
@@ -167,7 +169,7 @@ impl ChatTemplate {
         self
     }
 
-    /// The template as it was read.
+    /// The template as it was read, with the line ends of Unix.
     pub fn source(&self) -> &str {
         &self.source
     }

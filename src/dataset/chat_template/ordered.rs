@@ -40,7 +40,9 @@ impl FromIterator<(Value, Value)> for Ordered {
 
 impl fmt::Debug for Ordered {
     fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
-        f.debug_map().entries(self.entries.iter().map(|(key, value)| (key, value))).finish()
+        f.debug_map()
+            .entries(self.entries.iter().map(|(key, value)| (key, value)))
+            .finish()
     }
 }
 
@@ -64,15 +66,19 @@ pub(super) fn from_json(json: &serde_json::Value) -> Value {
     match json {
         serde_json::Value::Null => Value::from(()),
         serde_json::Value::Bool(value) => Value::from(*value),
-        serde_json::Value::Number(number) => match (number.as_i64(), number.as_u64(), number.as_f64()) {
-            (Some(value), ..) => Value::from(value),
-            (None, Some(value), _) => Value::from(value),
-            (None, None, value) => Value::from(value.unwrap_or(f64::NAN)),
-        },
+        serde_json::Value::Number(number) => {
+            match (number.as_i64(), number.as_u64(), number.as_f64()) {
+                (Some(value), ..) => Value::from(value),
+                (None, Some(value), _) => Value::from(value),
+                (None, None, value) => Value::from(value.unwrap_or(f64::NAN)),
+            }
+        }
         serde_json::Value::String(text) => Value::from(text.as_str()),
         serde_json::Value::Array(items) => items.iter().map(from_json).collect(),
         serde_json::Value::Object(map) => {
-            let pairs = map.iter().map(|(key, value)| (Value::from(key.as_str()), from_json(value)));
+            let pairs = map
+                .iter()
+                .map(|(key, value)| (Value::from(key.as_str()), from_json(value)));
             Value::from_object(pairs.collect::<Ordered>())
         }
     }
@@ -80,10 +86,15 @@ pub(super) fn from_json(json: &serde_json::Value) -> Value {
 
 pub(super) fn add_to(environment: &mut Environment<'static>) {
     environment.add_function(FUNCTION, |items: Vec<Value>| -> Result<Value, Error> {
-        let pairs = items.chunks_exact(2).map(|pair| (pair[0].clone(), pair[1].clone()));
+        let pairs = items
+            .chunks_exact(2)
+            .map(|pair| (pair[0].clone(), pair[1].clone()));
         match items.len() % 2 {
             0 => Ok(Value::from_object(pairs.collect::<Ordered>())),
-            _ => Err(Error::new(ErrorKind::SyntaxError, "a key of a mapping has no value")),
+            _ => Err(Error::new(
+                ErrorKind::SyntaxError,
+                "a key of a mapping has no value",
+            )),
         }
     });
 }
@@ -92,7 +103,13 @@ pub(super) fn add_to(environment: &mut Environment<'static>) {
 pub(super) fn with_calls(source: &str) -> String {
     let mut out = String::with_capacity(source.len());
     let mut rest = source;
-    while let Some(at) = rest.find("{{").into_iter().chain(rest.find("{%")).chain(rest.find("{#")).min() {
+    while let Some(at) = rest
+        .find("{{")
+        .into_iter()
+        .chain(rest.find("{%"))
+        .chain(rest.find("{#"))
+        .min()
+    {
         out += &rest[..at];
         rest = &rest[at..];
         let len = match &rest[..2] {
@@ -115,7 +132,9 @@ pub(super) fn with_calls(source: &str) -> String {
 /// Whether a block begins with this word.
 fn is_tag(block: &str, word: &str) -> bool {
     let inside = block[2..].trim_start_matches(['-', '+']).trim_start();
-    inside.strip_prefix(word).is_some_and(|after| !after.starts_with(|c: char| c.is_alphanumeric() || c == '_'))
+    inside
+        .strip_prefix(word)
+        .is_some_and(|after| !after.starts_with(|c: char| c.is_alphanumeric() || c == '_'))
 }
 
 /// The length of what no expression is in, up to the block that ends it.

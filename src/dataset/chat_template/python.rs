@@ -11,18 +11,28 @@ pub(super) fn add_to(environment: &mut Environment<'static>) {
     environment.add_filter("trim", |text: &Value, chars: Option<String>| {
         strip(&text.to_string(), chars.as_deref(), true, true)
     });
-    // A text and a mapping count as sequences in Python, as they have a length and items.
+    // Python asks for a length and items, or for an iterator: a text, a mapping and an undefined value have them, none has not.
     environment.add_test("sequence", |value: &Value| {
-        matches!(value.kind(), ValueKind::Seq | ValueKind::String | ValueKind::Map)
+        use ValueKind::{Map, Seq, String, Undefined};
+        matches!(value.kind(), Seq | String | Map | Undefined)
     });
-    environment.add_test("iterable", |value: &Value| value.try_iter().is_ok() || value.as_str().is_some());
+    environment.add_test("iterable", |value: &Value| {
+        use ValueKind::{Iterable, Map, Seq, String, Undefined};
+        matches!(value.kind(), Seq | String | Map | Iterable | Undefined)
+    });
     environment.add_test("number", |value: &Value| {
         matches!(value.kind(), ValueKind::Number | ValueKind::Bool)
     });
-    environment.add_function("raise_exception", |message: Option<Value>| -> Result<Value, Error> {
-        let message = message.map_or_else(String::new, |message| message.to_string());
-        Err(Error::new(ErrorKind::InvalidOperation, format!("the template refuses the messages: {message}")))
-    });
+    environment.add_function(
+        "raise_exception",
+        |message: Option<Value>| -> Result<Value, Error> {
+            let message = message.map_or_else(String::new, |message| message.to_string());
+            Err(Error::new(
+                ErrorKind::InvalidOperation,
+                format!("the template refuses the messages: {message}"),
+            ))
+        },
+    );
     environment.add_function("strftime_now", |format: String| {
         strftime(jiff::Timestamp::now(), &format)
     });
@@ -31,14 +41,16 @@ pub(super) fn add_to(environment: &mut Environment<'static>) {
 /// Fixes the time of `strftime_now`.
 pub(super) fn set_now(environment: &mut Environment<'static>, seconds: i64) {
     environment.add_function("strftime_now", move |format: String| {
-        let time = jiff::Timestamp::from_second(seconds).map_err(|error| invalid(error.to_string()))?;
+        let time =
+            jiff::Timestamp::from_second(seconds).map_err(|error| invalid(error.to_string()))?;
         strftime(time, &format)
     });
 }
 
 fn strftime(time: jiff::Timestamp, format: &str) -> Result<String, Error> {
     let time = time.to_zoned(jiff::tz::TimeZone::UTC);
-    jiff::fmt::strtime::format(format, &time).map_err(|error| invalid(format!("strftime_now: {error}")))
+    jiff::fmt::strtime::format(format, &time)
+        .map_err(|error| invalid(format!("strftime_now: {error}")))
 }
 
 fn invalid(reason: String) -> Error {
@@ -52,18 +64,25 @@ fn method(state: &mut State, value: &Value, name: &str, args: &[Value]) -> Resul
             (ValueKind::Seq, "index") => {
                 let (wanted,): (&Value,) = from_args(args)?;
                 let found = value.try_iter()?.position(|item| item == *wanted);
-                found.map(Value::from).ok_or_else(|| invalid(format!("{wanted} is not in the list")))
+                found
+                    .map(Value::from)
+                    .ok_or_else(|| invalid(format!("{wanted} is not in the list")))
             }
             (ValueKind::Map | ValueKind::Seq, "copy") => {
                 let () = from_args(args)?;
                 Ok(value.clone())
             }
             // Python's sandbox for templates refuses what changes a list or mapping.
-            (ValueKind::Seq, "append" | "extend" | "insert" | "pop" | "remove" | "sort" | "reverse" | "clear")
-            | (ValueKind::Map, "pop" | "popitem" | "update" | "setdefault" | "clear") => Err(invalid(format!(
-                "`{name}` would change a {}, which templates must not",
-                value.kind()
-            ))),
+            (
+                ValueKind::Seq,
+                "append" | "extend" | "insert" | "pop" | "remove" | "sort" | "reverse" | "clear",
+            )
+            | (ValueKind::Map, "pop" | "popitem" | "update" | "setdefault" | "clear") => {
+                Err(invalid(format!(
+                    "`{name}` would change a {}, which templates must not",
+                    value.kind()
+                )))
+            }
             _ => minijinja_contrib::pycompat::unknown_method_callback(state, value, name, args),
         };
     };
@@ -95,14 +114,20 @@ fn method(state: &mut State, value: &Value, name: &str, args: &[Value]) -> Resul
         }
         "rsplit" => {
             let (separator, most, kwargs): (Option<String>, Option<i64>, Kwargs) = from_args(args)?;
-            let most = most.map_or_else(|| kwargs.get::<Option<i64>>("maxsplit"), |most| Ok(Some(most)))?;
+            let most = most.map_or_else(
+                || kwargs.get::<Option<i64>>("maxsplit"),
+                |most| Ok(Some(most)),
+            )?;
             kwargs.assert_all_used()?;
             let most = most.and_then(|most| usize::try_from(most).ok());
             strings(rsplit(text, separator.as_deref(), most))
         }
         "split" => {
             let (separator, most, kwargs): (Option<String>, Option<i64>, Kwargs) = from_args(args)?;
-            let most = most.map_or_else(|| kwargs.get::<Option<i64>>("maxsplit"), |most| Ok(Some(most)))?;
+            let most = most.map_or_else(
+                || kwargs.get::<Option<i64>>("maxsplit"),
+                |most| Ok(Some(most)),
+            )?;
             kwargs.assert_all_used()?;
             let most = most.and_then(|most| usize::try_from(most).ok());
             match separator.as_deref() {
@@ -116,7 +141,11 @@ fn method(state: &mut State, value: &Value, name: &str, args: &[Value]) -> Resul
         }
         "index" | "rindex" => {
             let (wanted,): (&str,) = from_args(args)?;
-            let found = if name == "index" { text.find(wanted) } else { text.rfind(wanted) };
+            let found = if name == "index" {
+                text.find(wanted)
+            } else {
+                text.rfind(wanted)
+            };
             let found = found.ok_or_else(|| invalid("substring not found".into()))?;
             text[..found].chars().count().into()
         }
@@ -181,8 +210,17 @@ fn strip(text: &str, chars: Option<&str>, start: bool, end: bool) -> String {
         Some(chars) => chars.contains(c),
         None => is_space(c),
     };
-    let text = if start { text.trim_start_matches(strips) } else { text };
-    if end { text.trim_end_matches(strips) } else { text }.to_owned()
+    let text = if start {
+        text.trim_start_matches(strips)
+    } else {
+        text
+    };
+    if end {
+        text.trim_end_matches(strips)
+    } else {
+        text
+    }
+    .to_owned()
 }
 
 /// `split` at white space, at most `most` times.

@@ -34,17 +34,21 @@ impl ChatTemplate {
         let last = messages.last_mut().and_then(|last| last.get_mut("content"));
         let text = match last {
             Some(Value::String(text)) => Some(text),
-            Some(Value::Array(parts)) => parts
-                .iter_mut()
-                .rev()
-                .find_map(|part| match part.get_mut("text") {
-                    Some(Value::String(text)) => Some(text),
-                    _ => None,
-                }),
+            Some(Value::Array(parts)) => {
+                parts
+                    .iter_mut()
+                    .rev()
+                    .find_map(|part| match part.get_mut("text") {
+                        Some(Value::String(text)) => Some(text),
+                        _ => None,
+                    })
+            }
             _ => None,
         };
         if !self.source().contains("content") {
-            return Err(self.error("it does not read the `content` of messages, so that there is none to continue"));
+            return Err(self.error(
+                "it does not read the `content` of messages, so that there is none to continue",
+            ));
         }
         let Some(text) = text else {
             return Err(self.error("the last message has no text to continue"));
@@ -62,7 +66,9 @@ impl ChatTemplate {
                 }
                 Ok(rendered)
             }
-            _ => Err(self.error("the message to continue is not in the rendered text as it stands in the data")),
+            _ => Err(self.error(
+                "the message to continue is not in the rendered text as it stands in the data",
+            )),
         }
     }
 
@@ -80,14 +86,20 @@ impl ChatTemplate {
         options: &RenderOptions,
     ) -> Result<(String, Vec<Range<usize>>)> {
         if options.continue_final_message {
-            return Err(self.error("a continued message has no spans of the assistant: it is given, not learned"));
+            return Err(self.error(
+                "a continued message has no spans of the assistant: it is given, not learned",
+            ));
         }
         let objects = self.objects(messages)?;
         let whole = self.run(objects.clone(), options, false)?;
         if self.marked {
             let text = self.run(objects, options, true)?;
-            let (text, spans) = spans::take(&text)
-                .ok_or_else(|| self.error(format!("a text holds U+{:04X}, which is no character", spans::START as u32)))?;
+            let (text, spans) = spans::take(&text).ok_or_else(|| {
+                self.error(format!(
+                    "a text holds U+{:04X}, which is no character",
+                    spans::START as u32
+                ))
+            })?;
             if text != whole {
                 return Err(self.error("it changes the text of its own `generation` blocks, so that what the assistant says cannot be told"));
             }
@@ -125,13 +137,21 @@ impl ChatTemplate {
         options: &RenderOptions,
     ) -> Result<usize> {
         let text = match messages.is_empty() {
-            true => return Err(self.error("the first message is the assistant's: nothing is before it to answer")),
+            true => {
+                return Err(self.error(
+                    "the first message is the assistant's: nothing is before it to answer",
+                ));
+            }
             false => self.run(messages, options, false)?,
         };
         match whole.starts_with(&text) {
             true => Ok(text.len()),
             false => {
-                let same = whole.bytes().zip(text.bytes()).take_while(|(a, b)| a == b).count();
+                let same = whole
+                    .bytes()
+                    .zip(text.bytes())
+                    .take_while(|(a, b)| a == b)
+                    .count();
                 Err(self.error(format!(
                     "it renders the turns around message {index} of the assistant otherwise by themselves than in the whole conversation, from \
                      byte {same} on, so that what the assistant says cannot be told: mark it by `{{% generation %}}` in the template, or train \
@@ -147,7 +167,9 @@ impl ChatTemplate {
             return end;
         };
         match whole[start..end].rfind(eos).filter(|_| !eos.is_empty()) {
-            Some(at) if whole[start + at + eos.len()..end].trim().is_empty() => start + at + eos.len(),
+            Some(at) if whole[start + at + eos.len()..end].trim().is_empty() => {
+                start + at + eos.len()
+            }
             _ => end,
         }
     }
@@ -176,16 +198,30 @@ impl ChatTemplate {
         messages.iter().enumerate().map(object).collect()
     }
 
-    fn run(&self, messages: Vec<Map<String, Value>>, options: &RenderOptions, marks: bool) -> Result<String> {
+    fn run(
+        &self,
+        messages: Vec<Map<String, Value>>,
+        options: &RenderOptions,
+        marks: bool,
+    ) -> Result<String> {
         let mut context = self.variables.clone();
-        context.insert("messages".into(), messages.into_iter().map(Value::Object).collect());
+        context.insert(
+            "messages".into(),
+            messages.into_iter().map(Value::Object).collect(),
+        );
         context.insert("tools".into(), json!(options.tools));
         context.insert("documents".into(), json!(options.documents));
-        context.insert("add_generation_prompt".into(), options.add_generation_prompt.into());
+        context.insert(
+            "add_generation_prompt".into(),
+            options.add_generation_prompt.into(),
+        );
         context.insert(spans::SWITCH.into(), marks.into());
         let context = Value::Object(context);
         let mut environment = self.environment.clone();
-        environment.set_fuel(Some(self.fuel.saturating_add(16 * context.to_string().len() as u64)));
+        environment.set_fuel(Some(
+            self.fuel
+                .saturating_add(16 * context.to_string().len() as u64),
+        ));
         let template = environment.get_template(TEMPLATE);
         let rendered = template.and_then(|template| template.render(ordered::from_json(&context)));
         rendered.map_err(|error| failed(&self.name, &error))

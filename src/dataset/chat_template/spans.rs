@@ -36,7 +36,11 @@ pub(super) fn with_filters(source: &str) -> (String, bool) {
 pub(super) fn add_to(environment: &mut Environment<'static>) {
     environment.add_filter(FILTER, |state: &State, text: String| -> String {
         let on = state.lookup(SWITCH).as_ref().is_some_and(Value::is_true);
-        if on { format!("{START}{text}{END}") } else { text }
+        if on {
+            format!("{START}{text}{END}")
+        } else {
+            text
+        }
     });
 }
 

@@ -2,8 +2,8 @@
 
 use std::fmt;
 
-use serde::de::{DeserializeOwned, Deserializer, Error, MapAccess, Visitor};
 use serde::Deserialize;
+use serde::de::{DeserializeOwned, Deserializer, Error, MapAccess, Visitor};
 use serde_json::{Map, Value};
 
 use super::Text;
@@ -68,13 +68,21 @@ impl Fields {
 
     /// As [`take`](Self::take), and an error that lists the row's keys if it has none of `names`.
     pub(super) fn need<T: DeserializeOwned, E: Error>(&mut self, names: &[&str]) -> Result<T, E> {
-        let keys: Vec<_> = self.0.keys().map(|key| format!("`{}`", key.escape_debug())).collect();
+        let keys: Vec<_> = self
+            .0
+            .keys()
+            .map(|key| format!("`{}`", key.escape_debug()))
+            .collect();
         match self.take(names)? {
             Some((_, value)) => Ok(value),
             None => Err(E::custom(format!(
                 "missing field `{}`, or it is null: the row has {}",
                 names[0],
-                if keys.is_empty() { "no keys".into() } else { keys.join(", ") }
+                if keys.is_empty() {
+                    "no keys".into()
+                } else {
+                    keys.join(", ")
+                }
             ))),
         }
     }

@@ -115,10 +115,16 @@ fn split(
         return Err("`chosen` and `rejected` have no first message in common, which would be the prompt: give a field `prompt`".into());
     }
     if common == chosen.len() && common == rejected.len() {
-        return Err("`chosen` and `rejected` are the same messages: there is nothing to prefer".into());
+        return Err(
+            "`chosen` and `rejected` are the same messages: there is nothing to prefer".into(),
+        );
     }
     if common == chosen.len().min(rejected.len()) {
-        let short = if chosen.len() < rejected.len() { "chosen" } else { "rejected" };
+        let short = if chosen.len() < rejected.len() {
+            "chosen"
+        } else {
+            "rejected"
+        };
         return Err(format!(
             "the other answer begins with all messages of `{short}`, so that nothing is left of it as an answer: give a field `prompt`"
         ));

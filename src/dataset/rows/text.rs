@@ -79,7 +79,8 @@ impl<'de> Deserialize<'de> for Text {
                     Message::deserialize::<Value>(message)
                         .map_err(|error| D::Error::custom(format!("message {index}: {error}")))
                 };
-                let messages: Result<_, _> = messages.into_iter().enumerate().map(message).collect();
+                let messages: Result<_, _> =
+                    messages.into_iter().enumerate().map(message).collect();
                 Ok(Self::Messages(messages?))
             }
             message @ Value::Object(_) => {

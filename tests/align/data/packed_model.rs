@@ -22,7 +22,9 @@ fn examples() -> Vec<Example> {
     lens.iter()
         .enumerate()
         .map(|(row, &len)| {
-            let tokens = (0..len).map(|i| ((row * 31 + i * i * 7 + 3) % 128) as u32).collect();
+            let tokens = (0..len)
+                .map(|i| ((row * 31 + i * i * 7 + 3) % 128) as u32)
+                .collect();
             Example::new(tokens, (0..len).map(|i| i >= len / 3).collect()).unwrap()
         })
         .collect()
@@ -34,20 +36,27 @@ fn chunks() -> HeadChunks {
 
 fn packed_hidden(model: &LlamaForCausalLm, packed: &PackedBatch, device: &Device) -> Tensor<3> {
     let batch = packed.batch.to_device(device);
-    model.model.forward(batch.tokens, &Layout::packed(packed, device), None)
+    model
+        .model
+        .forward(batch.tokens, &Layout::packed(packed, device), None)
 }
 
 fn packed_loss(model: &LlamaForCausalLm, packed: &PackedBatch, device: &Device) -> SftLoss {
     let hidden = packed_hidden(model, packed, device);
     let batch = packed.batch.to_device(device);
-    model.head_loss(hidden, batch.targets, batch.mask, &chunks()).unwrap()
+    model
+        .head_loss(hidden, batch.targets, batch.mask, &chunks())
+        .unwrap()
 }
 
 struct Collect<'a>(&'a Gradients, Vec<Vec<f32>>);
 
 impl ModuleVisitor for Collect<'_> {
     fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
-        let gradient = param.val().grad(self.0).expect("a gradient of every parameter");
+        let gradient = param
+            .val()
+            .grad(self.0)
+            .expect("a gradient of every parameter");
         self.1.push(gradient.try_into_vec_as::<f32>().unwrap());
     }
 }
@@ -62,13 +71,23 @@ fn run(model: &LlamaForCausalLm, loss: SftLoss) -> (f32, Vec<Vec<f32>>) {
 
 /// Every difference is small beside the largest value of its gradient: the sums are of the same terms in another order.
 fn assert_close(found: &(f32, Vec<Vec<f32>>), expected: &(f32, Vec<Vec<f32>>), how: &str) {
-    assert!((found.0 - expected.0).abs() <= 1e-5 * expected.0.abs(), "{how}: {} and {}", found.0, expected.0);
+    assert!(
+        (found.0 - expected.0).abs() <= 1e-5 * expected.0.abs(),
+        "{how}: {} and {}",
+        found.0,
+        expected.0
+    );
     assert_eq!(found.1.len(), expected.1.len());
     for (index, (found, expected)) in found.1.iter().zip(&expected.1).enumerate() {
-        let largest = expected.iter().fold(0f32, |most, value| most.max(value.abs()));
+        let largest = expected
+            .iter()
+            .fold(0f32, |most, value| most.max(value.abs()));
         assert!(largest > 0.0, "{how}: gradient {index} is zero");
         for (a, b) in found.iter().zip(expected) {
-            assert!((a - b).abs() <= 2e-5 * largest, "{how}: gradient {index}: {a} and {b}, of up to {largest}");
+            assert!(
+                (a - b).abs() <= 2e-5 * largest,
+                "{how}: gradient {index}: {a} and {b}, of up to {largest}"
+            );
         }
     }
 }
@@ -80,7 +99,9 @@ fn packed_loss_and_gradients_are_those_of_padded_rows() {
     let examples = examples();
     let refs: Vec<&Example> = examples.iter().collect();
     let padded = PaddedBatcher::new(0).collate(&examples).to_device(&device);
-    let loss = model.loss(padded.tokens, padded.targets, padded.mask, &chunks()).unwrap();
+    let loss = model
+        .loss(padded.tokens, padded.targets, padded.mask, &chunks())
+        .unwrap();
     let count = loss.count;
     let expected = run(&model, loss);
     for (how, batcher) in [
@@ -104,18 +125,36 @@ fn split_sequences_are_segments_of_their_own() {
     // The parts as examples: of the tokens `[start, end + 1)`.
     let parts = |packed: &PackedBatch| -> Vec<Example> {
         let part = |segment: &burn_peft::dataset::PackedSegment| {
-            let (example, range) = (&examples[segment.piece.sequence], segment.piece.range.clone());
+            let (example, range) = (
+                &examples[segment.piece.sequence],
+                segment.piece.range.clone(),
+            );
             let tokens = example.tokens()[range.start..=range.end].to_vec();
-            Example::new(tokens, example.supervised()[range.start..=range.end].to_vec()).ok()
+            Example::new(
+                tokens,
+                example.supervised()[range.start..=range.end].to_vec(),
+            )
+            .ok()
         };
         packed.segments.iter().filter_map(part).collect()
     };
-    for batcher in [PackedBatcher::new(0, 7).with_overflow(Overflow::Split), PackedBatcher::new(0, 10).with_wrapped(true)] {
+    for batcher in [
+        PackedBatcher::new(0, 7).with_overflow(Overflow::Split),
+        PackedBatcher::new(0, 10).with_wrapped(true),
+    ] {
         let packed = batcher.collate(&refs).unwrap();
-        let padded = PaddedBatcher::new(0).collate(&parts(&packed)).to_device(&device);
-        let expected = model.loss(padded.tokens, padded.targets, padded.mask, &chunks()).unwrap();
+        let padded = PaddedBatcher::new(0)
+            .collate(&parts(&packed))
+            .to_device(&device);
+        let expected = model
+            .loss(padded.tokens, padded.targets, padded.mask, &chunks())
+            .unwrap();
         let expected = run(&model, expected);
-        assert_close(&run(&model, packed_loss(&model, &packed, &device)), &expected, "split");
+        assert_close(
+            &run(&model, packed_loss(&model, &packed, &device)),
+            &expected,
+            "split",
+        );
     }
 }
 
@@ -130,7 +169,9 @@ fn a_changed_token_leaves_other_segments_what_they_were_to_the_bit() {
     };
     let before = pack(&examples);
     let bits = |packed: &PackedBatch| -> Vec<u32> {
-        let hidden = packed_hidden(&model, packed, &device).try_into_vec_as::<f32>().unwrap();
+        let hidden = packed_hidden(&model, packed, &device)
+            .try_into_vec_as::<f32>()
+            .unwrap();
         hidden.into_iter().map(f32::to_bits).collect()
     };
     let (first, width) = (bits(&before), 32);
@@ -142,7 +183,11 @@ fn a_changed_token_leaves_other_segments_what_they_were_to_the_bit() {
     for segment in &before.segments {
         let values = segment.columns.start * width..segment.columns.end * width;
         let same = first[values.clone()] == second[values];
-        assert_eq!(same, segment.piece.sequence != changed, "segment {segment:?}");
+        assert_eq!(
+            same,
+            segment.piece.sequence != changed,
+            "segment {segment:?}"
+        );
     }
 }
 
@@ -157,10 +202,19 @@ fn pairs_are_packed_with_the_preferred_answers_first() {
             config.tokenize_preference(&row, &PlainText, bytes).unwrap()
         })
         .collect();
-    let packed = PackedBatcher::new(0, 8).collate_preferences(&pairs).unwrap();
-    assert_eq!((packed.pairs, packed.margins, packed.batch.sequences()), (2, None, vec![0, 1, 2, 3]));
+    let packed = PackedBatcher::new(0, 8)
+        .collate_preferences(&pairs)
+        .unwrap();
+    assert_eq!(
+        (packed.pairs, packed.margins, packed.batch.sequences()),
+        (2, None, vec![0, 1, 2, 3])
+    );
     let labels = packed.batch.labels();
-    let padded = PaddedBatcher::new(0).collate_preferences(&pairs).unwrap().batch.labels();
+    let padded = PaddedBatcher::new(0)
+        .collate_preferences(&pairs)
+        .unwrap()
+        .batch
+        .labels();
     assert_eq!(labels.lens, padded.lens);
     let tokens = |pairs: &[(usize, usize)]| pairs.iter().map(|pair| pair.1).collect::<Vec<_>>();
     assert_eq!(tokens(&labels.pairs), tokens(&padded.pairs));

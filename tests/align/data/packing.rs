@@ -41,12 +41,38 @@ fn example(len: usize, first: u32) -> Example {
 
 #[test]
 fn longer_sequences_are_refused_cut_or_split() {
-    let error = pack(&[3, 12], 10, Overflow::Refuse).unwrap_err().to_string();
+    let error = pack(&[3, 12], 10, Overflow::Refuse)
+        .unwrap_err()
+        .to_string();
     assert!(error.starts_with("length of sequence 1 = 12"), "{error}");
     let rows = pack(&[3, 12], 10, Overflow::Truncate).unwrap();
-    assert_eq!(rows, [vec![Piece { sequence: 1, range: 0..10 }], vec![Piece { sequence: 0, range: 0..3 }]]);
+    assert_eq!(
+        rows,
+        [
+            vec![Piece {
+                sequence: 1,
+                range: 0..10
+            }],
+            vec![Piece {
+                sequence: 0,
+                range: 0..3
+            }]
+        ]
+    );
     let rows = pack(&[3, 12], 10, Overflow::Split).unwrap();
-    assert_eq!(rows[1], [Piece { sequence: 0, range: 0..3 }, Piece { sequence: 1, range: 10..12 }]);
+    assert_eq!(
+        rows[1],
+        [
+            Piece {
+                sequence: 0,
+                range: 0..3
+            },
+            Piece {
+                sequence: 1,
+                range: 10..12
+            }
+        ]
+    );
     for (lens, capacity) in [(&[1][..], 0), (&[0], 5)] {
         assert!(pack(lens, capacity, Overflow::Split).is_err());
         assert!(pack_wrapped(lens, capacity).is_err());
@@ -70,18 +96,35 @@ fn a_packed_batch_holds_its_examples_one_after_another() {
     let (a, b, c) = (example(5, 10), example(3, 20), example(4, 30));
     let packed = PackedBatcher::new(99, 6).collate(&[&a, &b, &c]).unwrap();
     assert_eq!((packed.batch.rows, packed.batch.columns), (2, 6));
-    assert_eq!(packed.batch.tokens, [10, 11, 12, 13, 20, 21, 30, 31, 32, 99, 99, 99]);
-    assert_eq!(packed.batch.targets, [11, 12, 13, 14, 21, 22, 31, 32, 33, 99, 99, 99]);
+    assert_eq!(
+        packed.batch.tokens,
+        [10, 11, 12, 13, 20, 21, 30, 31, 32, 99, 99, 99]
+    );
+    assert_eq!(
+        packed.batch.targets,
+        [11, 12, 13, 14, 21, 22, 31, 32, 33, 99, 99, 99]
+    );
     assert_eq!(packed.positions, [0, 1, 2, 3, 0, 1, 0, 1, 2, 0, 0, 0]);
     let seen = packed.visible();
     assert_eq!(seen.of_row(0), [0..1, 0..2, 0..3, 0..4, 4..5, 4..6]);
     assert_eq!(seen.of_row(1), [0..1, 0..2, 0..3, 0..0, 0..0, 0..0]);
-    assert_eq!(packed.visible_within(2).of_row(0), [0..1, 0..2, 1..3, 2..4, 4..5, 4..6]);
+    assert_eq!(
+        packed.visible_within(2).of_row(0),
+        [0..1, 0..2, 1..3, 2..4, 4..5, 4..6]
+    );
     // The labels come by example, whatever the rows.
     let labels = packed.labels();
     assert_eq!(packed.sequences(), [0, 1, 2]);
     assert_eq!(labels.lens, [3, 2, 2]);
-    let expected = [(1, 12), (2, 13), (3, 14), (4, 21), (5, 22), (7, 32), (8, 33)];
+    let expected = [
+        (1, 12),
+        (2, 13),
+        (3, 14),
+        (4, 21),
+        (5, 22),
+        (7, 32),
+        (8, 33),
+    ];
     assert_eq!(labels.pairs, expected);
 }
 

@@ -10,7 +10,8 @@ use serde_json::json;
 
 fn read<T: DeserializeOwned>(row: &str) -> Result<T, String> {
     let rows: Result<Vec<T>, _> = parse_json_lines(row.as_bytes(), "data.jsonl");
-    rows.map(|mut rows| rows.remove(0)).map_err(|error| error.to_string())
+    rows.map(|mut rows| rows.remove(0))
+        .map_err(|error| error.to_string())
 }
 
 fn user(text: &str) -> Message {
@@ -23,7 +24,8 @@ fn assistant(text: &str) -> Message {
 
 #[test]
 fn pairs_of_texts_and_of_messages_are_read() {
-    let plain: Preference = read(r#"{"id": 3, "prompt": "p", "chosen": "c", "rejected": "r", "margin": 2}"#).unwrap();
+    let plain: Preference =
+        read(r#"{"id": 3, "prompt": "p", "chosen": "c", "rejected": "r", "margin": 2}"#).unwrap();
     let mut expected = Preference::new("p", "c", "r");
     expected.margin = Some(2.0);
     assert_eq!(plain, expected);
@@ -40,20 +42,32 @@ fn pairs_of_texts_and_of_messages_are_read() {
         json!({"prompt": "p", "chosen": [{"role": "user", "content": "p"}, {"role": "assistant", "content": "c"}],
             "rejected": [{"role": "user", "content": "p"}, {"role": "assistant", "content": "r"}]}),
     ] {
-        assert_eq!(read::<Preference>(&row.to_string()).unwrap(), expected, "{row}");
+        assert_eq!(
+            read::<Preference>(&row.to_string()).unwrap(),
+            expected,
+            "{row}"
+        );
     }
     // What is written is read again.
     let row = serde_json::to_string(&expected).unwrap();
     assert_eq!(read::<Preference>(&row).unwrap(), expected);
     let [good, bad] = expected.unpair();
-    assert_eq!(good, Feedback::new(vec![user("p")], vec![assistant("c")], true));
-    assert_eq!(bad, Feedback::new(vec![user("p")], vec![assistant("r")], false));
+    assert_eq!(
+        good,
+        Feedback::new(vec![user("p")], vec![assistant("c")], true)
+    );
+    assert_eq!(
+        bad,
+        Feedback::new(vec![user("p")], vec![assistant("r")], false)
+    );
 }
 
 #[test]
 fn an_implicit_prompt_is_the_longest_common_beginning() {
-    let turns = |last: &str| json!([{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"},
-        {"role": "user", "content": "c"}, {"role": "assistant", "content": last}]);
+    let turns = |last: &str| {
+        json!([{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"},
+        {"role": "user", "content": "c"}, {"role": "assistant", "content": last}])
+    };
     let row = json!({"chosen": turns("x"), "rejected": turns("y")});
     let pair: Preference = read(&row.to_string()).unwrap();
     assert_eq!(pair.prompt.messages().unwrap().len(), 3);
@@ -64,28 +78,71 @@ fn an_implicit_prompt_is_the_longest_common_beginning() {
 fn what_is_no_pair_is_refused_with_its_line_and_field() {
     let say = |role: &str, content: &str| json!({"role": role, "content": content});
     for (row, named) in [
-        (json!({"chosen": "It is blue", "rejected": "It is black"}), "in the middle of a word"),
-        (json!({"prompt": "p", "chosen": "c"}), "missing field `rejected`, or it is null: the row has no keys"),
-        (json!({"prompt": "p", "chosen": "c", "rejected": 3}), "the key `rejected`: expected a text or a list of messages, found a number"),
-        (json!({"prompt": "p", "chosen": "c", "rejected": [say("assistant", "r")]}), "`chosen` is a text and `rejected` is a list"),
-        (json!({"prompt": [say("user", "p")], "chosen": "c", "rejected": "r"}), "`prompt` is a list of messages and `chosen` is a text"),
-        (json!({"prompt": "q", "chosen": [say("user", "p"), say("assistant", "c")], "rejected": [say("user", "p"), say("assistant", "r")]}), "do not begin with it"),
-        (json!({"chosen": [say("user", "p")], "rejected": [say("user", "q")]}), "no first message in common"),
-        (json!({"chosen": [say("user", "p")], "rejected": [say("user", "p")]}), "the same messages"),
-        (json!({"chosen": [say("user", "p")], "rejected": [say("user", "p"), say("assistant", "r")]}), "nothing is left of it"),
-        (json!({"prompt": "p", "chosen": "c", "rejected": "r", "margin": "much"}), "the key `margin`: expected a finite number, found a text"),
-        (json!({"prompt": [{"role": "user"}], "chosen": "c", "rejected": "r"}), "the key `prompt`: message 0: missing field `content`"),
-        (json!({"prompt": [{"role": "user", "content": null}], "chosen": "c", "rejected": "r"}), "`content` is null"),
-        (json!({"prompt": "p", "conversations": "p", "chosen": "c", "rejected": "r"}), "both `prompt` and `conversations`"),
+        (
+            json!({"chosen": "It is blue", "rejected": "It is black"}),
+            "in the middle of a word",
+        ),
+        (
+            json!({"prompt": "p", "chosen": "c"}),
+            "missing field `rejected`, or it is null: the row has no keys",
+        ),
+        (
+            json!({"prompt": "p", "chosen": "c", "rejected": 3}),
+            "the key `rejected`: expected a text or a list of messages, found a number",
+        ),
+        (
+            json!({"prompt": "p", "chosen": "c", "rejected": [say("assistant", "r")]}),
+            "`chosen` is a text and `rejected` is a list",
+        ),
+        (
+            json!({"prompt": [say("user", "p")], "chosen": "c", "rejected": "r"}),
+            "`prompt` is a list of messages and `chosen` is a text",
+        ),
+        (
+            json!({"prompt": "q", "chosen": [say("user", "p"), say("assistant", "c")], "rejected": [say("user", "p"), say("assistant", "r")]}),
+            "do not begin with it",
+        ),
+        (
+            json!({"chosen": [say("user", "p")], "rejected": [say("user", "q")]}),
+            "no first message in common",
+        ),
+        (
+            json!({"chosen": [say("user", "p")], "rejected": [say("user", "p")]}),
+            "the same messages",
+        ),
+        (
+            json!({"chosen": [say("user", "p")], "rejected": [say("user", "p"), say("assistant", "r")]}),
+            "nothing is left of it",
+        ),
+        (
+            json!({"prompt": "p", "chosen": "c", "rejected": "r", "margin": "much"}),
+            "the key `margin`: expected a finite number, found a text",
+        ),
+        (
+            json!({"prompt": [{"role": "user"}], "chosen": "c", "rejected": "r"}),
+            "the key `prompt`: message 0: missing field `content`",
+        ),
+        (
+            json!({"prompt": [{"role": "user", "content": null}], "chosen": "c", "rejected": "r"}),
+            "`content` is null",
+        ),
+        (
+            json!({"prompt": "p", "conversations": "p", "chosen": "c", "rejected": "r"}),
+            "both `prompt` and `conversations`",
+        ),
         (json!([1]), "a row, which is a JSON object"),
     ] {
         let good = r#"{"prompt": "p", "chosen": "c", "rejected": "r"}"#;
         let text = format!("{good}\n\n{row}\n");
         let error = parse_json_lines::<Preference>(text.as_bytes(), "data.jsonl").unwrap_err();
-        assert!(matches!(&error, PeftError::JsonLine { line: 3, .. }), "{error}");
+        assert!(
+            matches!(&error, PeftError::JsonLine { line: 3, .. }),
+            "{error}"
+        );
         assert!(error.to_string().contains(named), "{named}: {error}");
     }
-    let twice = read::<Preference>(r#"{"prompt": "p", "prompt": "q", "chosen": "c", "rejected": "r"}"#);
+    let twice =
+        read::<Preference>(r#"{"prompt": "p", "prompt": "q", "chosen": "c", "rejected": "r"}"#);
     assert!(twice.unwrap_err().contains("the key `prompt` stands twice"));
 }
 
@@ -93,16 +150,26 @@ fn what_is_no_pair_is_refused_with_its_line_and_field() {
 fn judged_answers_demonstrations_and_prompts_are_read() {
     let row: Feedback = read(r#"{"prompt": "p", "completion": "c", "label": 1}"#).unwrap();
     assert_eq!(row, Feedback::new("p", "c", true));
-    for (label, named) in [("2", "expected true or false, found 2"), ("\"yes\"", "expected true or false"), ("null", "missing field `label`")] {
+    for (label, named) in [
+        ("2", "expected true or false, found 2"),
+        ("\"yes\"", "expected true or false"),
+        ("null", "missing field `label`"),
+    ] {
         let row = format!(r#"{{"prompt": "p", "completion": "c", "label": {label}}}"#);
         let error = read::<Feedback>(&row).unwrap_err();
-        assert!(error.starts_with("data.jsonl:1: ") && error.contains(named), "{error}");
+        assert!(
+            error.starts_with("data.jsonl:1: ") && error.contains(named),
+            "{error}"
+        );
     }
     let row: Demonstration = read(r#"{"prompt": "p", "completion": "c"}"#).unwrap();
     assert_eq!(row.completion.plain(), Some("c"));
     let row: Prompt = read(r#"{"z": [1, 2.5], "prompt": "p", "answer": "42", "a": null}"#).unwrap();
     assert_eq!(row.prompt, Text::from("p"));
-    assert_eq!(serde_json::to_string(&row.columns).unwrap(), r#"{"z":[1,2.5],"answer":"42","a":null}"#);
+    assert_eq!(
+        serde_json::to_string(&row.columns).unwrap(),
+        r#"{"z":[1,2.5],"answer":"42","a":null}"#
+    );
 }
 
 #[test]
@@ -125,9 +192,17 @@ fn a_stream_yields_the_rows_that_reading_the_whole_does() {
     let first = rows.next().unwrap().unwrap();
     assert_eq!((first.place.row, first.row), (1, Prompt::new("a")));
     let second = rows.next().unwrap().unwrap();
-    assert_eq!((second.place.to_string(), second.row), ("data.jsonl:3".into(), Prompt::new("b")));
+    assert_eq!(
+        (second.place.to_string(), second.row),
+        ("data.jsonl:3".into(), Prompt::new("b"))
+    );
     let error = rows.next().unwrap().unwrap_err();
-    assert!(error.to_string().starts_with("data.jsonl:4: the key `prompt`"), "{error}");
+    assert!(
+        error
+            .to_string()
+            .starts_with("data.jsonl:4: the key `prompt`"),
+        "{error}"
+    );
     // It ends with the error.
     assert!(rows.next().is_none());
 
