@@ -43,11 +43,8 @@ fn main() -> Result<(), Box<dyn Error>> {
             .conversation(&row.row.messages, row.row.tools.as_deref())
             .map_err(|error| error.at_row(&row.place))?;
         for segment in segments {
-            print!(
-                "{} {:?}\n",
-                if segment.supervised { "+" } else { " " },
-                segment.text
-            );
+            let mark = if segment.supervised { '+' } else { ' ' };
+            println!("{mark} {:?}", segment.text);
         }
         println!();
     }

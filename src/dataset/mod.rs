@@ -8,7 +8,8 @@
 //! Rows for alignment have the field names of TRL: [`Preference`], [`Feedback`], [`Prompt`], [`Demonstration`]. Texts are tokenised as they
 //! stand; messages are rendered by a [`ChatFormat`] first, [`ChatMl`] or, with the feature `chat-template`, a model's own template.
 //! [`JsonLines`] streams a file larger than memory, [`Intake`] counts what is kept, cut and skipped, and [`PackedBatcher`] puts several
-//! sequences into a row.
+//! sequences into a row. Before training, [`exact_duplicates`], [`NearDuplicates`], [`contamination`] and [`Lengths`] look at the data, and
+//! [`Mixture`] draws from several sources.
 //!
 //! Files are read as people have them: JSON lines or one JSON array, triples of other keys ([`InstructionKeys`]), conversations of
 //! OpenAI's and of ShareGPT's form ([`Conversation`]). What is none of these is an error that names the line and what to do.
@@ -43,6 +44,7 @@ mod chat_format;
 #[cfg(feature = "chat-template")]
 mod chat_template;
 mod chatml;
+mod curate;
 mod example;
 mod instruction;
 mod intake;
@@ -63,6 +65,7 @@ pub use chat_format::{ChatFormat, ChatMl, PlainText};
 #[cfg(feature = "chat-template")]
 pub use chat_template::{ChatTemplate, RenderOptions};
 pub use chatml::{Conversation, Message, chatml, chatml_prompt};
+pub use curate::{Lengths, Mixture, NearDuplicates, contamination, exact_duplicates};
 pub use example::{Example, TokenizeConfig, Truncation};
 pub use instruction::{Instruction, InstructionKeys};
 pub use intake::{Intake, RowFault, Taken};

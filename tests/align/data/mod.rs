@@ -2,6 +2,7 @@
 
 mod batches;
 mod chat_template;
+mod curate;
 mod packed_model;
 mod packing;
 mod rows;
