@@ -15,7 +15,7 @@ const MAX_LINE_BYTES: usize = 16 << 20;
 /// How many keys of a record an error names.
 const MOST_KEYS: usize = 8;
 
-/// The lines of a file, of which one is in memory at a time.
+/// The lines of a file. One is in memory at a time.
 #[derive(Debug)]
 pub(super) struct Lines<R> {
     pub(super) reader: R,

@@ -65,7 +65,7 @@ impl PackedBatcher {
         self
     }
 
-    /// Which parts of which examples share a row. A large data set is planned once, and [`collate_rows`](Self::collate_rows) makes
+    /// Decides which examples share a row. A large data set is planned once, and [`collate_rows`](Self::collate_rows) makes
     /// batches of some rows at a time.
     ///
     /// # Errors

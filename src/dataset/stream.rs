@@ -51,7 +51,7 @@ impl PeftError {
     }
 }
 
-/// The rows of a JSON lines file, of which one is in memory at a time.
+/// The rows of a JSON lines file. One is in memory at a time.
 ///
 /// After an error the iterator ends.
 ///

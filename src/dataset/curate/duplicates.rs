@@ -22,9 +22,10 @@ pub fn exact_duplicates<T: AsRef<str>>(texts: &[T]) -> Vec<Option<usize>> {
 /// Finds texts of nearly the same words: those whose sets of word `n`-grams have a Jaccard similarity `|A ∩ B| / |A ∪ B|` of at least
 /// the threshold.
 ///
-/// MinHash finds candidates without comparing all pairs (Broder, 1997): `k` hash functions, of which each takes the same minimum on two
-/// sets with a probability of their similarity, in bands of `r` that must agree. `r` is the largest with which a pair at the threshold is
-/// missed with a probability of at most 1/1000. What is found is then compared exactly, so nothing is called a duplicate that is none.
+/// MinHash finds candidates without comparing all pairs (Broder, 1997). Each of `k` hash functions takes the same minimum on two sets
+/// with a probability of their similarity. The minima are cut into bands of `r`, and a pair is a candidate if a band agrees. `r` is the
+/// largest number with which a pair at the threshold is missed with a probability of at most 1/1000. Candidates are then compared
+/// exactly, so that nothing is called a duplicate that is none.
 #[derive(Clone, Debug, PartialEq)]
 pub struct NearDuplicates {
     /// The least similarity, in (0, 1]. Default: 0.8.

@@ -1,4 +1,4 @@
-//! Two answers to one prompt, of which one is preferred.
+//! Two answers to one prompt. One of them is preferred.
 
 use serde::de::{Deserializer, Error};
 use serde::{Deserialize, Serialize};
@@ -104,7 +104,7 @@ impl<'de> Deserialize<'de> for Preference {
     }
 }
 
-/// The messages with which both begin, and what is left of each.
+/// Splits both into the messages with which they begin alike and the rest of each.
 fn split(
     mut chosen: Vec<Message>,
     mut rejected: Vec<Message>,
