@@ -143,6 +143,7 @@ impl ChatFormat for PlainText {
 pub(super) fn render(
     prompt: &Text,
     answer: &Text,
+    tools: Option<&[Value]>,
     format: &dyn ChatFormat,
 ) -> Result<(String, Vec<Segment>, bool)> {
     match (prompt, answer) {
@@ -150,7 +151,7 @@ pub(super) fn render(
             Ok((prompt.clone(), vec![Segment::supervised(answer)], true))
         }
         (Text::Messages(prompt), Text::Messages(answer)) => {
-            let (prompt, answer) = format.answered(prompt, answer, None)?;
+            let (prompt, answer) = format.answered(prompt, answer, tools)?;
             Ok((prompt, answer, false))
         }
         _ => Err(PeftError::config(

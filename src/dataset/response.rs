@@ -2,108 +2,17 @@
 
 use std::error::Error;
 
+use serde_json::Value;
+
 use super::chat_format::render;
 use super::example::encoded;
+use super::response_example::Boundary;
 use super::{
-    ChatFormat, Conversation, Demonstration, Example, Feedback, Preference, Prompt, RowFault,
-    Segment, Text, TokenizeConfig, Truncation,
+    ChatFormat, Conversation, Demonstration, Example, Feedback, FeedbackExample, Preference,
+    PreferenceExample, Prompt, ResponseExample, RowFault, Segment, Text, TokenizeConfig,
+    Truncation,
 };
 use crate::{PeftError, Result};
-
-/// What the tokenizer does where an answer follows its prompt.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Boundary {
-    /// Prompt and answer encoded apart are the encoding of the joined text.
-    Clean,
-    /// The joined text has other tokens, for instance one that spans the boundary. Training uses the tokens of the parts, as generation
-    /// from the prompt does; the joined text, read by the model as one, looks otherwise.
-    Merged,
-}
-
-/// A prompt and one answer: the whole as an [`Example`], and where the answer begins.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct ResponseExample {
-    example: Example,
-    prompt_len: usize,
-    boundary: Boundary,
-    cut: bool,
-}
-
-impl ResponseExample {
-    /// Prompt and answer.
-    pub fn example(&self) -> &Example {
-        &self.example
-    }
-
-    /// The tokens of the prompt, with the beginning-of-sequence token if there is one; at least one.
-    pub fn prompt(&self) -> &[u32] {
-        &self.example.tokens()[..self.prompt_len]
-    }
-
-    /// The tokens of the answer, with the end-of-sequence token if there is one; at least one is supervised.
-    pub fn response(&self) -> &[u32] {
-        &self.example.tokens()[self.prompt_len..]
-    }
-
-    /// How the tokenizer treats the place where the two meet.
-    pub fn boundary(&self) -> Boundary {
-        self.boundary
-    }
-
-    /// Whether tokens were cut away to keep a limit.
-    pub fn is_cut(&self) -> bool {
-        self.cut
-    }
-}
-
-/// A prompt and two answers, with the same tokens of the prompt before both.
-#[derive(Clone, Debug, PartialEq)]
-pub struct PreferenceExample {
-    chosen: ResponseExample,
-    rejected: ResponseExample,
-    margin: Option<f32>,
-}
-
-impl PreferenceExample {
-    /// The tokens of the prompt.
-    pub fn prompt(&self) -> &[u32] {
-        self.chosen.prompt()
-    }
-
-    /// The prompt with the preferred answer.
-    pub fn chosen(&self) -> &ResponseExample {
-        &self.chosen
-    }
-
-    /// The prompt with the other answer.
-    pub fn rejected(&self) -> &ResponseExample {
-        &self.rejected
-    }
-
-    /// By how much the one is better, if the data says so.
-    pub fn margin(&self) -> Option<f32> {
-        self.margin
-    }
-}
-
-/// A prompt, an answer, and whether the answer is desirable.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct FeedbackExample {
-    answer: ResponseExample,
-    label: bool,
-}
-
-impl FeedbackExample {
-    /// The prompt with the answer.
-    pub fn answer(&self) -> &ResponseExample {
-        &self.answer
-    }
-
-    /// Whether the answer is desirable.
-    pub fn label(&self) -> bool {
-        self.label
-    }
-}
 
 impl TokenizeConfig {
     /// Tokenises a pair. Both answers follow the same tokens of the prompt, which is encoded once.
@@ -139,7 +48,8 @@ impl TokenizeConfig {
             });
         }
         let answers = [("chosen", &row.chosen), ("rejected", &row.rejected)];
-        let [chosen, rejected] = self.answers(&row.prompt, answers, format, encode)?;
+        let [chosen, rejected] =
+            self.answers((&row.prompt, row.tools.as_deref()), answers, format, encode)?;
         Ok(PreferenceExample {
             chosen,
             rejected,
@@ -159,7 +69,8 @@ impl TokenizeConfig {
         encode: impl FnMut(&str) -> Result<Vec<u32>, E>,
     ) -> Result<FeedbackExample> {
         let answers = [("completion", &row.completion)];
-        let [answer] = self.answers(&row.prompt, answers, format, encode)?;
+        let [answer] =
+            self.answers((&row.prompt, row.tools.as_deref()), answers, format, encode)?;
         Ok(FeedbackExample {
             answer,
             label: row.label,
@@ -178,7 +89,8 @@ impl TokenizeConfig {
         encode: impl FnMut(&str) -> Result<Vec<u32>, E>,
     ) -> Result<ResponseExample> {
         let answers = [("completion", &row.completion)];
-        let [answer] = self.answers(&row.prompt, answers, format, encode)?;
+        let [answer] =
+            self.answers((&row.prompt, row.tools.as_deref()), answers, format, encode)?;
         Ok(answer)
     }
 
@@ -205,7 +117,8 @@ impl TokenizeConfig {
         config.tokenize(&segments, encode)
     }
 
-    /// Tokenises a prompt for generation: the tokens that training puts before an answer.
+    /// Tokenises a prompt for generation: the tokens that training puts before an answer. A list in the column `tools` goes into a prompt
+    /// of messages.
     ///
     /// # Errors
     ///
@@ -219,7 +132,10 @@ impl TokenizeConfig {
     ) -> Result<Vec<u32>> {
         let text = match &row.prompt {
             Text::Plain(text) => text.clone(),
-            Text::Messages(messages) => format.prompt(messages, None)?,
+            Text::Messages(messages) => {
+                let tools = row.columns.get("tools").and_then(Value::as_array);
+                format.prompt(messages, tools.map(Vec::as_slice))?
+            }
         };
         let (mut tokens, bos) = self.prompt(&text, &mut encode)?;
         let limit = self.max_tokens.unwrap_or(usize::MAX);
@@ -264,7 +180,7 @@ impl TokenizeConfig {
     /// Tokenises `N` answers to one prompt.
     fn answers<const N: usize, E: Into<Box<dyn Error + Send + Sync>>>(
         &self,
-        prompt: &Text,
+        (prompt, tools): (&Text, Option<&[Value]>),
         answers: [(&'static str, &Text); N],
         format: &dyn ChatFormat,
         mut encode: impl FnMut(&str) -> Result<Vec<u32>, E>,
@@ -274,7 +190,7 @@ impl TokenizeConfig {
             if answer.is_empty() {
                 return Err(unfit(field, RowFault::EmptyAnswer));
             }
-            rendered.push((field, render(prompt, answer, format)?));
+            rendered.push((field, render(prompt, answer, tools, format)?));
         }
         let text = rendered[0].1.0.clone();
         let (mut prompt, bos) = self.prompt(&text, &mut encode)?;

@@ -101,6 +101,11 @@ impl Fields {
         }
     }
 
+    /// Descriptions of tools, if there are any.
+    pub(super) fn tools<E: Error>(&mut self) -> Result<Option<Vec<Value>>, E> {
+        Ok(self.take(&["tools"])?.map(|(_, tools)| tools))
+    }
+
     /// What is left.
     pub(super) fn rest(self) -> Map<String, Value> {
         self.0

@@ -2,6 +2,7 @@
 
 use serde::de::{Deserializer, Error};
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
 use super::Text;
 use super::fields::{Fields, same_form};
@@ -9,7 +10,7 @@ use crate::dataset::Message;
 
 /// A prompt, the answer that is preferred and the one that is not.
 ///
-/// In JSON an object of the keys `prompt`, `chosen`, `rejected` and perhaps `margin`; other keys are ignored. All three are texts, or
+/// In JSON an object of the keys `prompt`, `chosen`, `rejected` and perhaps `margin` and `tools`; other keys are ignored. All three are texts, or
 /// all three have the form of conversations. ShareGPT's name of the prompt, `conversations`, reads too.
 ///
 /// **Implicit prompts.** Where `prompt` is missing and the answers are conversations, the messages with which both begin are the
@@ -26,6 +27,9 @@ pub struct Preference {
     /// By how much the one is better than the other, in units of reward; finite.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub margin: Option<f64>,
+    /// The tools that a chat template writes into the prompt.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tools: Option<Vec<Value>>,
 }
 
 impl Preference {
@@ -40,15 +44,18 @@ impl Preference {
             chosen: chosen.into(),
             rejected: rejected.into(),
             margin: None,
+            tools: None,
         }
     }
 
     /// The pair as two rows without a pair: the preferred answer is desirable, the other is not.
     pub fn unpair(self) -> [super::Feedback; 2] {
+        let tools = self.tools;
         let feedback = |prompt, completion, label| super::Feedback {
             prompt,
             completion,
             label,
+            tools: tools.clone(),
         };
         [
             feedback(self.prompt.clone(), self.chosen, true),
@@ -64,6 +71,7 @@ impl<'de> Deserialize<'de> for Preference {
         let chosen: Text = fields.need(&["chosen"])?;
         let rejected: Text = fields.need(&["rejected"])?;
         let margin = fields.number("margin")?;
+        let tools = fields.tools()?;
         same_form(("chosen", &chosen), ("rejected", &rejected))?;
         let (prompt, chosen, rejected) = match (prompt, chosen, rejected) {
             (None, Text::Messages(chosen), Text::Messages(rejected)) => {
@@ -100,6 +108,7 @@ impl<'de> Deserialize<'de> for Preference {
             chosen,
             rejected,
             margin,
+            tools,
         })
     }
 }

@@ -7,7 +7,7 @@ use serde_json::{Map, Value};
 use super::Text;
 use super::fields::{Fields, same_form};
 
-/// A prompt and the answer to learn: in JSON an object of the keys `prompt` and `completion`, both texts or both lists of messages.
+/// A prompt and the answer to learn: in JSON an object of the keys `prompt` and `completion`, both texts or both lists of messages, and perhaps `tools`.
 /// Other keys are ignored.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize)]
 pub struct Demonstration {
@@ -15,13 +15,21 @@ pub struct Demonstration {
     pub prompt: Text,
     /// The answer.
     pub completion: Text,
+    /// The tools that a chat template writes into the prompt.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tools: Option<Vec<Value>>,
 }
 
 impl<'de> Deserialize<'de> for Demonstration {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let mut fields = Fields::deserialize(deserializer)?;
         let (prompt, completion) = answered(&mut fields)?;
-        Ok(Self { prompt, completion })
+        let tools = fields.tools()?;
+        Ok(Self {
+            prompt,
+            completion,
+            tools,
+        })
     }
 }
 
@@ -35,6 +43,9 @@ pub struct Feedback {
     pub completion: Text,
     /// Whether the answer is desirable.
     pub label: bool,
+    /// The tools that a chat template writes into the prompt.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tools: Option<Vec<Value>>,
 }
 
 impl Feedback {
@@ -44,6 +55,7 @@ impl Feedback {
             prompt: prompt.into(),
             completion: completion.into(),
             label,
+            tools: None,
         }
     }
 }
@@ -66,6 +78,7 @@ impl<'de> Deserialize<'de> for Feedback {
             prompt,
             completion,
             label,
+            tools: fields.tools()?,
         })
     }
 }

@@ -3,7 +3,9 @@
 use std::path::Path;
 
 use burn_peft::PeftError;
-use burn_peft::dataset::{ChatFormat, ChatTemplate, Message, RenderOptions};
+use burn_peft::dataset::{
+    ChatFormat, ChatTemplate, Message, Preference, Prompt, RenderOptions, TokenizeConfig,
+};
 use serde_json::{Value, json};
 
 fn golden() -> (std::path::PathBuf, Value) {
@@ -279,4 +281,42 @@ fn line_ends_of_a_template_are_those_of_unix() {
     assert_eq!(expected, "ab\nc\nd");
     assert_eq!(render(&source.replace('\n', "\r\n")).unwrap(), expected);
     assert_eq!(render(&source.replace('\n', "\r")).unwrap(), expected);
+}
+
+#[test]
+fn tools_of_a_row_stand_in_its_prompt() {
+    let template = ChatTemplate::new(
+        "{{ tools | length }}{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}{% if add_generation_prompt %}<assistant>{% endif %}",
+    )
+    .unwrap();
+    let [ask, answer, ..] = talk();
+    let mut row = Preference::new(
+        vec![ask.clone()],
+        vec![answer],
+        vec![Message::new("assistant", "3")],
+    );
+    row.tools = Some(vec![json!({"type": "function"}), json!({})]);
+    let pair = TokenizeConfig::new()
+        .tokenize_preference(&row, &template, super::bytes)
+        .unwrap();
+    let text = |tokens: &[u32]| {
+        tokens
+            .iter()
+            .map(|&token| token as u8 as char)
+            .collect::<String>()
+    };
+    assert_eq!(text(pair.prompt()), "2<user>One?<assistant>");
+    assert_eq!(
+        [
+            text(pair.chosen().response()),
+            text(pair.rejected().response())
+        ],
+        ["1", "3"]
+    );
+    let mut prompt = Prompt::new(vec![ask]);
+    prompt.columns.insert("tools".into(), json!([{}, {}]));
+    let tokens = TokenizeConfig::new()
+        .tokenize_prompt(&prompt, &template, super::bytes)
+        .unwrap();
+    assert_eq!(tokens, pair.prompt());
 }

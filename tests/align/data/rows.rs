@@ -48,6 +48,12 @@ fn pairs_of_texts_and_of_messages_are_read() {
             "{row}"
         );
     }
+    // Tools come with the row.
+    let mut with_tools = expected.clone();
+    with_tools.tools = Some(vec![json!({"type": "function"})]);
+    let row = serde_json::to_string(&with_tools).unwrap();
+    assert_eq!(read::<Preference>(&row).unwrap(), with_tools);
+    assert_eq!(with_tools.clone().unpair()[1].tools, with_tools.tools);
     // What is written is read again.
     let row = serde_json::to_string(&expected).unwrap();
     assert_eq!(read::<Preference>(&row).unwrap(), expected);
