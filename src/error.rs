@@ -3,6 +3,7 @@
 use std::fmt;
 use std::path::{Path, PathBuf};
 
+use crate::dataset::RowFault;
 use crate::format::{BaseMismatch, IndexFault, LoadReport};
 use crate::model::UnmatchedPattern;
 
@@ -218,6 +219,32 @@ pub enum PeftError {
         /// The line, counted from 1.
         line: usize,
         /// What is wrong with it.
+        reason: String,
+    },
+    /// An error about one row of a file of data.
+    #[error("{path}:{row}: {source}", path = path.display())]
+    InRow {
+        /// The file.
+        path: PathBuf,
+        /// The line of a JSON lines file, or the row of a table; counted from 1.
+        row: usize,
+        /// What is wrong with it.
+        source: Box<PeftError>,
+    },
+    /// A row of data cannot be trained on.
+    #[error("`{field}` {fault}")]
+    UnfitRow {
+        /// The field at fault.
+        field: String,
+        /// What is wrong with it.
+        fault: RowFault,
+    },
+    /// A chat template is none, refuses the messages, or does not end.
+    #[error("{}: {}", Printable(name), Printable(reason))]
+    ChatTemplate {
+        /// The template: a file, or `chat_template`.
+        name: String,
+        /// What is wrong, with the line.
         reason: String,
     },
     /// A tokenizer failed on a text.

@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 
 use super::*;
 use crate::adapter::LoraConfig;
+use crate::dataset::RowFault;
 use crate::format::Mismatch;
 
 /// Declares the samples by variant, and a match over all variants that compiles only if none is missing.
@@ -30,6 +31,13 @@ macro_rules! samples {
 
 #[cfg(not(feature = "optim"))]
 compile_error!("the tests of this crate need the feature `optim`");
+
+fn unfit(fault: RowFault) -> PeftError {
+    PeftError::UnfitRow {
+        field: "chosen".into(),
+        fault,
+    }
+}
 
 samples! {
     NotFinite: PeftError::NotFinite {
@@ -136,6 +144,21 @@ samples! {
         path: PathBuf::from("data/train.jsonl"),
         line: 3,
         reason: "missing field `response` at column 40".into(),
+    };
+    InRow: PeftError::UnfitRow {
+        field: "chosen".into(),
+        fault: RowFault::EmptyAnswer,
+    }
+    .at_row(&crate::dataset::Place {
+        path: Path::new("data/pairs.jsonl").into(),
+        row: 17,
+    });
+    UnfitRow: unfit(RowFault::EmptyPrompt), unfit(RowFault::EmptyAnswer), unfit(RowFault::SameAnswers),
+        unfit(RowFault::PromptTooLong { tokens: 600, limit: 512 }), unfit(RowFault::TooLong { tokens: 600, limit: 512 }),
+        unfit(RowFault::NothingSupervised);
+    ChatTemplate: PeftError::ChatTemplate {
+        name: "model/chat_template.jinja".into(),
+        reason: "line 3: the template refuses the messages: turns must alternate".into(),
     };
     Tokenizer: PeftError::Tokenizer {
         text: "### Instruction:".into(),

@@ -6,6 +6,7 @@
 use burn::module::Module;
 use burn::nn::{Linear, LinearConfig};
 use burn::tensor::{Device, Int, Tensor, TensorData};
+use burn_peft::dataset::PackedBatch;
 use burn_peft::fused::{Visible, attention};
 use burn_peft::model::PeftForward;
 
@@ -39,6 +40,14 @@ impl Layout {
         Self {
             positions: Tensor::from_data(TensorData::new(positions, shape), device),
             visible: Visible::left_padded(padding, seq, past),
+        }
+    }
+
+    /// The tokens of a packed batch: each sees those of its own segment up to itself, and counts from the segment's first.
+    pub fn packed(batch: &PackedBatch, device: &Device) -> Self {
+        Self {
+            positions: batch.positions_on(device),
+            visible: batch.visible(),
         }
     }
 }

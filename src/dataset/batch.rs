@@ -51,6 +51,11 @@ impl PaddedBatcher {
 
     /// Makes a batch of `examples`, a row each.
     pub fn collate(&self, examples: &[Example]) -> HostBatch {
+        self.collate_refs(&examples.iter().collect::<Vec<_>>())
+    }
+
+    /// As [`collate`](Self::collate), for examples that lie apart.
+    pub fn collate_refs(&self, examples: &[&Example]) -> HostBatch {
         // The last token is only ever a target.
         let longest = examples.iter().map(|e| e.tokens().len() - 1).max();
         let columns = longest.unwrap_or(0).next_multiple_of(self.multiple_of);

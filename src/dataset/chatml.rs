@@ -14,8 +14,10 @@
 
 use std::fmt;
 
-use serde::de::{Deserializer, Error, IgnoredAny, MapAccess, Visitor};
-use serde::{Deserialize, Serialize};
+use serde::de::{Deserializer, Error, MapAccess, Visitor};
+use serde::ser::SerializeMap;
+use serde::{Deserialize, Serialize, Serializer};
+use serde_json::{Map, Value};
 
 use super::instruction::in_key;
 use super::{Instruction, Segment};
@@ -23,17 +25,21 @@ use super::{Instruction, Segment};
 const START: &str = "<|im_start|>";
 const END: &str = "<|im_end|>";
 const ASSISTANT: &str = "assistant";
+const TOOL_CALLS: &str = "tool_calls";
 
 /// One turn of a conversation.
 ///
 /// In JSON an object of these two keys, as OpenAI has it, or of `from` and `value`, as ShareGPT has it; there `human` reads
-/// as `user` and `gpt` as `assistant`. Other keys are ignored.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize)]
+/// as `user` and `gpt` as `assistant`. Other keys are kept for chat templates. A message that calls tools, by the key `tool_calls`, needs
+/// no text.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Message {
     /// Who speaks: `system`, `user`, `assistant`, or what else the model knows.
     pub role: String,
-    /// What is said.
+    /// The text. Where the message calls tools it may be empty, and is then left out when the message is written.
     pub content: String,
+    /// All other keys that are not null, such as `tool_calls`, `name` and `reasoning_content`. [`chatml`] does not write them.
+    pub extra: Map<String, Value>,
 }
 
 impl Message {
@@ -42,17 +48,55 @@ impl Message {
         Self {
             role: role.into(),
             content: content.into(),
+            extra: Map::new(),
         }
+    }
+
+    /// Whether it calls tools.
+    pub fn calls_tools(&self) -> bool {
+        self.extra.contains_key(TOOL_CALLS)
+    }
+
+    /// Whether it has neither a text nor a call of a tool.
+    pub fn is_empty(&self) -> bool {
+        self.content.is_empty() && !self.calls_tools()
     }
 }
 
-/// A conversation: in JSON an object with the key `messages`, as OpenAI has it, or `conversations`, as ShareGPT has it. Other keys
-/// are ignored.
+/// A conversation: in JSON an object with the key `messages`, as OpenAI has it, or `conversations`, as ShareGPT has it, and perhaps with
+/// `tools`, the descriptions of functions that the model may call. Other keys are ignored.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Conversation {
     /// Its turns.
     #[serde(alias = "conversations")]
     pub messages: Vec<Message>,
+    /// The tools that a chat template writes into the prompt.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tools: Option<Vec<Value>>,
+}
+
+impl Conversation {
+    /// A conversation without tools.
+    pub fn new(messages: Vec<Message>) -> Self {
+        Self {
+            messages,
+            tools: None,
+        }
+    }
+}
+
+impl Serialize for Message {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let mut map = serializer.serialize_map(None)?;
+        map.serialize_entry("role", &self.role)?;
+        if !self.content.is_empty() || !self.extra.contains_key(TOOL_CALLS) {
+            map.serialize_entry("content", &self.content)?;
+        }
+        for (key, value) in &self.extra {
+            map.serialize_entry(key, value)?;
+        }
+        map.end()
+    }
 }
 
 impl<'de> Deserialize<'de> for Message {
@@ -68,12 +112,20 @@ impl<'de> Deserialize<'de> for Message {
 
             fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Message, A::Error> {
                 let (mut role, mut content) = (None, None);
+                let mut extra = Map::new();
+                let mut null = None;
                 while let Some(key) = map.next_key::<String>()? {
                     let part = match key.as_str() {
                         "role" | "from" => &mut role,
                         "content" | "value" => &mut content,
                         _ => {
-                            map.next_value::<IgnoredAny>()?;
+                            let value: Value = map.next_value()?;
+                            if extra.contains_key(&key) {
+                                return Err(A::Error::custom(format!("`{key}` stands twice")));
+                            }
+                            if !value.is_null() {
+                                extra.insert(key, value);
+                            }
                             continue;
                         }
                     };
@@ -84,21 +136,38 @@ impl<'de> Deserialize<'de> for Message {
                     let text: Option<String> = map
                         .next_value()
                         .map_err(|error| A::Error::custom(in_key(&key, &error)))?;
-                    let text = text.ok_or_else(|| {
-                        let error = format!("the key `{key}` is null: a message without a text, as of a call of a tool, cannot be learned");
-                        A::Error::custom(error)
-                    })?;
+                    let text = match text {
+                        None => {
+                            null = Some(key);
+                            continue;
+                        }
+                        Some(text) => text,
+                    };
                     *part = Some(match (key.as_str(), text.as_str()) {
                         ("from", "human") => "user".to_owned(),
                         ("from", "gpt") => ASSISTANT.to_owned(),
                         _ => text,
                     });
                 }
+                let error = match null {
+                    Some(key) => format!(
+                        "the key `{key}` is null: only a message with `{TOOL_CALLS}` may lack a text"
+                    ),
+                    None => String::new(),
+                };
+                let missing = |field: &str| match error.is_empty() {
+                    true => A::Error::custom(format!("missing field `{field}` of a message")),
+                    false => A::Error::custom(&error),
+                };
+                let role = role.ok_or_else(|| missing("role"))?;
+                let content = match content {
+                    None if extra.contains_key(TOOL_CALLS) => String::new(),
+                    content => content.ok_or_else(|| missing("content"))?,
+                };
                 Ok(Message {
-                    role: role
-                        .ok_or_else(|| A::Error::custom("missing field `role` of a message"))?,
-                    content: content
-                        .ok_or_else(|| A::Error::custom("missing field `content` of a message"))?,
+                    role,
+                    content,
+                    extra,
                 })
             }
         }
@@ -126,10 +195,12 @@ impl Instruction {
 }
 
 /// Renders a conversation. Supervised is what the assistant says, with the `<|im_end|>` that ends its turn.
+///
+/// Roles and texts alone are written. Calls of tools need the model's own template.
 pub fn chatml(messages: &[Message]) -> Vec<Segment> {
     let mut segments = Vec::new();
     let mut context = String::new();
-    for Message { role, content } in messages {
+    for Message { role, content, .. } in messages {
         context += &format!("{START}{role}\n");
         if role == ASSISTANT {
             segments.push(Segment::context(std::mem::take(&mut context)));
@@ -189,9 +260,10 @@ mod tests {
                 Message::new("user", "1+1?"),
                 Message::new("assistant", "2"),
             ],
+            tools: None,
         };
         let sharegpt = r#"{"id": "x", "conversations": [{"from": "system", "value": "s"},
-            {"from": "human", "value": "1+1?"}, {"from": "gpt", "value": "2", "weight": 1}]}"#;
+            {"from": "human", "value": "1+1?"}, {"from": "gpt", "value": "2", "weight": null}]}"#;
         let openai = r#"{"messages": [{"role": "system", "content": "s"},
             {"role": "user", "content": "1+1?"}, {"role": "assistant", "content": "2"}]}"#;
         for json in [sharegpt, openai] {

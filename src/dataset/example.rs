@@ -146,11 +146,7 @@ impl TokenizeConfig {
         let mut tokens = Vec::from_iter(self.bos);
         let mut supervised = vec![false; tokens.len()];
         for segment in segments {
-            let encoded = encode(&segment.text).map_err(|e| PeftError::Tokenizer {
-                text: segment.text.chars().take(QUOTED_CHARS).collect(),
-                source: e.into(),
-            })?;
-            tokens.extend(encoded);
+            tokens.extend(encoded(&segment.text, &mut encode)?);
             supervised.resize(tokens.len(), segment.supervised);
         }
         tokens.extend(self.eos);
@@ -179,6 +175,17 @@ impl TokenizeConfig {
         }
         Example::new(tokens, supervised)
     }
+}
+
+/// The tokens of a text, or an error that shows its beginning.
+pub(super) fn encoded<E: Into<Box<dyn Error + Send + Sync>>>(
+    text: &str,
+    encode: &mut impl FnMut(&str) -> Result<Vec<u32>, E>,
+) -> Result<Vec<u32>> {
+    encode(text).map_err(|e| PeftError::Tokenizer {
+        text: text.chars().take(QUOTED_CHARS).collect(),
+        source: e.into(),
+    })
 }
 
 #[cfg(test)]

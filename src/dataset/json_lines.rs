@@ -7,19 +7,14 @@ use std::io::{BufRead, BufReader, Cursor, Read};
 use std::marker::PhantomData;
 use std::path::Path;
 
-use serde::Deserialize;
-use serde::de::{DeserializeOwned, DeserializeSeed, Deserializer, IgnoredAny, SeqAccess, Visitor};
+use serde::de::{DeserializeOwned, DeserializeSeed, Deserializer, SeqAccess, Visitor};
 
+use super::lines::{Found, Lines};
 use super::{Instruction, InstructionKeys};
-use crate::format::recognise;
 use crate::{PeftError, Result};
 
-/// The longest line accepted, in bytes: a file that is one endless line must not take all memory.
-const MAX_LINE_BYTES: usize = 16 << 20;
 /// The longest array accepted, in bytes.
 const MAX_ARRAY_BYTES: u64 = 4 << 30;
-/// How many keys of a record an error names.
-const MOST_KEYS: usize = 8;
 
 /// Reads all records of a JSON lines file, or of a file that is one JSON array.
 ///
@@ -73,70 +68,28 @@ pub fn parse_instructions(
     parse(reader, name.as_ref(), keys.clone())
 }
 
-fn open(path: &Path) -> Result<BufReader<File>> {
+pub(super) fn open(path: &Path) -> Result<BufReader<File>> {
     let file = File::open(path).map_err(PeftError::io(path))?;
     Ok(BufReader::new(file))
 }
 
 /// Reads records, each by a clone of `seed`.
-fn parse<S, T>(mut reader: impl BufRead, name: &Path, seed: S) -> Result<Vec<T>>
+fn parse<S, T>(reader: impl BufRead, name: &Path, seed: S) -> Result<Vec<T>>
 where
     S: for<'de> DeserializeSeed<'de, Value = T> + Clone,
 {
+    let mut lines = Lines::new(reader, name);
     let mut records = Vec::new();
-    let mut line = Vec::new();
-    for number in 1.. {
-        line.clear();
-        // One byte more than allowed, to tell a line of the allowed length from a longer one.
-        let mut limited = reader.by_ref().take(MAX_LINE_BYTES as u64 + 1);
-        limited
-            .read_until(b'\n', &mut line)
-            .map_err(PeftError::io(name))?;
-        if line.is_empty() {
-            break;
-        }
-        let failed = |reason| PeftError::JsonLine {
-            path: name.into(),
-            line: number,
-            reason,
-        };
-        let text = line.strip_prefix(b"\xef\xbb\xbf").unwrap_or(&line);
-        let is_array = records.is_empty() && text.trim_ascii_start().starts_with(b"[");
-        if line.len() > MAX_LINE_BYTES && !is_array {
-            return Err(failed(format!("longer than {MAX_LINE_BYTES} bytes")));
-        }
-        if text.trim_ascii().is_empty() {
-            continue;
-        }
-        match parse_line(text, seed.clone()) {
-            Ok(record) => records.push(record),
-            // A list that is no record is one of records.
-            Err(_) if is_array => {
-                let skipped = text.len();
-                let start = line.split_off(line.len() - skipped);
-                let rest = Cursor::new(start).chain(reader);
-                return parse_array(rest, name, number, seed);
+    loop {
+        match lines.next_record(seed.clone())? {
+            Some(Found::Record(record)) => records.push(record),
+            Some(Found::Array(start)) => {
+                let rest = Cursor::new(start).chain(lines.reader);
+                return parse_array(rest, name, lines.number, seed);
             }
-            Err(error) => {
-                let reason = match records.is_empty().then(|| not_lines(&line)).flatten() {
-                    Some(reason) => reason,
-                    None => explained(text, &error),
-                };
-                return Err(failed(reason));
-            }
+            None => return Ok(records),
         }
     }
-    Ok(records)
-}
-
-fn parse_line<S, T>(line: &[u8], seed: S) -> serde_json::Result<T>
-where
-    S: for<'de> DeserializeSeed<'de, Value = T>,
-{
-    let mut deserializer = serde_json::Deserializer::from_slice(line);
-    let record = seed.deserialize(&mut deserializer)?;
-    deserializer.end()?;
-    Ok(record)
 }
 
 /// Reads one array of records, which begins in line `first`.
@@ -190,78 +143,11 @@ where
     })
 }
 
-/// What a file is that is no JSON lines at all, by its first line.
-fn not_lines(line: &[u8]) -> Option<String> {
-    if line.starts_with(b"PAR1") {
-        return Some(
-            "a Parquet file: `datasets.load_dataset(\"parquet\", data_files=PATH)[\"train\"].to_json(OUT)` in Python converts it"
-                .to_owned(),
-        );
-    }
-    // A text in two bytes a character may lack its mark.
-    if let [0, _, 0, _, ..] | [_, 0, _, 0, ..] = line {
-        return Some("a text in UTF-16: save it in UTF-8".to_owned());
-    }
-    recognise(&line[..line.len().min(512)])
-}
-
-/// An error about a line with what to do, where the mistake is a usual one.
-fn explained(line: &[u8], error: &serde_json::Error) -> String {
-    // The parser sees a single line, whose number it calls 1.
-    let reason = error
-        .to_string()
-        .replace(" at line 1 column ", " at column ");
-    let text = line.trim_ascii();
-    let is_json = |text: &[u8]| serde_json::from_slice::<IgnoredAny>(text).is_ok();
-    let hint = if std::str::from_utf8(line).is_err() {
-        "the line is not UTF-8".to_owned()
-    } else if text.strip_suffix(b",").is_some_and(is_json) {
-        "there is a comma after the record: JSON lines have none, and a JSON array has brackets"
-            .to_owned()
-    } else if text.starts_with(b"{'") {
-        "texts in single quotes are Python's notation: `json.dumps` writes JSON".to_owned()
-    } else if error.is_eof() {
-        "the record does not end on its line: JSON lines have one record a line".to_owned()
-    } else if error.is_data()
-        && reason.contains("missing field")
-        && let Ok(Keys(keys)) = serde_json::from_slice(line)
-    {
-        let more = keys.len().saturating_sub(MOST_KEYS);
-        let shown: Vec<String> = keys
-            .iter()
-            .take(MOST_KEYS)
-            .map(|key| format!("`{}`", key.escape_debug()))
-            .collect();
-        let more = if more > 0 {
-            format!(" and {more} more")
-        } else {
-            String::new()
-        };
-        format!(
-            "the record has {}{more}; for other keys there are `read_instructions` with `InstructionKeys`, and `#[serde(rename)]` for a type of your own",
-            shown.join(", ")
-        )
-    } else {
-        return reason;
-    };
-    format!("{reason}: {hint}")
-}
-
 /// The error without its place.
 fn without_place(error: &serde_json::Error) -> String {
     let text = error.to_string();
     let place = format!(" at line {} column {}", error.line(), error.column());
     text.strip_suffix(&place).unwrap_or(&text).to_owned()
-}
-
-/// The keys of an object, in their order.
-struct Keys(Vec<String>);
-
-impl<'de> Deserialize<'de> for Keys {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let object = serde_json::Map::deserialize(deserializer)?;
-        Ok(Self(object.into_iter().map(|(key, _)| key).collect()))
-    }
 }
 
 #[cfg(test)]

@@ -1,8 +1,15 @@
-//! Instruction data for fine-tuning: from a JSON lines file to padded batches that say which tokens are learned.
+//! Data for fine-tuning and alignment: from a JSON lines file to padded or packed batches that say which tokens are learned.
 //!
 //! ```text
 //! JSON lines ─read─> Instruction ─render─> [Segment] ─tokenize─> Example ─collate─> Batch ─> sft_loss
+//! JSON lines ─stream─> Preference ─tokenize_preference─> PreferenceExample ─collate_preferences─> PreferenceBatch
 //! ```
+//!
+//! Rows for alignment have the field names of TRL: [`Preference`], [`Feedback`], [`Prompt`], [`Demonstration`]. Texts are tokenised as they
+//! stand; messages are rendered by a [`ChatFormat`] first, [`ChatMl`] or, with the feature `chat-template`, a model's own template.
+//! [`JsonLines`] streams a file larger than memory, [`Intake`] counts what is kept, cut and skipped, and [`PackedBatcher`] puts several
+//! sequences into a row. Before training, [`exact_duplicates`], [`NearDuplicates`], [`contamination`] and [`Lengths`] look at the data, and
+//! [`Mixture`] draws from several sources.
 //!
 //! Files are read as people have them: JSON lines or one JSON array, triples of other keys ([`InstructionKeys`]), conversations of
 //! OpenAI's and of ShareGPT's form ([`Conversation`]). What is none of these is an error that names the line and what to do.
@@ -33,16 +40,42 @@
 
 mod alpaca;
 mod batch;
+mod chat_format;
+#[cfg(feature = "chat-template")]
+mod chat_template;
 mod chatml;
+mod curate;
 mod example;
 mod instruction;
+mod intake;
 mod json_lines;
+mod labels;
+mod lines;
+mod pack;
+mod packed_batch;
+mod preference_batch;
+mod response;
+mod response_example;
+mod rows;
 mod segment;
+mod stream;
 
 pub use alpaca::{alpaca, alpaca_prompt};
 pub use batch::{Batch, HostBatch, PaddedBatcher};
+pub use chat_format::{ChatFormat, ChatMl, PlainText};
+#[cfg(feature = "chat-template")]
+pub use chat_template::{ChatTemplate, RenderOptions};
 pub use chatml::{Conversation, Message, chatml, chatml_prompt};
+pub use curate::{Lengths, Mixture, NearDuplicates, contamination, exact_duplicates};
 pub use example::{Example, TokenizeConfig, Truncation};
 pub use instruction::{Instruction, InstructionKeys};
+pub use intake::{Intake, RowFault, Taken};
 pub use json_lines::{parse_instructions, parse_json_lines, read_instructions, read_json_lines};
+pub use labels::SequenceLabels;
+pub use pack::{Overflow, PackingReport, Piece, pack, pack_wrapped};
+pub use packed_batch::{PackedBatch, PackedBatcher, PackedSegment};
+pub use preference_batch::{FeedbackBatch, PreferenceBatch};
+pub use response_example::{Boundary, FeedbackExample, PreferenceExample, ResponseExample};
+pub use rows::{Demonstration, Feedback, Preference, Prompt, Text};
 pub use segment::Segment;
+pub use stream::{JsonLines, Place, Placed};

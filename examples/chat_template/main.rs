@@ -1,0 +1,133 @@
+//! Renders conversations by the chat template of a Hugging Face tokenizer, and shows what the assistant says in them.
+//!
+//! ```text
+//! cargo run --release -p burn-peft-examples --example chat_template -- PATH/TO/TOKENIZER conversations.jsonl
+//! ```
+//!
+//! With `--check FILE`, `scripts/check_chat_templates.py` compares templates of real models with transformers.
+
+use std::error::Error;
+use std::path::PathBuf;
+
+use burn_peft::dataset::{ChatFormat, ChatTemplate, Conversation, JsonLines, RenderOptions};
+use clap::Parser;
+use serde::Deserialize;
+use serde_json::{Map, Value};
+
+#[derive(Parser)]
+struct Arguments {
+    /// The folder with `tokenizer_config.json`.
+    #[arg(required_unless_present = "check")]
+    tokenizer: Option<PathBuf>,
+    /// Conversations, one a line, with the key `messages`.
+    #[arg(required_unless_present = "check")]
+    conversations: Option<PathBuf>,
+    /// Cases with the texts that transformers makes.
+    #[arg(long)]
+    check: Option<PathBuf>,
+}
+
+fn main() -> Result<(), Box<dyn Error>> {
+    let arguments = Arguments::parse();
+    if let Some(path) = arguments.check {
+        return check(serde_json::from_str(&std::fs::read_to_string(path)?)?);
+    }
+    let (Some(tokenizer), Some(conversations)) = (arguments.tokenizer, arguments.conversations)
+    else {
+        unreachable!("both are required");
+    };
+    let template = ChatTemplate::from_dir(tokenizer)?;
+    for row in JsonLines::<_, Conversation>::open(conversations)? {
+        let row = row?;
+        let segments = template
+            .conversation(&row.row.messages, row.row.tools.as_deref())
+            .map_err(|error| error.at_row(&row.place))?;
+        for segment in segments {
+            let mark = if segment.supervised { '+' } else { ' ' };
+            println!("{mark} {:?}", segment.text);
+        }
+        println!();
+    }
+    Ok(())
+}
+
+#[derive(Deserialize)]
+struct Cases {
+    tokens: Map<String, Value>,
+    cases: Vec<Case>,
+}
+
+#[derive(Deserialize)]
+struct Case {
+    name: String,
+    source: String,
+    messages: Vec<Value>,
+    options: Options,
+    text: Option<String>,
+    error: Option<String>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Options {
+    #[serde(default)]
+    add_generation_prompt: bool,
+    tools: Option<Vec<Value>>,
+}
+
+/// Compares texts; the exit status is a failure if one differs.
+fn check(cases: Cases) -> Result<(), Box<dyn Error>> {
+    let (mut same, mut refused, mut other) = (0, 0, 0);
+    for case in &cases.cases {
+        let options = RenderOptions {
+            add_generation_prompt: case.options.add_generation_prompt,
+            tools: case.options.tools.clone(),
+            ..RenderOptions::new()
+        };
+        let rendered = ChatTemplate::new(&case.source).and_then(|mut template| {
+            for (name, token) in &cases.tokens {
+                template = template.with_variable(name, token.clone());
+            }
+            template.render(&case.messages, &options)
+        });
+        match (rendered, &case.text) {
+            (Ok(found), Some(expected)) if found == *expected => same += 1,
+            (Err(_), None) => refused += 1,
+            (found, expected) => {
+                other += 1;
+                println!("{}", case.name);
+                match (found, expected) {
+                    (Ok(found), Some(expected)) => {
+                        let at = found
+                            .bytes()
+                            .zip(expected.bytes())
+                            .take_while(|(a, b)| a == b)
+                            .count();
+                        let part = |text: &str| {
+                            String::from_utf8_lossy(&text.as_bytes()[at..text.len().min(at + 60)])
+                                .into_owned()
+                        };
+                        println!(
+                            "  from byte {at}: expected {:?}, found {:?}",
+                            part(expected),
+                            part(&found)
+                        );
+                    }
+                    (Ok(found), None) => println!(
+                        "  expected {:?}, found a text of {} bytes",
+                        case.error,
+                        found.len()
+                    ),
+                    (Err(error), _) => println!("  expected a text, found {error}"),
+                }
+            }
+        }
+    }
+    println!(
+        "{same} texts are the same to the byte, {refused} are refused by both, {other} differ"
+    );
+    match other {
+        0 => Ok(()),
+        _ => Err("some texts differ from those of transformers".into()),
+    }
+}
