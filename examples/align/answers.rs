@@ -77,9 +77,8 @@ impl Data {
             .eos_token_ids
             .first()
             .ok_or("config.json names no eos_token_id: answers would have no end")?;
-        let path = args.data.with_file_name("pretrain_heldout.txt");
-        let lines = std::fs::read_to_string(&path)
-            .map_err(|error| format!("{}: {error}", path.display()))?;
+        let lines = std::fs::read_to_string(&args.text)
+            .map_err(|error| format!("{}: {error}", args.text.display()))?;
         let text = text::windows(lines.lines(), &tokenizer, end, TEXT_WINDOW)?;
         let mut data = Self {
             tokenizer,

@@ -11,20 +11,26 @@ const MAX_SEED: u64 = u64::MAX - 1000;
 /// Aligns the small Llama of examples/data by DPO or GRPO, with controls, and measures what that changed.
 #[derive(Parser, Clone, Debug)]
 pub struct Args {
-    /// What is done.
-    #[arg(value_enum)]
+    /// How the model is aligned.
+    #[arg(long, value_enum, default_value = "dpo")]
     pub method: Method,
     /// Hugging Face directory of the base model: config.json, model.safetensors, tokenizer.json.
     #[arg(long, default_value = arguments::BASE, value_parser = arguments::directory())]
     pub model: PathBuf,
-    /// Training triples, JSON lines; `heldout.jsonl` and `pretrain_heldout.txt` stand beside them.
+    /// Training triples, JSON lines.
     #[arg(long, default_value = arguments::TRIPLES, value_parser = arguments::file())]
     pub data: PathBuf,
+    /// Held-out triples, JSON lines. Default: `heldout.jsonl` beside the training data.
+    #[arg(long, value_parser = arguments::file())]
+    pub heldout: Option<PathBuf>,
+    /// Held-out lines of text of the base's own task, on which forgetting is measured.
+    #[arg(long, default_value = arguments::TEXT, value_parser = arguments::file())]
+    pub text: PathBuf,
 
     /// Steps of supervised fine-tuning, which make the reference.
-    #[arg(long, default_value_t = 160, value_parser = arguments::count)]
+    #[arg(long, default_value_t = 120, value_parser = arguments::count)]
     pub sft_steps: usize,
-    /// Steps of each run. Default: 60 for DPO, 80 for GRPO.
+    /// Steps of each run. Default: 30 for DPO, 40 for GRPO.
     #[arg(long, value_parser = arguments::count)]
     pub steps: Option<usize>,
     /// Pairs, or prompts, in a step.
@@ -74,19 +80,21 @@ impl Args {
         let heldout = self.heldout_path();
         if !heldout.is_file() {
             return Err(format!(
-                "--data: there is no file {} beside it",
+                "--heldout: there is no file {}: name one",
                 heldout.display()
             ));
         }
         let outputs = Outputs::new()
             .with_input("--model", &self.model)
             .with_input("--data", &self.data)
-            .with_input("--data", &heldout);
+            .with_input("--heldout", &heldout);
         outputs.directory("--out", &self.out)
     }
 
     /// Where the held-out triples are.
     pub fn heldout_path(&self) -> PathBuf {
-        self.data.with_file_name("heldout.jsonl")
+        self.heldout
+            .clone()
+            .unwrap_or_else(|| self.data.with_file_name("heldout.jsonl"))
     }
 }

@@ -81,7 +81,7 @@ fn train(
     seed: u64,
     log: &mut Log,
 ) -> Result<Policy, Box<dyn Error>> {
-    let steps = args.steps.unwrap_or(60);
+    let steps = args.steps.unwrap_or(30);
     let config = DpoConfig::new().with_beta(args.beta);
     let mut optimizer = sft::optimizer();
     let mut rng = StdRng::seed_from_u64(seed);

@@ -66,7 +66,7 @@ fn train(
     seed: u64,
     log: &mut Log,
 ) -> Result<Policy, Box<dyn Error>> {
-    let steps = args.steps.unwrap_or(80);
+    let steps = args.steps.unwrap_or(40);
     let config = PolicyConfig::dapo();
     let mut optimizer = sft::optimizer();
     let mut rng = StdRng::seed_from_u64(seed);

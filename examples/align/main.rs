@@ -1,8 +1,8 @@
 //! Alignment of the small Llama of `examples/data`, each with the controls that would show a fake.
 //!
 //! ```text
-//! cargo run --release --example align -- dpo      preferences on the form of answers
-//! cargo run --release --example align -- grpo     a reward for right answers, sampled from the model as it trains
+//! cargo run --release --example align                       DPO: preferences on the form of answers
+//! cargo run --release --example align -- --method grpo      GRPO: a reward for right answers, sampled from the model as it trains
 //! ```
 //!
 //! The base is packed in NF4. An adapter is fine-tuned on answers first; that is the reference, and every run starts from it. Each run
@@ -49,7 +49,7 @@ mod tests {
             let scratch = tempfile::tempdir().unwrap();
             let out = scratch.path().join("out");
             let few = "--sft-steps 2 --steps 2 --questions 4 --seeds 1 --batch 2 --group 2";
-            let mut arguments = vec!["align", method, "--out", out.to_str().unwrap()];
+            let mut arguments = vec!["align", "--method", method, "--out", out.to_str().unwrap()];
             arguments.extend(few.split(' '));
             run(&arguments::parse_from(&arguments).unwrap()).unwrap();
             let steps = std::fs::read_to_string(out.join("steps.jsonl")).unwrap();

@@ -56,10 +56,11 @@ pub fn log_probs(
 ) -> burn_peft::Result<LogProbs> {
     let device = model.devices()[0].clone();
     // Any token pads: padding is told by its place.
-    let batch = PaddedBatcher::new(0).collate(examples).to_device(&device);
-    let layout = Layout::causal(batch.tokens.dims()[1], 0, &device);
-    let hidden = model.model.forward(batch.tokens, &layout, None);
-    let labels = Labels::from_mask(batch.targets, batch.mask)?;
+    let batch = PaddedBatcher::new(0).collate(examples);
+    let labels = Labels::of(&batch.labels())?;
+    let layout = Layout::causal(batch.columns, 0, &device);
+    let tokens = batch.to_device(&device).tokens;
+    let hidden = model.model.forward(tokens, &layout, None);
     model.log_probs(hidden, &labels, config)
 }
 

@@ -19,6 +19,9 @@ pub const BASE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/data/base");
 /// The training triples in the repository.
 pub const TRIPLES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/data/train.jsonl");
 
+/// Held-out text of the small base's own task, in the repository.
+pub const TEXT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/data/pretrain_heldout.txt");
+
 /// Most tokens, steps or rows that an argument may ask for: far beyond any use, and far from overflow.
 pub const MOST: usize = 1 << 30;
 

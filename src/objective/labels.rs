@@ -5,6 +5,7 @@ use std::sync::Arc;
 use burn::tensor::{Bool, Int, Tensor};
 
 use super::sft::read_labels;
+use crate::dataset::SequenceLabels;
 use crate::{PeftError, Result};
 
 /// Tokens are below this: devices hold them as 32-bit integers. The vocabulary is known later.
@@ -36,6 +37,17 @@ impl Labels {
         for (position, token) in labels {
             sequences[position / seq].push((position, token));
         }
+        Self::from_sequences(&sequences)
+    }
+
+    /// The sequences of a batch on the host, padded or packed, as [`HostBatch::labels`](crate::dataset::HostBatch::labels) and the batches of
+    /// preferences have them.
+    ///
+    /// # Errors
+    ///
+    /// As [`from_sequences`](Self::from_sequences).
+    pub fn of(labels: &SequenceLabels) -> Result<Self> {
+        let sequences: Vec<_> = labels.sequences().map(<[_]>::to_vec).collect();
         Self::from_sequences(&sequences)
     }
 

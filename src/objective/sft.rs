@@ -20,44 +20,12 @@
 
 use burn::tensor::{Bool, Int, Tensor};
 
+use super::loss::Loss;
 use crate::fused::cross_entropy;
 use crate::{PeftError, Result};
 
-/// The loss of one (micro-)batch.
-#[derive(Clone, Debug)]
-pub struct SftLoss {
-    /// The sum of −log p over the supervised tokens, in nats; shape `[1]`, differentiable, f32 (f64 for f64 logits).
-    pub sum: Tensor<1>,
-    /// How many tokens are supervised; at least one.
-    pub count: usize,
-}
-
-impl SftLoss {
-    /// The mean over this batch's supervised tokens. Right for a step of one batch.
-    pub fn mean(&self) -> Tensor<1> {
-        self.sum.clone() / self.count as f64
-    }
-
-    /// This batch's part of the mean over `total` supervised tokens, for a step of several micro-batches: the sum of
-    /// all parts, and the sum of their gradients, is that of one large batch.
-    ///
-    /// # Errors
-    ///
-    /// [`PeftError::Config`] when `total` is less than this batch's own count.
-    pub fn over(&self, total: usize) -> Result<Tensor<1>> {
-        if total < self.count {
-            return Err(PeftError::config(
-                "total",
-                total,
-                format!(
-                    "at least the {} supervised tokens of this batch",
-                    self.count
-                ),
-            ));
-        }
-        Ok(self.sum.clone() / total as f64)
-    }
-}
+/// The sum of −ln p over the supervised tokens of a batch, in nats, f32 (f64 for f64 logits); its count is that of these tokens.
+pub type SftLoss = Loss;
 
 /// Cross entropy on the supervised tokens of a batch.
 ///

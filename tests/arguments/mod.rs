@@ -9,6 +9,9 @@ use clap::{Command, CommandFactory, Parser};
 use llama::arguments::{BASE, TRIPLES, parse_from};
 
 #[allow(dead_code)]
+#[path = "../../examples/align/args.rs"]
+mod align;
+#[allow(dead_code)]
 #[path = "../../examples/bitsandbytes/args.rs"]
 mod bitsandbytes;
 #[allow(dead_code)]
@@ -137,6 +140,31 @@ const PROGRAMS: &[Program] = &[
             ("compare", Flag, &[]),
             ("seeds", Whole(1, 1000), &[]),
             ("checkpoint", OutFile("", &[TRIPLES]), &[]),
+            ("out", OutDirectory(&[BASE]), &[]),
+        ],
+    },
+    Program {
+        name: "align",
+        sub: None,
+        command: align::Args::command,
+        check: |arguments| parsed(arguments, align::Args::check),
+        needed: &[("--out", NEW)],
+        rows: &[
+            ("method", Choice("grpo"), &[]),
+            MODEL,
+            ("data", InFile, &["--heldout", TRIPLES]),
+            ("heldout", InFile, &[]),
+            ("text", InFile, &[]),
+            ("sft_steps", Whole(1, MOST), &[]),
+            ("steps", Whole(1, MOST), &[]),
+            ("batch", Whole(1, 65_536), &[]),
+            ("group", Whole(2, 1024), &[]),
+            ("rank", Whole(1, 65_536), &[]),
+            ("lr", Positive, &[]),
+            ("beta", Positive, &[]),
+            ("questions", Whole(1, MOST), &[]),
+            ("seed", Whole(0, FINETUNE_SEED), &[]),
+            ("seeds", Whole(1, 1000), &[]),
             ("out", OutDirectory(&[BASE]), &[]),
         ],
     },
