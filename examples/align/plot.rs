@@ -17,12 +17,15 @@ const COLORS: [RGBColor; 3] = [
     RGBColor(120, 120, 120),
 ];
 
+/// What a panel shows of a step.
+type Value = fn(&Step) -> f64;
+
 /// Draws means over the seeds, a line for each run.
 pub fn curves(steps: &[Step], reward: &str, path: &Path) -> Result<(), Box<dyn Error>> {
     register_font("sans-serif", FontStyle::Normal, FONT).map_err(|_| "the font is broken")?;
     let root = BitMapBackend::new(path, (1200, 800)).into_drawing_area();
     root.fill(&WHITE)?;
-    let panels: [(&str, fn(&Step) -> f64); 4] = [
+    let panels: [(&str, Value); 4] = [
         (reward, |step| step.reward),
         ("divergence by completion, nats", |step| step.kl),
         ("entropy by token, nats", |step| step.entropy),
@@ -77,7 +80,7 @@ pub fn curves(steps: &[Step], reward: &str, path: &Path) -> Result<(), Box<dyn E
 }
 
 /// The mean over the seeds of a run, step by step.
-fn line(steps: &[Step], run: &str, value: fn(&Step) -> f64) -> Vec<(usize, f64)> {
+fn line(steps: &[Step], run: &str, value: Value) -> Vec<(usize, f64)> {
     let of_run = || steps.iter().filter(|step| step.run == run);
     let last = of_run().map(|step| step.step).max().unwrap_or(0);
     (1..=last)

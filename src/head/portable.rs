@@ -186,8 +186,7 @@ impl<B: Nf4Ops> Operands<B> {
             |value: f64| B::float_full([rows.len(), 1].into(), value.into(), &device, wide);
         let add = |a, b| B::float_add(a, b);
         let mut largest = column(f64::NEG_INFINITY);
-        let [mut sum, mut label, mut weighted, mut squares, mut plain] =
-            [0.0; 5].map(|zero| column(zero));
+        let [mut sum, mut label, mut weighted, mut squares, mut plain] = [0.0; 5].map(column);
         for tokens in self.token_chunks() {
             let z = self.logits(rows, &tokens);
             let here = B::float_max_dim(z.clone(), 1);

@@ -142,7 +142,9 @@ pub(super) fn first_bad(logits: &[f32]) -> Option<usize> {
     match is_fine && logits.iter().any(|logit| *logit > f32::NEG_INFINITY) {
         true => None,
         false => {
-            let bad = logits.iter().position(|logit| !(*logit < f32::INFINITY));
+            let bad = logits
+                .iter()
+                .position(|logit| logit.is_nan() || *logit == f32::INFINITY);
             Some(bad.unwrap_or(0))
         }
     }
