@@ -1,6 +1,5 @@
 //! The Llama of the examples as what text is sampled from: dense, packed, under adapters; against full forward passes.
 
-use burn::module::Module;
 use burn::tensor::{Device, FloatDType, Int, Tensor, TensorData};
 use burn_peft::adapter::{LoraConfig, LoraInit};
 use burn_peft::format::BaseOptions;
