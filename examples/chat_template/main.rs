@@ -1,39 +1,32 @@
 //! Renders conversations by the chat template of a Hugging Face tokenizer, and shows what the assistant says in them.
 //!
 //! ```text
-//! cargo run --release -p burn-peft-examples --example chat_template -- PATH/TO/TOKENIZER conversations.jsonl
+//! cargo run --release --example chat_template -- --tokenizer DIR --conversations FILE
 //! ```
 //!
 //! With `--check FILE`, `scripts/check_chat_templates.py` compares templates of real models with transformers.
 
+mod args;
+
 use std::error::Error;
-use std::path::PathBuf;
+use std::process::ExitCode;
 
 use burn_peft::dataset::{ChatFormat, ChatTemplate, Conversation, JsonLines, RenderOptions};
-use clap::Parser;
+use llama::arguments;
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
-#[derive(Parser)]
-struct Arguments {
-    /// The folder with `tokenizer_config.json`.
-    #[arg(required_unless_present = "check")]
-    tokenizer: Option<PathBuf>,
-    /// Conversations, one a line, with the key `messages`.
-    #[arg(required_unless_present = "check")]
-    conversations: Option<PathBuf>,
-    /// Cases with the texts that transformers makes.
-    #[arg(long)]
-    check: Option<PathBuf>,
+use args::Args;
+
+fn main() -> ExitCode {
+    arguments::exit(run(arguments::parse()))
 }
 
-fn main() -> Result<(), Box<dyn Error>> {
-    let arguments = Arguments::parse();
-    if let Some(path) = arguments.check {
+fn run(args: Args) -> Result<(), Box<dyn Error>> {
+    if let Some(path) = args.check {
         return check(serde_json::from_str(&std::fs::read_to_string(path)?)?);
     }
-    let (Some(tokenizer), Some(conversations)) = (arguments.tokenizer, arguments.conversations)
-    else {
+    let (Some(tokenizer), Some(conversations)) = (args.tokenizer, args.conversations) else {
         unreachable!("both are required");
     };
     let template = ChatTemplate::from_dir(tokenizer)?;

@@ -15,6 +15,9 @@ mod align;
 #[path = "../../examples/bitsandbytes/args.rs"]
 mod bitsandbytes;
 #[allow(dead_code)]
+#[path = "../../examples/chat_template/args.rs"]
+mod chat_template;
+#[allow(dead_code)]
 #[path = "../../examples/finetune/args.rs"]
 mod finetune;
 #[allow(dead_code)]
@@ -166,6 +169,18 @@ const PROGRAMS: &[Program] = &[
             ("seed", Whole(0, FINETUNE_SEED), &[]),
             ("seeds", Whole(1, 1000), &[]),
             ("out", OutDirectory(&[BASE]), &[]),
+        ],
+    },
+    Program {
+        name: "chat_template",
+        sub: None,
+        command: chat_template::Args::command,
+        check: |arguments| parsed(arguments, |_: &chat_template::Args| Ok(())),
+        needed: &[("--tokenizer", BASE), ("--conversations", TRIPLES)],
+        rows: &[
+            ("tokenizer", InDirectory, &[]),
+            ("conversations", InFile, &[]),
+            ("check", InFile, &[]),
         ],
     },
     Program {
