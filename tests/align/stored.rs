@@ -29,7 +29,7 @@ impl Model {
 }
 
 fn model() -> PeftModel<Model> {
-    let device = Device::default();
+    let device = Device::default().autodiff();
     let mut model = PeftModel::new(Model {
         embed: EmbeddingConfig::new(20, 8).init(&device),
         proj: LinearConfig::new(8, 8).init(&device),
@@ -59,10 +59,11 @@ struct Move;
 
 impl ModuleMapper for Move {
     fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
-        match param.is_require_grad() {
-            true => param.map(|value| value + 0.01),
-            false => param,
+        if !param.is_require_grad() {
+            return param;
         }
+        let value = param.val().detach() + 0.01;
+        Param::initialized(param.id, value.detach().require_grad())
     }
 }
 

@@ -62,7 +62,7 @@ fn a_directory_without_files_is_refused() {
     );
     let error = Victim::new().refuses(&scratch.file("none"));
     assert!(
-        matches!(&error, PeftError::Io { path, .. } if path.ends_with(CONFIG_FILE)),
+        matches!(&error, PeftError::Malformed { path, reason } if path.ends_with("none") && reason.contains("not there")),
         "{error}"
     );
     // A file in the directory's place.
