@@ -28,9 +28,9 @@ pub struct Args {
     pub text: PathBuf,
 
     /// Steps of supervised fine-tuning, which make the reference.
-    #[arg(long, default_value_t = 120, value_parser = arguments::count)]
+    #[arg(long, default_value_t = 100, value_parser = arguments::count)]
     pub sft_steps: usize,
-    /// Steps of each run. Default: 30 for DPO, 40 for GRPO.
+    /// Steps of each run. Default: 20 for DPO, 25 for GRPO.
     #[arg(long, value_parser = arguments::count)]
     pub steps: Option<usize>,
     /// Pairs, or prompts, in a step.
@@ -50,7 +50,7 @@ pub struct Args {
     pub beta: f64,
 
     /// Measure on so many held-out questions.
-    #[arg(long, default_value_t = 128, value_parser = arguments::count)]
+    #[arg(long, default_value_t = 64, value_parser = arguments::count)]
     pub questions: usize,
     /// First seed.
     #[arg(long, default_value_t = 0, value_parser = clap::value_parser!(u64).range(..=MAX_SEED))]

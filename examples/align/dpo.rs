@@ -65,7 +65,10 @@ pub fn run(args: &Args) -> Result<(), Box<dyn Error>> {
     println!("{}", table(&scores));
     plot::curves(
         &log.steps,
-        "share of pairs told apart",
+        [
+            "share of pairs told apart",
+            "log-ratio of preferred answers, nats",
+        ],
         &args.out.join("align.png"),
     )?;
     println!("steps.jsonl and align.png are in {}", args.out.display());
@@ -81,7 +84,7 @@ fn train(
     seed: u64,
     log: &mut Log,
 ) -> Result<Policy, Box<dyn Error>> {
-    let steps = args.steps.unwrap_or(30);
+    let steps = args.steps.unwrap_or(20);
     let config = DpoConfig::new().with_beta(args.beta);
     let mut optimizer = sft::optimizer();
     let mut rng = StdRng::seed_from_u64(seed);
@@ -129,7 +132,7 @@ fn train(
             step,
             loss: value.into(),
             reward: metrics.accuracy.into(),
-            kl: f64::from(metrics.reward_chosen) / args.beta,
+            distance: f64::from(metrics.reward_chosen) / args.beta,
             entropy: metrics.entropy.unwrap_or_default().into(),
             tokens: examples
                 .iter()

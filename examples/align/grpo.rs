@@ -1,8 +1,7 @@
 //! Group relative policy optimisation on the correctness of answers.
 //!
 //! The reward is 1 for the right answer and 0 for any other, checked by the program. Control: a reward at random, of the same mean, which must
-//! destroy what the policy knows. As long as supervised fine-tuning goes on instead, its answers are the third rival: it sees the answers,
-//! GRPO sees the rewards alone.
+//! destroy what the policy knows.
 
 use std::error::Error;
 
@@ -53,7 +52,11 @@ pub fn run(args: &Args) -> Result<(), Box<dyn Error>> {
         }
     }
     println!("{}", table(&scores));
-    plot::curves(&log.steps, "mean reward", &args.out.join("align.png"))?;
+    plot::curves(
+        &log.steps,
+        ["mean reward", "distance to the sampling policy, nats"],
+        &args.out.join("align.png"),
+    )?;
     println!("steps.jsonl and align.png are in {}", args.out.display());
     Ok(())
 }
@@ -66,7 +69,7 @@ fn train(
     seed: u64,
     log: &mut Log,
 ) -> Result<Policy, Box<dyn Error>> {
-    let steps = args.steps.unwrap_or(40);
+    let steps = args.steps.unwrap_or(25);
     let config = PolicyConfig::dapo();
     let mut optimizer = sft::optimizer();
     let mut rng = StdRng::seed_from_u64(seed);
@@ -145,7 +148,7 @@ fn train(
             step,
             loss: value.into(),
             reward: advantages.mean.into(),
-            kl: metrics.approx_kl.into(),
+            distance: metrics.approx_kl.into(),
             entropy: metrics.entropy.unwrap_or_default().into(),
             tokens: new.tokens() as f64 / new.sequences() as f64,
         })?;

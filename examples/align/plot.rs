@@ -1,4 +1,4 @@
-//! The steps of all runs as a picture: reward, divergence, entropy, length.
+//! The steps of all runs as a picture: reward, distance to the reference, entropy, length.
 
 use std::error::Error;
 use std::path::Path;
@@ -21,13 +21,17 @@ const COLORS: [RGBColor; 3] = [
 type Value = fn(&Step) -> f64;
 
 /// Draws means over the seeds, a line for each run.
-pub fn curves(steps: &[Step], reward: &str, path: &Path) -> Result<(), Box<dyn Error>> {
+pub fn curves(
+    steps: &[Step],
+    [reward, distance]: [&str; 2],
+    path: &Path,
+) -> Result<(), Box<dyn Error>> {
     register_font("sans-serif", FontStyle::Normal, FONT).map_err(|_| "the font is broken")?;
     let root = BitMapBackend::new(path, (1200, 800)).into_drawing_area();
     root.fill(&WHITE)?;
     let panels: [(&str, Value); 4] = [
         (reward, |step| step.reward),
-        ("divergence by completion, nats", |step| step.kl),
+        (distance, |step| step.distance),
         ("entropy by token, nats", |step| step.entropy),
         ("tokens of a completion", |step| step.tokens),
     ];

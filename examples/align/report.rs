@@ -23,8 +23,9 @@ pub struct Step {
     pub loss: f64,
     /// What the run raises: the share of pairs told apart, or the mean reward.
     pub reward: f64,
-    /// Divergence from the reference, or from the policy that sampled, in nats by completion.
-    pub kl: f64,
+    /// How far the policy has gone, in nats: DPO's mean log-ratio of the preferred answers to the reference, or half of the mean square of the
+    /// log-ratios to the policy that sampled (0 with one step for each sampling).
+    pub distance: f64,
     /// Entropy by token, in nats.
     pub entropy: f64,
     /// Tokens of a completion.
